@@ -1,0 +1,1 @@
+"""Catalog to shipped order: search, cart, two-phase checkout, inventory, orders."""

@@ -1,0 +1,1 @@
+"""The pages a person looks at: the case studies' diagrams with the running system inside."""

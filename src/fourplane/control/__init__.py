@@ -1,0 +1,1 @@
+"""What watches and steers: metrics, objectives, alerts, the fleet of worker processes."""

@@ -1,0 +1,1 @@
+"""What lets the world in: listeners, the HTTP server, the gateway, caches near the user."""

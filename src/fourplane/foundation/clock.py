@@ -1,0 +1,98 @@
+"""Time, sleep, randomness: one of the four seams to the outside world.
+
+Everything that asks for the time or for chance asks here, so that the simulator can answer instead of the machine.
+A `Source` is installed once per process (live) or per world (simulated); the functions below only forward to it.
+Cost: about 0.1 us a call live.
+"""
+
+import asyncio
+import random as _random
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Source(Protocol):
+    """Where time and chance come from; the live machine and the simulator's world implement it."""
+
+    def now_us(self) -> int: ...
+    def monotonic_s(self) -> float: ...
+    def cpu_s(self) -> float: ...
+    def random(self) -> _random.Random: ...
+    def token_bytes(self, count: int) -> bytes: ...
+
+
+class MachineSource:
+    """The real clock and the operating system's randomness."""
+
+    __slots__ = ("_random",)
+
+    def __init__(self) -> None:
+        self._random = _random.Random(secrets.randbits(128))
+
+    def now_us(self) -> int:
+        return time.time_ns() // 1_000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def cpu_s(self) -> float:
+        return time.process_time()
+
+    def random(self) -> _random.Random:
+        return self._random
+
+    def token_bytes(self, count: int) -> bytes:
+        return secrets.token_bytes(count)
+
+
+_source: Source = MachineSource()
+
+
+def now_us() -> int:
+    """UTC wall clock in microseconds since 1970; may jump, so never measure with it."""
+    return _source.now_us()
+
+
+def monotonic_s() -> float:
+    """Seconds on a clock that never goes back; its zero means nothing."""
+    return _source.monotonic_s()
+
+
+def cpu_s() -> float:
+    """CPU seconds this process has used."""
+    return _source.cpu_s()
+
+
+async def sleep(seconds: float) -> None:
+    """Wait on the running loop, virtual or real."""
+    await asyncio.sleep(seconds)
+
+
+def random() -> _random.Random:
+    """The generator for everything that is not a secret: jitter, sampling, workloads."""
+    return _source.random()
+
+
+def token_bytes(count: int) -> bytes:
+    """Bytes nobody can guess (live) or that the seed decides (simulated): secrets, capabilities, nonces."""
+    return _source.token_bytes(count)
+
+
+def reseed_after_fork() -> None:
+    """Give a forked child its own randomness; without it siblings would draw the same numbers."""
+    if isinstance(_source, MachineSource):
+        _source.random().seed(secrets.randbits(128))
+
+
+@contextmanager
+def installed(source: Source) -> Iterator[Source]:
+    """Let `source` answer within the block; used by the simulator and by tests that hold the clock still."""
+    global _source
+    before, _source = _source, source
+    try:
+        yield source
+    finally:
+        _source = before

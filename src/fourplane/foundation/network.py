@@ -1,0 +1,84 @@
+"""Sockets: one of the four seams to the outside world.
+
+Listening and connecting go through the running event loop, so the simulator's loop answers with its in-memory
+network and the same Protocol classes run unchanged. Addresses are explicit: nothing here listens on all interfaces
+unless the caller says so.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TypeVar
+
+BACKLOG = 4_096
+
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A bound, non-blocking TCP socket that is not listening yet; port 0 takes any free one. Raises OSError when busy."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((host, port))
+        bound.setblocking(False)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def listen(
+    factory: ProtocolFactory,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    inherited: socket.socket | None = None,
+) -> asyncio.Server:
+    """Serve `factory()` per connection on host and port, or on a socket inherited from the parent process."""
+    loop = asyncio.get_running_loop()
+    if inherited is not None:
+        return await loop.create_server(factory, sock=inherited, ssl=tls, backlog=BACKLOG)
+    return await loop.create_server(factory, host, port, ssl=tls, backlog=BACKLOG)
+
+
+async def listen_unix(factory: ProtocolFactory, path: str) -> asyncio.Server:
+    """Serve `factory()` on a Unix socket that only this user may open."""
+    loop = asyncio.get_running_loop()
+    before = os.umask(0o177)
+    try:
+        return await loop.create_unix_server(factory, path)
+    finally:
+        os.umask(before)
+
+
+async def connect(
+    factory: Callable[[], P],
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    server_name: str | None = None,
+) -> tuple[asyncio.Transport, P]:
+    """Open one connection; raises OSError where nobody answers. The caller bounds the time."""
+    loop = asyncio.get_running_loop()
+    name = (server_name or host) if tls is not None else None
+    transport, protocol = await loop.create_connection(factory, host, port, ssl=tls, server_hostname=name)
+    return transport, protocol
+
+
+def send_file(descriptor: int, file: int, offset: int, count: int) -> int:
+    """Hand up to `count` bytes of an open file to a socket in the kernel; returns how many went, raises BlockingIOError."""
+    return os.sendfile(descriptor, file, offset, count)
+
+
+def port_of(server: asyncio.Server) -> int:
+    """The port a server really listens on, for configurations that say 0."""
+    return int(server.sockets[0].getsockname()[1])

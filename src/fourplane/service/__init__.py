@@ -1,0 +1,1 @@
+"""What makes parts call, find and survive each other: actors, supervision, ownership, outbox, accounts, payments."""

@@ -1,0 +1,1 @@
+"""The engines that need no server: SQLite, a folder, this process, tantivy."""

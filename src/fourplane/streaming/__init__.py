@@ -1,0 +1,1 @@
+"""Studio file to player: encoding ladder, packaging, origin, CDN, playback."""
