@@ -27,7 +27,9 @@ class Tasks:
 
     def start(self, work: Coroutine[Any, Any, None], name: str = "") -> asyncio.Task[None]:
         """Run `work` until it ends or the part stops; an error in it ends the process."""
-        task = asyncio.get_running_loop().create_task(work, name=f"{self._name}.{name or getattr(work, '__name__', 'task')}")
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"{self._name}.{name or getattr(work, '__name__', 'task')}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

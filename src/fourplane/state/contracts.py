@@ -39,6 +39,10 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
 class Sql(Protocol):
     """Relational rows. Maps to one PostgreSQL transaction per `commit`; waits for durability, grouped with others."""
 
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`, for rendering DDL."""
+
     async def read(self, sql: str, *parameters: SqlValue) -> list[Row]:
         """Rows of one query, at most 10,000; sees every commit that returned before. Embedded: inline, 5-15 us."""
 
