@@ -1,0 +1,367 @@
+"""An asyncio event loop in which a seed decides everything and waiting costs nothing.
+
+The real services run on it unchanged: tasks, Protocols, streams, Starlette. Time is a number that jumps to the next timer
+when nothing is ready; sockets are `simulator.network`; work for threads runs inline after a virtual latency. Ready
+callbacks run in the order they were queued and timers in the order (time, sequence), so a run is a function of the
+seed. Tasks and futures hash by their sequence number, because asyncio keeps them in sets and would otherwise iterate by
+memory address. The digest covers every delivered message (time, ends, bytes) and every `World.note`.
+
+Bounds: a run ends with `Stalled` when nothing can happen any more, with `Endless` past its steps or virtual seconds.
+Source: FoundationDB's simulator and TigerBeetle's VOPR, for the idea.
+"""
+
+import asyncio
+import heapq
+import random
+import ssl
+from asyncio import events
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.simulator.network import Fabric, SimulatedServer, SimulatedTransport
+
+T = TypeVar("T")
+
+START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
+VIRTUAL_S_MAX = 24 * 3_600.0
+STEPS_MAX = 50_000_000
+BLOCKING_S = (0.000_1, 0.000_6)
+LOCAL_HOST = "local"
+
+_host: ContextVar[str] = ContextVar("host", default=LOCAL_HOST)
+
+
+def current_host() -> str:
+    """The simulated host on which the caller runs."""
+    return _host.get()
+
+
+class Stalled(FourplaneError):
+    """Nothing is ready and no timer is set, but the run has not ended: something waits for ever."""
+
+    code = "stalled"
+
+
+class Endless(FourplaneError):
+    """The run went past its bound of steps or virtual seconds."""
+
+    code = "endless"
+
+
+class SequencedTask(asyncio.Task[T]):
+    """A task whose place in a set depends on when it was made, not on where it lies in memory."""
+
+    sequence: int
+
+    def __hash__(self) -> int:
+        return self.sequence
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SequencedFuture(asyncio.Future[T]):
+    """The same for futures."""
+
+    sequence: int
+
+    def __hash__(self) -> int:
+        return self.sequence
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class VirtualSource:
+    """Time and chance of one simulated world."""
+
+    def __init__(self, loop: "SimulatorLoop", seed: int) -> None:
+        self._loop = loop
+        self._random = random.Random(seed)
+        self._secret = random.Random(f"secrets of {seed}")
+        self.skew_us: dict[str, int] = {}
+
+    def now_us(self) -> int:
+        skew = self.skew_us.get(_host.get(), 0) if self.skew_us else 0
+        return START_US + int(self._loop.virtual_s * 1e6) + skew
+
+    def monotonic_s(self) -> float:
+        return self._loop.virtual_s
+
+    def cpu_s(self) -> float:
+        return self._loop.virtual_s
+
+    def random(self) -> random.Random:
+        return self._random
+
+    def token_bytes(self, count: int) -> bytes:
+        return self._secret.randbytes(count)
+
+
+class SimulatorLoop(asyncio.BaseEventLoop):
+    """Virtual time over an in-memory network; one per run."""
+
+    def __init__(self, seed: int, *, virtual_s_max: float = VIRTUAL_S_MAX, steps_max: int = STEPS_MAX) -> None:
+        super().__init__()
+        self.virtual_s = 0.0
+        self.steps = 0
+        self.digest = blake2b(digest_size=16)
+        self.source = VirtualSource(self, seed)
+        self.fabric = Fabric(self, random.Random(f"network of {seed}"), _host.get)
+        self.dead_hosts: set[str] = set()
+        self._blocking_random = random.Random(f"blocking of {seed}")
+        self._blocking_free: dict[tuple[str, str], float] = {}
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._sequence = 0
+        self._virtual_s_max = virtual_s_max
+        self._steps_max = steps_max
+        self.set_task_factory(cast("Any", _sequenced_task))
+
+    # -- time and scheduling
+
+    def time(self) -> float:
+        return self.virtual_s
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self.next_sequence(), handle))
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.virtual_s + max(0.0, delay), callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Cancelled timers leave the heap when their time comes; nothing to count here."""
+
+    def next_sequence(self) -> int:
+        """The next number of this run; ties of time are broken by it."""
+        self._sequence += 1
+        return self._sequence
+
+    def _run_once(self) -> None:
+        ready: Any = self._ready  # type: ignore[attr-defined]
+        timers = self._timers
+        if not ready:
+            self._advance(timers)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled or (self.dead_hosts and self._is_dead(handle)):  # noqa: SLF001 - asyncio's own loop does
+                continue
+            self.steps += 1
+            handle._run()  # noqa: SLF001
+        if self.steps > self._steps_max:
+            raise Endless(f"{self.steps} steps", virtual_s=self.virtual_s)
+
+    def _advance(self, timers: list[tuple[float, int, asyncio.Handle]]) -> None:
+        while timers and timers[0][2]._cancelled:  # noqa: SLF001
+            heapq.heappop(timers)
+        if not timers:
+            if self._stopping:  # type: ignore[attr-defined]
+                return
+            raise Stalled("nothing is ready and no timer is set", virtual_s=round(self.virtual_s, 6))
+        self.virtual_s = max(self.virtual_s, timers[0][0])
+        if self.virtual_s > self._virtual_s_max:
+            raise Endless(f"past {self._virtual_s_max:.0f} virtual seconds", steps=self.steps)
+        while timers and timers[0][0] <= self.virtual_s:
+            self._ready.append(heapq.heappop(timers)[2])  # type: ignore[attr-defined]
+
+    def _is_dead(self, handle: asyncio.Handle) -> bool:
+        context: Context = handle._context  # type: ignore[attr-defined] # noqa: SLF001
+        return context.get(_host, LOCAL_HOST) in self.dead_hosts
+
+    def _process_events(self, event_list: object) -> None:
+        """There is no selector; kept because the base class names it."""
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps in a selector, so nobody needs waking."""
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future: SequencedFuture[Any] = SequencedFuture(loop=self)
+        future.sequence = self.next_sequence()
+        return future
+
+    # -- threads, signals, names: inline, ignored, invented
+
+    def blocking_inline(self, name: str, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Run `work` after a virtual latency, in order per host and worker name; what `foundation.blocking` asks for."""
+        key = (_host.get(), name)
+        begin = max(self.virtual_s, self._blocking_free.get(key, 0.0))
+        done = begin + self._blocking_random.uniform(*BLOCKING_S)
+        self._blocking_free[key] = done
+        future: asyncio.Future[T] = self.create_future()
+        self.call_at(done, _run_into, future, work)
+        return future
+
+    def run_in_executor(  # type: ignore[override]
+        self, _executor: object, func: Callable[..., T], *args: Any
+    ) -> "asyncio.Future[T]":
+        return self.blocking_inline("executor", lambda: func(*args))
+
+    def add_signal_handler(  # type: ignore[override]
+        self, _sig: int, callback: Callable[..., object], *args: Any
+    ) -> None:
+        """A simulated process gets no signals."""
+
+    def remove_signal_handler(self, _sig: int) -> bool:
+        return False
+
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:
+        return [(2, 1, 6, "", (str(host), int(port or 0)))]
+
+    # -- sockets
+
+    async def create_server(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: Any = None, port: Any = None, **options: Any
+    ) -> SimulatedServer:
+        tls = options.get("ssl")
+        return self.fabric.listen(protocol_factory, str(host or "127.0.0.1"), int(port or 0), tls=tls is not None)
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: Any = None, port: Any = None, **options: Any
+    ) -> tuple[SimulatedTransport, asyncio.BaseProtocol]:
+        tls = options.get("ssl") is not None
+        return await self.fabric.connect(protocol_factory, str(host), int(port), tls=tls)
+
+    async def create_unix_server(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], path: Any = None, **_: Any
+    ) -> SimulatedServer:
+        return self.fabric.listen(protocol_factory, f"unix:{path}", 1, tls=False)
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], path: Any = None, **_: Any
+    ) -> tuple[SimulatedTransport, asyncio.BaseProtocol]:
+        return await self.fabric.connect(protocol_factory, f"unix:{path}", 1, tls=False)
+
+    async def start_tls(  # type: ignore[override]
+        self,
+        transport: SimulatedTransport,
+        protocol: asyncio.BaseProtocol,
+        _sslcontext: ssl.SSLContext,
+        **_: Any,
+    ) -> SimulatedTransport:
+        """Mark the connection as encrypted; the bytes stay readable, because a handshake would not be repeatable."""
+        transport.encrypted = True
+        transport.set_protocol(protocol)
+        return transport
+
+    async def create_datagram_endpoint(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.DatagramProtocol], **options: Any
+    ) -> tuple[Any, asyncio.DatagramProtocol]:
+        return self.fabric.datagram(protocol_factory, options.get("local_addr"), options.get("remote_addr"))
+
+
+class World:
+    """What a simulated program holds in its hands: hosts, links, notes."""
+
+    def __init__(self, loop: SimulatorLoop) -> None:
+        self._loop = loop
+        self.network = loop.fabric
+
+    @property
+    def now_s(self) -> float:
+        """Virtual seconds since the start."""
+        return self._loop.virtual_s
+
+    @contextmanager
+    def on(self, host: str, *, zone: str = "", region: str = "") -> Iterator[None]:
+        """Everything started within the block runs on this host."""
+        self.network.place(host, zone=zone, region=region)
+        before = _host.set(host)
+        try:
+            yield
+        finally:
+            _host.reset(before)
+
+    def note(self, text: str) -> None:
+        """Put a decision into the digest: what was matched, sold, delivered."""
+        self._loop.digest.update(f"{self._loop.virtual_s:.6f} {text}\n".encode())
+
+    def crash(self, host: str) -> None:
+        """Stop a host as pulling the plug does: no finally block runs, its connections are reset at the other ends."""
+        self._loop.dead_hosts.add(host)
+        self.network.crash(host)
+
+    def revive(self, host: str) -> None:
+        """Let new work run on a crashed host; what it was doing is gone."""
+        self._loop.dead_hosts.discard(host)
+
+    def skew(self, host: str, seconds: float) -> None:
+        """Let a host's wall clock be wrong by this much."""
+        self._loop.source.skew_us[host] = int(seconds * 1e6)
+
+
+class Outcome(msgspec.Struct, Generic[T], frozen=True):
+    """What a run was: equal digests mean the same messages and notes at the same virtual times."""
+
+    result: T
+    digest: str
+    virtual_s: float
+    steps: int
+    messages: int
+
+
+def run(
+    main: Callable[[World], Coroutine[Any, Any, T]],
+    seed: int,
+    *,
+    virtual_s_max: float = VIRTUAL_S_MAX,
+    steps_max: int = STEPS_MAX,
+) -> Outcome[T]:
+    """Run `main(world)` in a fresh world of this seed and return what happened; its error is raised as it is."""
+    loop = SimulatorLoop(seed, virtual_s_max=virtual_s_max, steps_max=steps_max)
+    before = events._get_running_loop()  # noqa: SLF001 - asyncio offers no public way to ask without raising
+    assert before is None, "a simulated world cannot run inside a running loop"
+    with clock.installed(loop.source):
+        try:
+            result = loop.run_until_complete(main(World(loop)))
+            _cancel_rest(loop)
+        finally:
+            loop.fabric.close()
+            loop.close()
+    return Outcome(result, loop.digest.hexdigest(), round(loop.virtual_s, 6), loop.steps, loop.fabric.delivered)
+
+
+def _cancel_rest(loop: SimulatorLoop) -> None:
+    """End what still runs, in the order in which it was made."""
+    rest = sorted(asyncio.all_tasks(loop), key=hash)
+    for task in rest:
+        task.cancel()
+    if rest:
+        loop.dead_hosts.clear()
+        loop.run_until_complete(_gathered(rest))
+
+
+async def _gathered(tasks: list[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _sequenced_task(
+    loop: SimulatorLoop, work: Coroutine[Any, Any, T], *, name: object = None, context: Context | None = None
+) -> "SequencedTask[T]":
+    # Built in two steps: __init__ registers the task in a set, so the number must be there before.
+    task: SequencedTask[T] = SequencedTask.__new__(SequencedTask)
+    task.sequence = loop.next_sequence()
+    task.__init__(work, loop=loop, name=None if name is None else str(name), context=context)  # type: ignore[misc]
+    return task
+
+
+def _run_into(future: "asyncio.Future[T]", work: Callable[[], T]) -> None:
+    if future.cancelled():
+        return
+    try:
+        result = work()
+    except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits
+        future.set_exception(error)
+    else:
+        future.set_result(result)
