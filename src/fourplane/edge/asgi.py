@@ -1,0 +1,275 @@
+"""One request inside an ASGI 3 application: scope, receive, send, and the bytes that go out.
+
+The head leaves together with the first body bytes in one write. Without a Content-Length the answer is chunked, or ends with
+the connection for HTTP/1.0. Backpressure both ways: `receive` pauses reading past `body_buffer_max` unread bytes, `send`
+waits while the peer does not take what was written. Invariants: a HEAD, 204 or 304 answer carries no body; an answer
+shorter or longer than its Content-Length ends the connection, it is never padded; no field can contain a line end.
+Source: ASGI HTTP specification 2.4.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
+
+from fourplane.edge import http_answers
+from fourplane.edge.http_request import HttpRequest
+from fourplane.edge.routes import Priority
+
+if TYPE_CHECKING:
+    from fourplane.edge.http_protocol import HttpProtocol
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ASGI_VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
+DISCONNECT: Final = {"type": "http.disconnect"}
+
+
+class ClientGone(OSError):
+    """The peer left while the application was still sending."""
+
+
+class ApplicationFault(Exception):
+    """The application broke the ASGI protocol."""
+
+
+def http_scope(request: HttpRequest, *, scheme: str, server: tuple[str, int | None]) -> dict[str, Any]:
+    """What an ASGI application is told about a request."""
+    path = request.path
+    text = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("latin-1")
+    return {
+        "type": "http",
+        "asgi": ASGI_VERSION,
+        "http_version": "1.0" if request.http_1_0 else "1.1",
+        "method": request.method.decode("ascii"),
+        "scheme": scheme,
+        "path": text,
+        "raw_path": path,
+        "query_string": request.query,
+        "root_path": "",
+        "headers": request.headers,
+        "client": (request.peer, 0),
+        "server": server,
+        "state": {},
+        "extensions": {},
+    }
+
+
+class AsgiExchange:
+    """The two callables of one request and the state between them."""
+
+    __slots__ = (
+        "_body_done",
+        "_buffered",
+        "_chunked",
+        "_expected",
+        "_gone",
+        "_head",
+        "_head_only",
+        "_parts",
+        "_protocol",
+        "_receive_waiter",
+        "_request",
+        "_sent",
+        "finished",
+        "keep_alive",
+        "priority",
+        "started",
+    )
+
+    def __init__(self, protocol: "HttpProtocol", request: HttpRequest, priority: Priority) -> None:
+        self._protocol = protocol
+        self._request = request
+        self.priority = priority
+        self.keep_alive = request.keep_alive
+        self.started = False
+        self.finished = False
+        self._gone = False
+        self._head: bytes | None = None
+        self._head_only = request.method == b"HEAD"
+        self._chunked = False
+        self._expected = -1
+        self._sent = 0
+        self._parts: list[bytes] = []
+        self._buffered = 0
+        self._body_done = False
+        self._receive_waiter: asyncio.Future[None] | None = None
+
+    # -- the protocol's side
+
+    def body_received(self, body: bytes) -> None:
+        """More of the request's body; past the bound the connection is not read any further."""
+        self._parts.append(body)
+        self._buffered += len(body)
+        request, protocol = self._request, self._protocol
+        if self._buffered > protocol.server.settings.body_buffer_max and not request.reading_paused:
+            request.reading_paused = True
+            protocol.transport.pause_reading()
+        self._wake()
+
+    def body_complete(self) -> None:
+        """The request is whole."""
+        self._body_done = True
+        self._wake()
+
+    def disconnected(self) -> None:
+        """The peer is gone; `receive` says so and `send` raises."""
+        self._gone = True
+        self._wake()
+
+    # -- the application's side
+
+    async def receive(self) -> Message:
+        """The next piece of the body, then a disconnect once the answer is out or the peer left."""
+        request = self._request
+        if request.expects_continue and not self.started and not self._gone:
+            request.expects_continue = False
+            if not self._parts and not self._body_done:
+                self._protocol.transport.write(http_answers.CONTINUE)
+        while self._buffered >= 0 and not self._parts and not self._body_done and not self._gone:
+            await self._wait()
+        if self._gone:
+            return DISCONNECT
+        if self._buffered >= 0:
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+            self._buffered = -1 if self._body_done else 0
+            if request.reading_paused:
+                request.reading_paused = False
+                self._protocol.transport.resume_reading()
+            return {"type": "http.request", "body": body, "more_body": not self._body_done}
+        while not self._gone and not self.finished:
+            await self._wait()
+        return DISCONNECT
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the answer; waits while the peer reads slowly."""
+        kind = message["type"]
+        if self._gone:
+            raise ClientGone("the peer closed the connection")
+        if kind == "http.response.body":
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+            if self._protocol.write_paused and not self.finished:
+                await self._protocol.wait_writable()
+        elif kind == "http.response.start":
+            self._start(message["status"], message.get("headers", ()))
+        else:
+            raise ApplicationFault(f"unexpected message {kind!r}")
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if self._head is not None or self.started:
+            raise ApplicationFault("the answer has already begun")
+        lines = [http_answers.status_line(status)]
+        dated = False
+        for name, value in headers:
+            low = name.lower()
+            if low == b"content-length":
+                self._expected = int(value)
+            elif low == b"connection":
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue
+            elif low == b"transfer-encoding":
+                continue
+            elif low == b"date":
+                dated = True
+            lines.append(b"%b: %b\r\n" % (low, value))
+        if not dated:
+            lines.append(http_answers.date_line())
+        if status in http_answers.NO_BODY:
+            self._head_only = True
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise ApplicationFault("a header field contains a line end")
+        self._head = head
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if self.finished:
+            raise ApplicationFault("the answer is already complete")
+        head = self._head
+        if head is not None:
+            self._head = None
+            self.started = True
+            head = self._complete_head(head, len(body), more=more)
+        elif not self.started:
+            raise ApplicationFault("a body before the head")
+        self._sent += len(body)
+        out = self._framed(body, more=more)
+        if 0 <= self._expected < self._sent and not self._head_only:
+            self._protocol.transport.abort()
+            raise ApplicationFault("the body is longer than its Content-Length")
+        if head is not None:
+            out = head + out if len(out) < 65_536 else out
+            if len(out) >= 65_536:
+                self._protocol.transport.write(head)
+        if out:
+            self._protocol.transport.write(out)
+        if not more:
+            self.finished = True
+            if not self._head_only and self._sent < self._expected:
+                self.keep_alive = False
+                self._protocol.transport.abort()
+            self._wake()
+            self._protocol.exchange_finished()
+
+    def _complete_head(self, head: bytes, size: int, *, more: bool) -> bytes:
+        request = self._request
+        if self._expected < 0 and not self._head_only:
+            if not more:
+                self._expected = size
+                head += b"content-length: %d\r\n" % size
+            elif request.http_1_0:
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                head += http_answers.CHUNKED
+        if self._protocol.server.draining or not self._body_done:
+            self.keep_alive = False
+        if not self.keep_alive:
+            head += http_answers.CLOSE
+        elif request.http_1_0:
+            head += http_answers.KEEP
+        return head + b"\r\n"
+
+    def _framed(self, body: bytes, *, more: bool) -> bytes:
+        if self._head_only:
+            return b""
+        if not self._chunked:
+            return body
+        framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return framed if more else framed + http_answers.LAST_CHUNK
+
+    async def _wait(self) -> None:
+        waiter = self._receive_waiter
+        if waiter is None:
+            waiter = self._receive_waiter = asyncio.get_running_loop().create_future()
+        await asyncio.shield(waiter)
+
+    def _wake(self) -> None:
+        waiter, self._receive_waiter = self._receive_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # -- when the application is through
+
+    def settle(self, failed: bool) -> None:  # noqa: FBT001 - one caller, right below the application's call
+        """The application returned or raised: an answer it did not finish becomes 500 or a cut connection."""
+        if self.finished or self._gone:
+            return
+        self.finished = True
+        self._wake()
+        protocol = self._protocol
+        if self.started:
+            protocol.transport.abort()
+            return
+        text = "the server failed to answer" if failed else "the application gave no answer"
+        close = not self._body_done or not self.keep_alive
+        self.keep_alive = not close
+        body = http_answers.error_answer(500, "internal", text, close=close)
+        if self._request.method == b"HEAD":
+            body = body[: body.index(b"\r\n\r\n") + 4]
+        protocol.transport.write(body)
+        protocol.exchange_finished()

@@ -1,0 +1,534 @@
+"""HTTP/1.1 on one connection: bytes in, requests out, answers in order.
+
+llhttp (through httptools) reads the grammar: bare LF, obs-fold, space before the colon, a second Content-Length, CL with
+TE and bad chunk sizes are its errors. This class adds what a server owes beyond grammar: bounds, one valid Host, only
+`chunked` as transfer coding, refusal of bodies on upgrades, versions, Expect, and time limits.
+
+Pipelining without a queue: input is fed in slices that end at the first empty line, or at the end of a body whose length is
+known. A slice therefore completes at most one request, and while that one is being answered the rest of the input
+stays unparsed in `_held` with reading paused. Invariants: `_held` is empty or an exchange is busy; answers leave in order;
+after a refusal nothing more is parsed.
+
+Hot routes are answered inside `data_received`: no task, no await. When the server sheds, a request without a body is
+turned away before its headers become objects (`_try_shed`). Sources: RFC 9112, RFC 9110.
+"""
+
+import asyncio
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, cast
+
+import httptools
+
+from fourplane.edge import http_answers
+from fourplane.edge.http_answers import error_answer
+from fourplane.edge.http_request import BadTarget, HttpRequest, host_is_valid, split_target
+
+if TYPE_CHECKING:
+    from fourplane.edge.asgi import AsgiExchange
+    from fourplane.edge.http_server import HttpServer
+    from fourplane.edge.websocket import WebSocketSession
+
+HEAD_END: Final = b"\r\n\r\n"
+SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+LINGER_BYTES_MAX: Final = 1 << 20
+
+
+class Phase(IntEnum):
+    """Where the parser stands."""
+
+    IDLE = 0
+    HEAD = 1
+    BODY = 2
+
+
+class Mode(IntEnum):
+    """What incoming bytes mean on this connection."""
+
+    HTTP = 0
+    SOCKET = 1
+    LINGER = 2  # our last answer is out, input is dropped until the peer has read it
+    CLOSED = 3
+
+
+class Refused(Exception):
+    """Raised out of a parser callback: the request is wrong, the connection ends with this answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection; made by the server's listener."""
+
+    __slots__ = (
+        "_fed_in_head",
+        "_held",
+        "_lingered",
+        "_mode",
+        "_parser",
+        "_phase",
+        "_since_tick",
+        "_write_waiter",
+        "deadline_tick",
+        "exchange",
+        "gone",
+        "peer",
+        "request",
+        "server",
+        "session",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+    request: HttpRequest
+
+    def __init__(self, server: "HttpServer") -> None:
+        self.server = server
+        self.exchange: AsgiExchange | None = None
+        self.session: WebSocketSession | None = None
+        self.gone = False
+        self.peer = ""
+        self.write_paused = False
+        self.deadline_tick = 0
+        self._since_tick = 0
+        self._mode = Mode.HTTP
+        self._phase = Phase.IDLE
+        self._held = b""
+        self._fed_in_head = 0
+        self._lingered = 0
+        self._write_waiter: asyncio.Future[None] | None = None
+        self._parser = httptools.HttpRequestParser(self)
+
+    # -- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        address = transport.get_extra_info("peername")
+        self.peer = str(address[0]) if isinstance(address, tuple) and address else "local"
+        if not self.server.opened(self):
+            self.transport.abort()
+            self.gone = True
+            return
+        self._since_tick = self.server.deadlines.now
+        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.head_s_max)
+        self.server.deadlines.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self.server.closed(self)
+        self.gone = True
+        self._mode = Mode.CLOSED
+        self._held = b""
+        self.wake_writer()
+        if self.exchange is not None:
+            self.exchange.disconnected()
+        if self.session is not None:
+            self.session.disconnected()
+
+    def eof_received(self) -> bool | None:
+        if self._mode is Mode.HTTP and self.exchange is not None and self._phase is not Phase.BODY:
+            self.exchange.keep_alive = False
+            return self.transport.can_write_eof()  # the peer finished asking and may still read the answer
+        return None
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.write_stall_s_max)
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.wake_writer()
+        if self._mode is Mode.HTTP and self.exchange is None:
+            self._rest_for_next()
+            self._continue_held()
+
+    async def wait_writable(self) -> None:
+        """Wait until the peer has taken enough of what was written, or is gone."""
+        while self.write_paused and not self.gone:
+            waiter = self._write_waiter
+            if waiter is None:
+                waiter = self._write_waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(waiter)
+
+    def wake_writer(self) -> None:
+        """Let the coroutine in `wait_writable` look again."""
+        waiter, self._write_waiter = self._write_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._mode is not Mode.HTTP:
+            self._other_data(data)
+            return
+        if self._held or (self.exchange is not None and self._phase is not Phase.BODY) or self.write_paused:
+            self._hold(self._held + data)
+            return
+        if self._phase is Phase.IDLE:
+            admission = self.server.admission
+            if admission.shedding and self._try_shed(data):
+                return
+            if data.endswith(HEAD_END) and data.find(HEAD_END) == len(data) - 4:
+                self._feed(data)
+                return
+        self._feed_slices(data)
+
+    def expire(self) -> None:
+        """The coarse timer: decide by what this connection is waiting for."""
+        limits, deadlines = self.server.settings, self.server.deadlines
+        if self.write_paused:
+            self.server.counted("write_stalled")
+            self.transport.abort()
+        elif self._mode is Mode.SOCKET and self.session is not None:
+            self.session.keep_alive()
+            self.deadline_tick = deadlines.ticks(limits.socket_ping_s)
+        elif self._mode is not Mode.HTTP:
+            self.transport.abort()
+        elif self._phase is Phase.BODY:
+            allowed = limits.body_grace_s + self.request.received / limits.body_rate_min
+            due = self._since_tick + int(allowed * 2) + 1
+            if self.request.reading_paused or due > deadlines.now:
+                self.deadline_tick = max(due, deadlines.now + 2)
+            elif self.exchange is not None and self.exchange.started:
+                self.transport.abort()
+            else:
+                self._refuse(408, "slow_body", "the body came too slowly")
+        elif self.exchange is not None:
+            self.deadline_tick = deadlines.ticks(limits.idle_s_max)
+        elif self._phase is Phase.HEAD:
+            self._refuse(408, "slow_head", "the request head did not arrive in time")
+        else:
+            self.transport.close()
+
+    # -- feeding the parser
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an upgrade we took or ignored; the slice ended with the head, nothing is behind it
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if isinstance(cause, Refused):
+                self._refuse(cause.status, cause.code, str(cause))
+                return
+            raise
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse(501, "unknown_method", "this method is not known here")
+        except httptools.HttpParserError as error:
+            self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
+        if self._phase is Phase.HEAD:
+            self._fed_in_head += len(data)
+            if self._fed_in_head > self.server.settings.head_bytes_max and self._mode is Mode.HTTP:
+                self._refuse(431, "head_too_large", "the request head is too large")
+
+    def _feed_slices(self, data: bytes) -> None:
+        view = memoryview(data)
+        position, size, answered = 0, len(data), 0
+        while position < size:
+            if self._mode is not Mode.HTTP:
+                self._other_data(bytes(view[position:]))
+                return
+            if self._phase is not Phase.BODY and (self.exchange is not None or self.write_paused):
+                self._hold(data[position:])
+                return
+            if self._phase is Phase.IDLE:
+                answered += 1
+                if answered > self.server.settings.burst_max:
+                    self._hold(data[position:])
+                    asyncio.get_running_loop().call_soon(self._continue_held)
+                    return
+            remaining = self.request.remaining if self._phase is Phase.BODY else 0
+            if remaining > 0:
+                end = min(size, position + remaining)
+            else:
+                found = data.find(HEAD_END, position)
+                end = size if found < 0 else found + 4
+            self._feed(view[position:end])
+            position = end
+
+    def _hold(self, data: bytes) -> None:
+        if data:
+            self._held = data
+            self.transport.pause_reading()
+
+    def _continue_held(self) -> None:
+        if self._held and self._mode is Mode.HTTP and not self.write_paused and self.exchange is None:
+            data, self._held = self._held, b""
+            self.transport.resume_reading()
+            self._feed_slices(data)
+
+    def _other_data(self, data: bytes) -> None:
+        if self._mode is Mode.SOCKET:
+            if self.session is not None:
+                self.session.data_received(data)
+            else:
+                self._refuse(400, "too_early", "data before the WebSocket was accepted")
+        elif self._mode is Mode.LINGER:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES_MAX:
+                self.transport.abort()
+
+    # -- the parser's side
+
+    def on_message_begin(self) -> None:
+        self._phase = Phase.HEAD
+        self._fed_in_head = 0
+        self.request = HttpRequest(self.peer)
+        deadlines = self.server.deadlines
+        self._since_tick = deadlines.now
+        self.deadline_tick = deadlines.ticks(self.server.settings.head_s_max)
+
+    def on_url(self, url: bytes) -> None:
+        request = self.request
+        request.target += url
+        if len(request.target) > self.server.settings.target_bytes_max:
+            raise Refused(414, "target_too_long", "the request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self.request
+        request.head_bytes += len(name) + len(value) + 4
+        limits = self.server.settings
+        if request.head_bytes > limits.head_bytes_max:
+            raise Refused(431, "head_too_large", "the request head is too large")
+        if self._phase is Phase.BODY:
+            return  # trailers are read, bounded and dropped (RFC 9110 6.5.1)
+        name = name.lower()
+        if value and value[-1] <= 32:
+            value = value.rstrip(b" \t")
+        headers = request.headers
+        headers.append((name, value))
+        if len(headers) > limits.header_count_max:
+            raise Refused(431, "too_many_headers", "the request has too many header fields")
+        if name in SPECIAL:
+            _note_special(request, name, value)
+
+    def on_headers_complete(self) -> None:
+        request, parser = self.request, self._parser
+        version = parser.get_http_version()
+        if version != "1.1":
+            _check_version(request, version)
+        elif request.host is None:
+            raise Refused(400, "host_missing", "a request needs one Host")
+        if request.upgrade is not None and not parser.should_upgrade():
+            request.upgrade = None  # without Connection: upgrade the field is only a remark
+        request.method = parser.get_method()
+        request.keep_alive = parser.should_keep_alive() and not self.server.draining
+        target = request.target
+        if target[0] == 47:
+            mark = target.find(b"?")
+            if mark < 0:
+                request.path = target
+            else:
+                request.path, request.query = target[:mark], target[mark + 1 :]
+        else:
+            self._take_other_target(request)
+        self._phase = Phase.BODY
+        if request.method == b"CONNECT":
+            raise Refused(405, "no_tunnel", "this server is not a proxy")
+        hot = self.server.hot_handler(request.method, request.path)
+        if hot is not None and request.upgrade is None:
+            request.hot = hot
+            if request.remaining > self.server.settings.hot_body_max:
+                raise Refused(413, "too_large", "the body is too large")
+            if request.expects_continue:
+                self.transport.write(http_answers.CONTINUE)
+        else:
+            self._begin_exchange(request)
+
+    def on_body(self, body: bytes) -> None:
+        request = self.request
+        size = len(body)
+        request.received += size
+        if request.remaining > 0:
+            request.remaining -= size
+        if request.hot is not None:
+            if request.received > self.server.settings.hot_body_max:
+                raise Refused(413, "too_large", "the body is too large")
+            request.parts.append(body)
+        elif request.received > self.server.settings.body_bytes_max:
+            raise Refused(413, "too_large", "the body is too large")
+        elif self.exchange is not None:
+            self.exchange.body_received(body)
+
+    def on_message_complete(self) -> None:
+        self._phase = Phase.IDLE
+        request = self.request
+        hot = request.hot
+        if hot is not None:
+            if request.parts:
+                request.body = b"".join(request.parts)
+            self._answer_hot(request, hot)
+        elif self.exchange is not None:
+            self.deadline_tick = self.server.deadlines.ticks(self.server.settings.idle_s_max)
+            self.exchange.body_complete()
+
+    # -- answering
+
+    def _answer_hot(self, request: HttpRequest, hot: "Callable[[HttpRequest], object]") -> None:
+        answered = hot(request)
+        if answered is None:
+            request.hot = None
+            self._begin_exchange(request)
+            if self.exchange is not None:
+                if request.body:
+                    self.exchange.body_received(request.body)
+                self.exchange.body_complete()
+            return
+        self.server.hot_total.value += 1
+        if isinstance(answered, tuple):
+            self.transport.writelines(answered)
+        else:
+            self.transport.write(cast("bytes", answered))
+        if request.keep_alive:
+            self._rest_for_next()
+        else:
+            self._finish_connection()
+
+    def _begin_exchange(self, request: HttpRequest) -> None:
+        server = self.server
+        if request.upgrade is not None:
+            if request.has_body:
+                raise Refused(400, "upgrade_with_body", "an upgrade carries no body")
+            if request.upgrade == b"websocket" and request.method == b"GET" and server.takes_sockets:
+                self._mode = Mode.SOCKET
+                self.deadline_tick = server.deadlines.ticks(server.settings.head_s_max)
+                server.begin_socket(self, request)
+                return
+        if request.remaining > server.settings.body_bytes_max:
+            raise Refused(413, "too_large", "the body is too large")
+        admission = server.admission
+        priority = admission.classify(request.method, request.path)
+        if not admission.admits(priority):
+            server.shed_total.value += 1
+            if request.has_body or not request.keep_alive:
+                self._send_last(admission.rejection_and_close)
+            else:
+                self.transport.write(admission.rejection)
+                request.hot = None
+            return
+        self.exchange = server.begin_exchange(self, request, priority)
+
+    def exchange_finished(self) -> None:
+        """The answer is out; go on with the next request or end the connection."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is None or self._mode is not Mode.HTTP:
+            return
+        if self.request.reading_paused:
+            self.request.reading_paused = False
+            self.transport.resume_reading()
+        if not exchange.keep_alive or self.server.draining or self._phase is Phase.BODY:
+            self._finish_connection()
+            return
+        self._rest_for_next()
+        self._continue_held()
+
+    def socket_refused(self, answer: bytes) -> None:
+        """The application did not want this WebSocket: say so in HTTP and end."""
+        self._send_last(answer)
+
+    def _rest_for_next(self) -> None:
+        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.idle_s_max)
+
+    def _try_shed(self, data: bytes) -> bool:
+        """Turn a whole request without a body away by its first line alone; False when it deserves a closer look."""
+        space = data.find(b" ", 0, 10)
+        if space <= 0 or not data.endswith(HEAD_END) or data.find(HEAD_END) != len(data) - 4:
+            return False
+        end = data.find(b" ", space + 1)
+        path = data[space + 1 : end]
+        mark = path.find(b"?")
+        admission = self.server.admission
+        if admission.admits(admission.classify(data[:space], path if mark < 0 else path[:mark])):
+            return False
+        low = data.lower()
+        if b"\ncontent-length:" in low or b"\ntransfer-encoding:" in low or b"\nconnection:" in low:
+            return False
+        if b" http/1.1\r\n" not in low:
+            return False
+        self.server.shed_total.value += 1
+        self.transport.write(admission.rejection)
+        self._rest_for_next()
+        return True
+
+    def _take_other_target(self, request: HttpRequest) -> None:
+        try:
+            request.path, request.query, authority = split_target(request.method, request.target)
+        except BadTarget as error:
+            raise Refused(400, "bad_target", str(error)) from None
+        if authority is not None:  # absolute-form: its authority replaces Host (RFC 9112 3.2.2)
+            request.host = authority
+            request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if self._mode is not Mode.HTTP and self._mode is not Mode.SOCKET:
+            return
+        self.server.counted(code)
+        exchange = self.exchange
+        if exchange is not None:
+            self.exchange = None
+            exchange.disconnected()
+            if exchange.started:
+                self.transport.abort()
+                return
+        self._send_last(error_answer(status, code, message, close=True))
+
+    def _send_last(self, answer: bytes) -> None:
+        self.transport.write(answer)
+        self._finish_connection()
+
+    def _finish_connection(self) -> None:
+        """End after our last answer so that the peer can read it: half-close, drop what it still sends, then close."""
+        self._held = b""
+        unread = self._phase is not Phase.IDLE
+        self._mode = Mode.LINGER
+        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.linger_s)
+        if not unread or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.transport.resume_reading()
+
+    def drain(self) -> None:
+        """Stop after the request in flight; a connection at rest closes now."""
+        if self._mode is Mode.SOCKET and self.session is not None:
+            self.session.going_away()
+        elif self._mode is Mode.HTTP and self.exchange is None and self._phase is Phase.IDLE:
+            self.transport.close()
+
+
+def _note_special(request: HttpRequest, name: bytes, value: bytes) -> None:
+    match name:
+        case b"host":
+            if request.host is not None:
+                raise Refused(400, "host_twice", "a request has one Host")
+            if not host_is_valid(value):
+                raise Refused(400, "bad_host", "the Host is not a host")
+            request.host = value
+        case b"content-length":
+            request.remaining = int(value)
+            request.has_body = request.remaining > 0
+        case b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise Refused(501, "transfer_coding", "only chunked is understood")
+            request.has_body = request.chunked = True
+        case b"expect":
+            if value.lower() != b"100-continue":
+                raise Refused(417, "expectation", "only 100-continue can be expected")
+            request.expects_continue = True
+        case _:
+            request.upgrade = value.lower()
+
+
+def _check_version(request: HttpRequest, version: str) -> None:
+    if version != "1.0":
+        raise Refused(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    if request.chunked:
+        raise Refused(400, "chunked_in_1_0", "HTTP/1.0 has no transfer codings")
+    if request.upgrade is not None and request.has_body:
+        raise Refused(400, "upgrade_with_body", "an upgrade carries no body")
+    request.http_1_0 = True
+    request.expects_continue = False
+    request.upgrade = None

@@ -1,0 +1,254 @@
+"""The HTTP server of every process: listener, protocol, hot routes, one ASGI application, WebSockets, drain.
+
+A request takes one of four ways: turned away by the admission, answered by a hot handler inside the protocol, served as a
+WebSocket, or given to the ASGI application in a task of its own. The server owns what the ways share: bounds, time
+limits, the admission, counters. It runs on uvloop, plain asyncio and the simulator's loop alike.
+"""
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from fourplane.edge.admission import Admission, AdmissionSettings
+from fourplane.edge.asgi import AsgiApp, AsgiExchange, ClientGone, http_scope
+from fourplane.edge.deadlines import TICK_S, Deadlines
+from fourplane.edge.http_protocol import HttpProtocol
+from fourplane.edge.http_request import HotHandler, HttpRequest
+from fourplane.edge.listener import Listener, ListenerSettings
+from fourplane.edge.routes import Priority
+from fourplane.edge.websocket import SocketDoor, serve_socket
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Misconfigured
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.telemetry import Registry
+
+
+class HttpServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of one HTTP server; a request past one gets the status in the comment."""
+
+    listener: ListenerSettings = ListenerSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    target_bytes_max: int = 8_192  # 414
+    head_bytes_max: int = 32_768  # 431
+    header_count_max: int = 100  # 431
+    body_bytes_max: int = 256 << 20  # 413; routes have their own, smaller bounds
+    hot_body_max: int = 1 << 20  # 413
+    body_buffer_max: int = 256 << 10  # unread bytes before reading pauses
+    head_s_max: float = 10.0  # 408
+    body_grace_s: float = 10.0  # 408
+    body_rate_min: float = 1_000.0  # bytes per second after the grace
+    idle_s_max: float = 60.0
+    write_stall_s_max: float = 60.0
+    linger_s: float = 2.0
+    burst_max: int = 64  # pipelined requests answered before others get a turn
+    drain_s_max: float = 15.0
+    socket_ping_s: float = 20.0
+    socket_send_buffer_max: int = 4 << 20  # bytes queued per WebSocket before Overloaded
+    socket_deflate: bool = True
+
+
+class HttpServerStatistics(msgspec.Struct, frozen=True):
+    """What the server did and holds."""
+
+    port: int
+    connections: int
+    connections_refused: int
+    requests: int
+    hot: int
+    shed: int
+    in_flight: int
+    sockets: int
+    refused: dict[str, int]
+
+
+class HttpServer:
+    """One listening HTTP server; a lifecycle part."""
+
+    def __init__(
+        self,
+        settings: HttpServerSettings,
+        app: AsgiApp,
+        *,
+        registry: Registry,
+        sockets: SocketDoor | None = None,
+        classify: Callable[[bytes, bytes], Priority] | None = None,
+        tls: ssl.SSLContext | None = None,
+        inherited: socket.socket | None = None,
+        name: str = "http",
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.admission = Admission(settings.admission, classify)
+        self.deadlines = Deadlines()
+        self.draining = False
+        self.scheme = "https" if tls is not None else "http"
+        self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
+        self._app = app
+        self._sockets = sockets
+        self._tasks: Tasks | None = None
+        self._connections: dict[HttpProtocol, None] = {}
+        self._hot_exact: dict[bytes, dict[bytes, HotHandler]] = {}
+        self._hot_prefix: dict[bytes, list[tuple[bytes, HotHandler]]] = {}
+        self._refused: dict[str, int] = {}
+        self._socket_count = 0
+        self._server_address: tuple[str, int | None] = (settings.listener.host, settings.listener.port)
+        self.requests_total = registry.counter(
+            "fourplane_edge_http_requests_total", "requests given to the application", server=name
+        )
+        self.hot_total = registry.counter(
+            "fourplane_edge_http_hot_total", "requests answered in the protocol", server=name
+        )
+        self.shed_total = registry.counter(
+            "fourplane_edge_http_shed_total", "requests turned away by the admission", server=name
+        )
+        registry.gauge(
+            "fourplane_edge_http_connections_count",
+            "open connections",
+            read=lambda: float(len(self._connections)),
+            server=name,
+        )
+        registry.gauge(
+            "fourplane_edge_http_in_flight_count",
+            "requests being answered",
+            read=lambda: float(self.admission.in_flight),
+            server=name,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port it really listens on."""
+        return self.listener.port
+
+    @property
+    def takes_sockets(self) -> bool:
+        """Whether anybody opens WebSockets here."""
+        return self._sockets is not None
+
+    def hot(self, method: str, path: str, handler: HotHandler) -> None:
+        """Answer `method path` inside the protocol: `handler(request)` returns whole prebuilt bytes at once.
+
+        A path that ends in `*` takes everything below it. A handler that returns None passes the request on to the
+        application, so that a cache answers its hits here and its misses there. It must not wait and not take long.
+        """
+        verb, place = method.encode(), path.encode()
+        if place.endswith(b"*"):
+            prefixes = self._hot_prefix.setdefault(verb, [])
+            prefixes.append((place[:-1], handler))
+            prefixes.sort(key=lambda entry: -len(entry[0]))
+            self._hot_exact.setdefault(verb, {})
+        elif place in self._hot_exact.setdefault(verb, {}):
+            raise Misconfigured(f"{method} {path} has two hot handlers")
+        else:
+            self._hot_exact[verb][place] = handler
+
+    def hot_handler(self, method: bytes, path: bytes) -> HotHandler | None:
+        """The hot handler of a request, if it has one."""
+        exact = self._hot_exact.get(method)
+        if exact is None:
+            return None
+        found = exact.get(path)
+        if found is None:
+            for prefix, handler in self._hot_prefix.get(method, ()):
+                if path.startswith(prefix):
+                    return handler
+        return found
+
+    # -- lifecycle
+
+    async def start(self, tasks: Tasks) -> None:
+        """Listen; raises OSError when the port is busy."""
+        self._tasks = tasks
+        await self.listener.open(lambda: HttpProtocol(self))
+        self._server_address = (self.settings.listener.host, self.listener.port)
+
+    async def drain(self) -> None:
+        """Accept nothing new, let every request in flight finish, bounded by `drain_s_max`."""
+        self.draining = True
+        self.listener.close()
+        for connection in list(self._connections):
+            connection.drain()
+        ends = clock.monotonic_s() + self.settings.drain_s_max
+        while self._connections and clock.monotonic_s() < ends:
+            await clock.sleep(TICK_S / 10)
+
+    async def stop(self) -> None:
+        """Cut what is still open."""
+        self.draining = True
+        self.listener.close()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self.deadlines.close()
+        await clock.sleep(0)
+
+    def statistics(self) -> HttpServerStatistics:
+        return HttpServerStatistics(
+            port=self.listener.port,
+            connections=len(self._connections),
+            connections_refused=self.listener.bounds.refused,
+            requests=self.requests_total.value,
+            hot=self.hot_total.value,
+            shed=self.shed_total.value,
+            in_flight=self.admission.in_flight,
+            sockets=self._socket_count,
+            refused=dict(self._refused),
+        )
+
+    # -- called by connections
+
+    def opened(self, connection: HttpProtocol) -> bool:
+        """Count a connection in; False when it must go at once."""
+        if self.draining or not self.listener.bounds.try_enter(connection.peer):
+            return False
+        self._connections[connection] = None
+        return True
+
+    def closed(self, connection: HttpProtocol) -> None:
+        """Count a connection out."""
+        if connection in self._connections:
+            del self._connections[connection]
+            self.listener.bounds.leave(connection.peer)
+
+    def counted(self, code: str) -> None:
+        """Remember why a connection was refused."""
+        self._refused[code] = self._refused.get(code, 0) + 1
+
+    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest, priority: Priority) -> AsgiExchange:
+        """Give a request to the application in a task of its own."""
+        exchange = AsgiExchange(connection, request, priority)
+        self.admission.entered(priority)
+        self.requests_total.value += 1
+        scope = http_scope(request, scheme=self.scheme, server=self._server_address)
+        assert self._tasks is not None
+        self._tasks.start(self._run(exchange, scope), "request")
+        return exchange
+
+    def begin_socket(self, connection: HttpProtocol, request: HttpRequest) -> None:
+        """Let the door of WebSockets decide about an upgrade, in a task of its own."""
+        assert self._tasks is not None
+        assert self._sockets is not None
+        self._tasks.start(self._run_socket(serve_socket(connection, request, self._sockets)), "socket")
+
+    async def _run(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:
+        failed = False
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            self.counted("client_gone")
+        except Exception as error:  # noqa: BLE001 - a bug of a handler ends its request, not the server; it is told
+            failed = True
+            self.registry.event("error", "http", f"{scope['method']} failed: {error!r}", path=scope["path"][:200])
+        finally:
+            self.admission.left()
+            exchange.settle(failed)
+
+    async def _run_socket(self, work: Awaitable[None]) -> None:
+        self._socket_count += 1
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - as above, for a WebSocket
+            self.registry.event("error", "http", f"a WebSocket handler failed: {error!r}")
+        finally:
+            self._socket_count -= 1
