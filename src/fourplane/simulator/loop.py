@@ -25,7 +25,7 @@ import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
-from fourplane.simulator.network import Fabric, SimulatedServer, SimulatedTransport
+from fourplane.simulator.network import Arrival, Fabric, SimulatedServer, SimulatedTransport
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         self.dead_hosts: set[str] = set()
         self._blocking_random = random.Random(f"blocking of {seed}")
         self._blocking_free: dict[tuple[str, str], float] = {}
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._timers: list[tuple[float, int, asyncio.Handle | Arrival]] = []
         self._sequence = 0
         self._virtual_s_max = virtual_s_max
         self._steps_max = steps_max
@@ -144,6 +144,11 @@ class SimulatorLoop(asyncio.BaseEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Cancelled timers leave the heap when their time comes; nothing to count here."""
 
+    def arrive_at(self, when: float, arrival: Arrival) -> None:
+        """Queue a message of the network; the same as a timer, without a handle to cancel."""
+        self._sequence += 1
+        heapq.heappush(self._timers, (when, self._sequence, arrival))
+
     def next_sequence(self) -> int:
         """The next number of this run; ties of time are broken by it."""
         self._sequence += 1
@@ -163,7 +168,7 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         if self.steps > self._steps_max:
             raise Endless(f"{self.steps} steps", virtual_s=self.virtual_s)
 
-    def _advance(self, timers: list[tuple[float, int, asyncio.Handle]]) -> None:
+    def _advance(self, timers: list[tuple[float, int, asyncio.Handle | Arrival]]) -> None:
         while timers and timers[0][2]._cancelled:  # noqa: SLF001
             heapq.heappop(timers)
         if not timers:
@@ -285,6 +290,7 @@ class World:
 
     def note(self, text: str) -> None:
         """Put a decision into the digest: what was matched, sold, delivered."""
+        self.network.settle_digest()
         self._loop.digest.update(f"{self._loop.virtual_s:.6f} {text}\n".encode())
 
     def crash(self, host: str) -> None:
@@ -326,6 +332,7 @@ def run(
         try:
             result = loop.run_until_complete(main(World(loop)))
             _cancel_rest(loop)
+            loop.fabric.settle_digest()
         finally:
             loop.fabric.close()
             loop.close()

@@ -9,6 +9,7 @@ A host name that nobody placed is the machine itself: `127.0.0.1` and `localhost
 
 import asyncio
 import random
+import struct
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -25,9 +26,29 @@ RETRANSMIT_S = 0.2
 GIVE_UP_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0", "::1", "")  # noqa: S104 - names to recognise, not to bind
 FIRST_FREE_PORT = 40_000
+SEEN_MAX = 64 * 1024
+_DELIVERY = struct.Struct("<QQI")
 
 
-Delivery = tuple[Callable[[], None], int]  # what happens at the receiver, and the size of the message
+class Arrival:
+    """A message on its way: content, None for the end of the stream, or an error that breaks the connection.
+
+    It stands in the loop's queues where asyncio has handles, so it has their two names and nothing else.
+    """
+
+    __slots__ = ("content", "receiver")
+    _cancelled = False
+
+    def __init__(self, receiver: "SimulatedTransport", content: bytes | Exception | None) -> None:
+        self.receiver = receiver
+        self.content = content
+
+    @property
+    def _context(self) -> Context:
+        return self.receiver.context
+
+    def _run(self) -> None:
+        self.receiver.context.run(self.receiver.arrive, self.content)
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -109,11 +130,13 @@ class SimulatedTransport(asyncio.Transport):
         self._fabric = fabric
         self.host = name[0]
         self.context = context
-        self.held: deque[Delivery] = deque()
+        self.held: deque[bytes | Exception | None] = deque()
         self._name = name
         self._peer_name = peer_name
         self.peer: SimulatedTransport | None = None
         self.protocol: Any = None
+        self._buffered = False
+        self.number = fabric.next_number()
         self.encrypted = False
         self.alive = True
         self._closing = False
@@ -137,6 +160,7 @@ class SimulatedTransport(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self.protocol
@@ -179,7 +203,7 @@ class SimulatedTransport(asyncio.Transport):
         self._closing = True
         peer = self.peer
         if peer is not None:
-            self._fabric.deliver_later(self, peer, lambda: peer.lose(ConnectionResetError("reset by peer")))
+            self._fabric.deliver_later(self, peer, ConnectionResetError("reset by peer"))
         self._fabric.loop.call_soon(self.lose, None, context=self.context)
 
     def is_closing(self) -> bool:
@@ -211,13 +235,22 @@ class SimulatedTransport(asyncio.Transport):
     def _send(self, content: bytes | None) -> None:
         peer = self.peer
         if peer is not None:
-            self._fabric.deliver_later(self, peer, lambda: peer.arrive(content), len(content or b""))
+            self._fabric.deliver_later(self, peer, content)
 
-    def arrive(self, content: bytes | None) -> None:
+    def arrive(self, content: bytes | Exception | None) -> None:
         """Take what the other end sent, now."""
         if not self.alive:
             return
+        if isinstance(content, Exception):
+            self.lose(content)
+            return
         self._fabric.witness(self, content)
+        if content is not None and self._reading and not self._inbox and not self._buffered:
+            self.protocol.data_received(content)
+            peer = self.peer
+            if peer is not None:
+                peer.taken(len(content))
+            return
         self._inbox.append(content)
         if self._reading:
             self._drain_inbox()
@@ -267,6 +300,9 @@ class Fabric:
         self._host_now = host_now
         self._places: dict[str, tuple[str, str]] = {}
         self._links: dict[tuple[str, str], Link] = {}
+        self._resolved: dict[tuple[str, str], Link] = {}
+        self._seen = bytearray()
+        self._numbers = 0
         self._cut: set[tuple[str, str]] = set()
         self._listeners: dict[tuple[str, int], SimulatedServer] = {}
         self._datagrams: dict[tuple[str, int], SimulatedDatagram] = {}
@@ -279,10 +315,12 @@ class Fabric:
         """Say where a host stands; hosts of one zone are near each other."""
         if zone or region or host not in self._places:
             self._places[host] = (region, zone)
+            self._resolved.clear()
 
     def link(self, one: str, other: str, link: Link) -> None:
         """Set the link between two hosts, both ways."""
         self._links[one, other] = self._links[other, one] = link
+        self._resolved.clear()
 
     def partition(self, one: str, other: str, *, one_way: bool = False) -> None:
         """Let nothing through from `one` to `other` (and back unless one_way)."""
@@ -304,7 +342,7 @@ class Fabric:
             self.forget(transport)
             peer = transport.peer
             if peer is not None and peer.alive and peer.host != host:
-                self.deliver_later(transport, peer, _resetting(peer))
+                self.deliver_later(transport, peer, ConnectionResetError("the other host crashed"))
 
     def link_between(self, one: str, other: str) -> Link:
         """The link as configured, else by distance."""
@@ -361,24 +399,24 @@ class Fabric:
         client.peer, served.peer = served, client
         client.encrypted = served.encrypted = tls
         self._transports[client] = self._transports[served] = None
-        client.protocol = factory()
+        client.set_protocol(factory())
         self.loop.call_soon(_accept, server, served, context=served.context)
         client.protocol.connection_made(client)
         return client, client.protocol
 
     def deliver_later(
-        self, sender: SimulatedTransport, receiver: SimulatedTransport, action: Callable[[], None], size: int = 0
+        self, sender: SimulatedTransport, receiver: SimulatedTransport, content: bytes | Exception | None
     ) -> None:
-        """Schedule `action` at the receiving host when a message of `size` bytes would arrive.
+        """Let `content` arrive when the link says so.
 
         During a partition messages wait at the sender in order, and what is written after it healed waits behind them.
         """
-        if not sender.held and (sender.host, receiver.host) not in self._cut:
-            self._schedule(sender, receiver, action, size)
+        if not sender.held and (not self._cut or (sender.host, receiver.host) not in self._cut):
+            self._schedule(sender, receiver, content)
             return
         if not sender.held:
             self.loop.call_later(RETRANSMIT_S, self._retry, sender, receiver, RETRANSMIT_S)
-        sender.held.append((action, size))
+        sender.held.append(content)
 
     def _retry(self, sender: SimulatedTransport, receiver: SimulatedTransport, waited: float) -> None:
         if (sender.host, receiver.host) in self._cut:
@@ -389,14 +427,19 @@ class Fabric:
             self.loop.call_later(RETRANSMIT_S, self._retry, sender, receiver, waited + RETRANSMIT_S)
             return
         while sender.held:
-            self._schedule(sender, receiver, *sender.held.popleft())
+            self._schedule(sender, receiver, sender.held.popleft())
 
     def _schedule(
-        self, sender: SimulatedTransport, receiver: SimulatedTransport, action: Callable[[], None], size: int
+        self, sender: SimulatedTransport, receiver: SimulatedTransport, content: bytes | Exception | None
     ) -> None:
-        delay = self._delay_s(self.link_between(sender.host, receiver.host), size)
-        at = sender.next_arrival(self.loop.virtual_s + delay)
-        self.loop.call_at(at, action, context=receiver.context)
+        link = self._resolved.get((sender.host, receiver.host)) or self._resolve(sender.host, receiver.host)
+        size = len(content) if isinstance(content, bytes) else 0
+        at = sender.next_arrival(self.loop.virtual_s + self._delay_s(link, size))
+        self.loop.arrive_at(at, Arrival(receiver, content))
+
+    def _resolve(self, one: str, other: str) -> Link:
+        link = self._resolved[one, other] = self.link_between(one, other)
+        return link
 
     def _delay_s(self, link: Link, size: int) -> float:
         delay = link.latency_s + self._chance.random() * link.jitter_s
@@ -409,10 +452,22 @@ class Fabric:
     def witness(self, receiver: SimulatedTransport, content: bytes | None) -> None:
         """Put one delivery into the digest."""
         self.delivered += 1
-        digest = self.loop.digest
-        ends = receiver.get_extra_info("peername"), receiver.get_extra_info("sockname")
-        digest.update(f"{self.loop.virtual_s:.6f} {ends}".encode())
-        digest.update(content if content is not None else b"<eof>")
+        seen = self._seen
+        seen += _DELIVERY.pack(int(self.loop.virtual_s * 1e6), receiver.number, 0 if content is None else len(content))
+        if content is not None:
+            seen += content
+        if len(seen) > SEEN_MAX:
+            self.settle_digest()
+
+    def settle_digest(self) -> None:
+        """Move what was collected into the loop's digest."""
+        self.loop.digest.update(self._seen)
+        self._seen.clear()
+
+    def next_number(self) -> int:
+        """Numbers ends of connections in the order in which they were made."""
+        self._numbers += 1
+        return self._numbers
 
     def forget(self, transport: SimulatedTransport) -> None:
         """Drop an ended connection."""
@@ -446,7 +501,7 @@ class Fabric:
         endpoint = self._datagrams.get(there)
         if endpoint is not None:
             self.delivered += 1
-            self.loop.digest.update(f"{self.loop.virtual_s:.6f} {sender}>{there}".encode() + content)
+            self._seen += f"{self.loop.virtual_s:.6f} {sender}>{there}".encode() + content
             endpoint.protocol.datagram_received(content, sender)
 
     def close_datagram(self, name: tuple[str, int]) -> None:
@@ -509,9 +564,5 @@ def _receive(protocol: Any, content: bytes) -> None:
 
 
 def _accept(server: SimulatedServer, served: SimulatedTransport) -> None:
-    served.protocol = server.factory()
+    served.set_protocol(server.factory())
     served.protocol.connection_made(served)
-
-
-def _resetting(peer: SimulatedTransport) -> Callable[[], None]:
-    return lambda: peer.lose(ConnectionResetError("the other host crashed"))
