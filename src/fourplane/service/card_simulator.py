@@ -1,0 +1,368 @@
+"""A card network in a box: real state, real idempotency, a ledger that balances, and cards that misbehave.
+
+    card_ok        authorised at once               card_slow      authorised after `slow_s`
+    card_declined  declined, insufficient funds     card_expired   declined, card expired
+    card_failing   Unavailable, nothing happened    card_flaky     Unavailable for the first try of a key, then authorised
+    card_silent    authorised, but the answer is lost: DeadlineExceeded after `silent_s`; ask again with the same key
+    card_double    authorised, and every notice is delivered twice
+
+The outcome of a key is written in the same commit as payment and ledger, so a crash anywhere leaves all or nothing.
+Ledger: every operation moves an amount between `card`, `held` and `merchant`; its lines add up to zero, so every currency
+does. Concurrent operations on one payment meet at its version and the loser looks again.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import msgspec
+
+from fourplane.foundation import clock, ids
+from fourplane.foundation.errors import (
+    Conflict,
+    DeadlineExceeded,
+    FourplaneError,
+    NotFound,
+    Overloaded,
+    Rejected,
+    Unavailable,
+)
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.money import Money
+from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentState
+from fourplane.service.schema import PAYMENTS
+from fourplane.state import schema
+from fourplane.state.contracts import Row, Sql, Statement
+
+DECLINED = {"card_declined": "insufficient funds", "card_expired": "card expired"}
+METHODS = frozenset({"card_ok", "card_slow", "card_failing", "card_flaky", "card_silent", "card_double", *DECLINED})
+COUNTED = {"capture": "captured", "void": "voided", "refund": "refunded"}
+KEY_MAX = 200
+ATTEMPTS_MAX = 8
+SELECT_PAYMENT = (
+    "SELECT id, method, state, reason, currency, authorised, captured, refunded, version FROM payments WHERE id = ?1"
+)
+Listener = Callable[[Notice], Awaitable[None]]
+Transfer = tuple[str, str, int]  # from account, to account, amount
+
+
+class CardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    slow_s: float = 2.0
+    silent_s: float = 30.0
+    notices_max: int = 10_000
+    notice_retry_s: float = 1.0
+    flaky_keys_max: int = 10_000
+
+
+class CardStatistics(msgspec.Struct, frozen=True):
+    authorised: int
+    declined: int
+    captured: int
+    voided: int
+    refunded: int
+    repeated: int
+    failed: int
+    notices_waiting: int
+
+
+class _State(msgspec.Struct, frozen=True):
+    """One row of `payments`."""
+
+    id: int
+    method: str
+    state: PaymentState
+    reason: str
+    currency: str
+    authorised: int
+    captured: int
+    refunded: int
+    version: int
+
+    def payment(self) -> Payment:
+        return Payment(
+            ids.encode("pay", self.id),
+            self.state,
+            Money(self.authorised, self.currency),
+            Money(self.captured, self.currency),
+            Money(self.refunded, self.currency),
+            self.reason,
+        )
+
+
+class CardSimulator:
+    """Implements PaymentGateway over Sql. A lifecycle part."""
+
+    def __init__(
+        self, sql: Sql, *, ids: IdGenerator, settings: CardSettings | None = None, on_notice: Listener | None = None
+    ) -> None:
+        self._sql = sql
+        self._ids = ids
+        self._settings = settings or CardSettings()
+        self.on_notice = on_notice
+        self._notices: deque[Notice] = deque()
+        self._flaky_keys: dict[str, None] = {}
+        self._counts = dict.fromkeys(
+            ("authorised", "declined", "captured", "voided", "refunded", "repeated", "failed"), 0
+        )
+        self._tasks: Tasks | None = None
+        self._delivering = False
+
+    async def start(self, tasks: Tasks) -> None:
+        """Make the tables."""
+        await schema.ensure(self._sql, "payments", PAYMENTS, ())
+        self._tasks = tasks
+
+    async def drain(self) -> None:
+        """Deliver the notices that wait."""
+        await self._deliver()
+
+    async def stop(self) -> None:
+        self._tasks = None
+
+    async def authorise(self, key: str, amount: Money, method: str) -> Authorisation:
+        """See PaymentGateway; `method` is one of this module's cards."""
+        if method not in METHODS:
+            raise Rejected(f"unknown payment method {method[:40]!r}", code="bad_method")
+        if amount.amount <= 0:
+            raise Rejected("an authorisation is for more than nothing", code="bad_amount")
+        request = f"authorise {amount.amount} {amount.currency} {method}"
+        repeated = await self._earlier(key, request)
+        if repeated is not None:
+            return _authorisation(repeated)
+        await self._before_answer(method, key)
+        reason = DECLINED.get(method, "")
+        state = _State(
+            self._ids.next(),
+            method,
+            "declined" if reason else "authorised",
+            reason,
+            amount.currency,
+            amount.amount,
+            0,
+            0,
+            1,
+        )
+        insert = (
+            "INSERT INTO payments (id, method, state, reason, currency, authorised, captured, refunded, version, created_us)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0, 1, ?7)"
+        )
+        values = (state.id, method, state.state, reason, amount.currency, amount.amount, clock.now_us())
+        moves: list[Transfer] = [] if reason else [("card", "held", amount.amount)]
+        try:
+            await self._sql.commit(
+                [Statement(insert, values, expect_rows=1), *self._operation(key, "authorise", request, state, moves)]
+            )
+        except Conflict:  # the same key at the same moment: its answer is ours
+            repeated = await self._earlier(key, request)
+            assert repeated is not None, "only the key can conflict"
+            return _authorisation(repeated)
+        self._note("declined" if reason else "authorised", state)
+        if method == "card_silent":
+            await clock.sleep(self._settings.silent_s)
+            raise DeadlineExceeded("the card network did not answer", code="gateway_silent")
+        return _authorisation(state)
+
+    async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
+        """See PaymentGateway."""
+        request = f"capture {authorisation_id} {amount.text() if amount else 'all'}"
+
+        def change(before: _State) -> tuple[_State, list[Transfer]]:
+            taken = before.authorised if amount is None else _amount(before, amount)
+            if before.state != "authorised":
+                raise Conflict(
+                    f"a payment that is {before.state} cannot be captured", code="wrong_state", state=before.state
+                )
+            if taken > before.authorised:
+                raise Rejected("more than was authorised", code="bad_amount")
+            moves = [("held", "merchant", taken), ("held", "card", before.authorised - taken)]
+            return msgspec.structs.replace(before, state="captured", captured=taken), moves
+
+        return await self._change(key, "capture", request, authorisation_id, change)
+
+    async def void(self, key: str, authorisation_id: str) -> Payment:
+        """See PaymentGateway."""
+
+        def change(before: _State) -> tuple[_State, list[Transfer]]:
+            if before.state in {"voided", "declined"}:
+                return before, []
+            if before.state != "authorised":
+                raise Conflict(
+                    f"a payment that is {before.state} cannot be voided", code="wrong_state", state=before.state
+                )
+            return msgspec.structs.replace(before, state="voided"), [("held", "card", before.authorised)]
+
+        return await self._change(key, "void", f"void {authorisation_id}", authorisation_id, change)
+
+    async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
+        """See PaymentGateway."""
+
+        def change(before: _State) -> tuple[_State, list[Transfer]]:
+            given = _amount(before, amount)
+            if before.state not in {"captured", "refunded"}:
+                raise Conflict(
+                    f"a payment that is {before.state} cannot be refunded", code="wrong_state", state=before.state
+                )
+            total = before.refunded + given
+            if total > before.captured:
+                raise Rejected("more than was captured", code="bad_amount")
+            state: PaymentState = "refunded" if total == before.captured else "captured"
+            return msgspec.structs.replace(before, state=state, refunded=total), [("merchant", "card", given)]
+
+        return await self._change(key, "refund", f"refund {authorisation_id} {amount.text()}", authorisation_id, change)
+
+    async def find(self, authorisation_id: str) -> Payment | None:
+        """See PaymentGateway."""
+        state = await self._state(ids.decode("pay", authorisation_id))
+        return None if state is None else state.payment()
+
+    async def find_by_key(self, key: str) -> Payment | None:
+        """See PaymentGateway."""
+        rows = await self._sql.read("SELECT payment_id FROM payment_operations WHERE key = ?1", key)
+        if not rows:
+            return None
+        state = await self._state(_int(rows[0][0]))
+        return None if state is None else state.payment()
+
+    async def story(self, authorisation_id: str) -> list[str]:
+        """What happened to one payment, oldest first."""
+        rows = await self._sql.read(
+            "SELECT at_us, request, key FROM payment_operations WHERE payment_id = ?1 ORDER BY at_us, key",
+            ids.decode("pay", authorisation_id),
+        )
+        return [f"{_int(at_us)} {request!s} ({key!s})" for at_us, request, key in rows]
+
+    async def balances(self) -> dict[str, dict[str, int]]:
+        """Minor units per currency and account (`card`, `held`, `merchant`); each currency adds up to zero."""
+        rows = await self._sql.read(
+            "SELECT currency, account, SUM(amount) FROM payment_ledger GROUP BY currency, account"
+        )
+        found: dict[str, dict[str, int]] = {}
+        for currency, account, amount in rows:
+            found.setdefault(str(currency), {})[str(account)] = int(amount or 0)
+        return found
+
+    def statistics(self) -> CardStatistics:
+        return CardStatistics(**self._counts, notices_waiting=len(self._notices))
+
+    async def _before_answer(self, method: str, key: str) -> None:
+        match method:
+            case "card_slow":
+                await clock.sleep(self._settings.slow_s)
+            case "card_failing":
+                self._counts["failed"] += 1
+                raise Unavailable("the card network is down", code="gateway_down")
+            case "card_flaky" if key not in self._flaky_keys:
+                if len(self._flaky_keys) >= self._settings.flaky_keys_max:
+                    del self._flaky_keys[next(iter(self._flaky_keys))]
+                self._flaky_keys[key] = None
+                self._counts["failed"] += 1
+                raise Unavailable("the card network failed this time", code="gateway_down")
+
+    async def _change(
+        self,
+        key: str,
+        kind: str,
+        request: str,
+        authorisation_id: str,
+        change: Callable[[_State], tuple[_State, list[Transfer]]],
+    ) -> Payment:
+        number = ids.decode("pay", authorisation_id)
+        for _ in range(ATTEMPTS_MAX):
+            repeated = await self._earlier(key, request)
+            if repeated is not None:
+                return repeated.payment()
+            before = await self._state(number)
+            if before is None:
+                raise NotFound("no such payment", code="no_payment")
+            after, moves = change(before)
+            update = (
+                "UPDATE payments SET state = ?2, captured = ?3, refunded = ?4, version = version + 1"
+                " WHERE id = ?1 AND version = ?5"
+            )
+            values = (number, after.state, after.captured, after.refunded, before.version)
+            try:
+                await self._sql.commit(
+                    [Statement(update, values, expect_rows=1), *self._operation(key, kind, request, after, moves)]
+                )
+            except Conflict:
+                continue  # another operation on this payment, or this key, was first
+            done = msgspec.structs.replace(after, version=before.version + 1)
+            self._note(COUNTED[kind], done)
+            return done.payment()
+        raise Overloaded("too many operations on one payment at once", code="payment_contended")
+
+    def _operation(self, key: str, kind: str, request: str, state: _State, moves: list[Transfer]) -> list[Statement]:
+        operation = "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES (?1, ?2, ?3, ?4, ?5)"
+        ledger = "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
+        statements = [Statement(operation, (key, state.id, kind, request, clock.now_us()), expect_rows=1, label="key")]
+        lines = [line for source, target, amount in moves if amount for line in ((source, -amount), (target, amount))]
+        for number, (account, amount) in enumerate(lines):
+            statements.append(
+                Statement(ledger, (key, number, state.id, account, amount, state.currency), expect_rows=1)
+            )
+        return statements
+
+    async def _earlier(self, key: str, request: str) -> _State | None:
+        if not 0 < len(key) <= KEY_MAX:
+            raise Rejected(f"an idempotency key has 1 to {KEY_MAX} letters", code="bad_key")
+        rows = await self._sql.read("SELECT payment_id, request FROM payment_operations WHERE key = ?1", key)
+        if not rows:
+            return None
+        if rows[0][1] != request:
+            raise Conflict("this key was used for another request", code="key_reused")
+        self._counts["repeated"] += 1
+        return await self._state(_int(rows[0][0]))
+
+    async def _state(self, number: int) -> _State | None:
+        rows = await self._sql.read(SELECT_PAYMENT, number)
+        return _read_state(rows[0]) if rows else None
+
+    def _note(self, counted: str, state: _State) -> None:
+        self._counts[counted] += 1
+        if self.on_notice is None or self._tasks is None:
+            return
+        notice = Notice(
+            f"{ids.encode('pay', state.id)}.{state.version}.{state.state}", ids.encode("pay", state.id), state.state
+        )
+        copies = 2 if state.method == "card_double" else 1
+        if len(self._notices) + copies > self._settings.notices_max:
+            self._notices.popleft()
+        self._notices.extend([notice] * copies)
+        if not self._delivering:
+            self._tasks.start(self._deliver(), "notices")
+
+    async def _deliver(self) -> None:
+        if self._delivering or self.on_notice is None:
+            return
+        self._delivering = True
+        try:
+            while self._notices:
+                try:
+                    await self.on_notice(self._notices[0])
+                except FourplaneError:  # the receiver is not well: later, and again, as a real network does
+                    await clock.sleep(self._settings.notice_retry_s)
+                    continue
+                self._notices.popleft()
+        finally:
+            self._delivering = False
+
+
+def _authorisation(state: _State) -> Authorisation:
+    outcome: Literal["authorised", "declined"] = "declined" if state.state == "declined" else "authorised"
+    return Authorisation(ids.encode("pay", state.id), outcome, state.reason)
+
+
+def _amount(before: _State, amount: Money) -> int:
+    if amount.currency != before.currency or amount.amount <= 0:
+        raise Rejected(f"not an amount above zero in {before.currency}: {amount.text()}", code="bad_amount")
+    return amount.amount
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int), "a whole number"
+    return value
+
+
+def _read_state(row: Row) -> _State:
+    return msgspec.convert(dict(zip(_State.__struct_fields__, row, strict=True)), _State)

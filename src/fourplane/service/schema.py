@@ -1,0 +1,106 @@
+"""Tables of the service plane: accounts and sessions, payments and their ledger, decisions of two-phase commits."""
+
+import sqlalchemy as sa
+
+ACCOUNTS = sa.MetaData()
+PAYMENTS = sa.MetaData()
+DECISIONS = sa.MetaData()
+
+accounts = sa.Table(
+    "accounts",
+    ACCOUNTS,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("roles", sa.Text, nullable=False),  # sorted, joined by a space
+    sa.Column("web_cost", sa.Text, nullable=False),
+    sa.Column("web_salt", sa.LargeBinary, nullable=False),
+    sa.Column("web_digest", sa.LargeBinary, nullable=False),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("tenant", "name", name="accounts_name"),
+)
+
+account_scram = sa.Table(
+    "account_scram",
+    ACCOUNTS,
+    sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("mechanism", sa.Text, primary_key=True),
+    sa.Column("salt", sa.LargeBinary, nullable=False),
+    sa.Column("iterations", sa.BigInteger, nullable=False),
+    sa.Column("stored_key", sa.LargeBinary, nullable=False),
+    sa.Column("server_key", sa.LargeBinary, nullable=False),
+)
+
+account_sessions = sa.Table(
+    "account_sessions",
+    ACCOUNTS,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("account_id", sa.BigInteger, nullable=False),
+    sa.Column("expires_us", sa.BigInteger, nullable=False),
+    sa.Index("account_sessions_account", "account_id"),
+    sa.Index("account_sessions_expiry", "expires_us"),
+)
+
+operator_links = sa.Table(
+    "operator_links",
+    ACCOUNTS,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("expires_us", sa.BigInteger, nullable=False),
+)
+
+payments = sa.Table(
+    "payments",
+    PAYMENTS,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("authorised", sa.BigInteger, nullable=False),
+    sa.Column("captured", sa.BigInteger, nullable=False),
+    sa.Column("refunded", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+)
+
+payment_operations = sa.Table(
+    "payment_operations",
+    PAYMENTS,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("payment_id", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),  # what the key was first used for; another use is refused
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Index("payment_operations_payment", "payment_id", "at_us"),
+)
+
+payment_ledger = sa.Table(
+    "payment_ledger",
+    PAYMENTS,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("line", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("payment_id", sa.BigInteger, nullable=False),
+    sa.Column("account", sa.Text, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Index("payment_ledger_payment", "payment_id"),
+    sa.Index("payment_ledger_account", "currency", "account"),
+)
+
+coordinators = sa.Table(
+    "coordinators",
+    DECISIONS,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+)
+
+decisions = sa.Table(
+    "decisions",
+    DECISIONS,
+    sa.Column("transaction_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("coordinator", sa.Text, nullable=False),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("participants", sa.Text, nullable=False),  # names joined by a space
+    sa.Column("decided_us", sa.BigInteger, nullable=False),
+    sa.Index("decisions_coordinator", "coordinator"),
+)
