@@ -1,0 +1,29 @@
+"""How drivers lie in memory and on the wire: the records that the kernels, the index and the feed share."""
+
+import numpy as np
+
+LEVEL_MAX = 14  # a cell's face, i and j must fit 31 bits
+
+# One position as it travels: 16 bytes little endian. `sequence` grows per driver (wraps); places in 1e-7 degrees.
+UPDATE = np.dtype([("driver", "<u4"), ("lat", "<i4"), ("lng", "<i4"), ("sequence", "<u4")])
+# By driver number. `slot` is -1 while the driver is not on the map; `seen` counts clock ticks.
+DRIVER = np.dtype([("key", "<u4"), ("slot", "<i4"), ("seen", "<u4"), ("sequence", "<u4")])
+# By place in the arena, all drivers of a cell together.
+SLOT = np.dtype([("driver", "<u4"), ("lat", "<i4"), ("lng", "<i4"), ("state", "<u4")])
+# One cell: its chunk (8 << size slots, size -1: none yet), its middle as a unit vector, the angle to its farthest corner.
+BUCKET = np.dtype(
+    [
+        ("key", "<i8"), ("start", "<i8"), ("count", "<i8"), ("size", "<i8"),
+        ("x", "<f8"), ("y", "<f8"), ("z", "<f8"), ("radius", "<f8"),
+    ]
+)  # fmt: skip
+
+# Places in the index's `meta` column.
+META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_WARM = range(9)
+CHUNKS = 9  # here begin the heads of the lists of free chunks, one per size
+META_COUNT = CHUNKS + 32
+
+# A driver's state word: what a search filters by with `state & mask == wanted`.
+AVAILABLE, RESERVED, ON_TRIP, PAUSED = 1, 2, 3, 4
+STATUS_MASK = 0xF
+VEHICLE_SHIFT, VEHICLE_MASK = 4, 0xF0
