@@ -1,0 +1,94 @@
+"""Carts kept in Records: one partition per cart, written with compare-and-set, merged instead of refused.
+
+A change reads the cart, applies it, writes over the version it read. When somebody else wrote meanwhile, the two copies
+are merged and written again; after `attempts_max` lost races the caller hears Conflict. A cart that nobody
+touches for `keep_days` is forgotten.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from fourplane.commerce.cart import Cart, HybridClock, Stamp
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Conflict, Rejected
+from fourplane.state.contracts import Put, Records
+
+SORT = b"cart"
+
+
+class CartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of a cart."""
+
+    lines_max: int = 100
+    entries_max: int = 2_000
+    codes_max: int = 10
+    gone_max: int = 500
+    keep_days: int = 60
+    attempts_max: int = 8
+
+
+class CartStore:
+    """Read and change carts by their id; an id is a capability, whoever knows it may change the cart."""
+
+    def __init__(self, settings: CartSettings, *, records: Records, replica: str) -> None:
+        self._settings = settings
+        self._records = records
+        self._clock = HybridClock(replica)
+        self._decoder = msgspec.msgpack.Decoder(Cart)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    async def find(self, cart_id: str) -> Cart:
+        """The cart, empty when nobody ever put anything in."""
+        record = await self._records.get(_partition(cart_id), SORT)
+        return Cart() if record is None else self._decode(record.value)
+
+    async def change(self, cart_id: str, edit: Callable[[Cart, Stamp], object]) -> Cart:
+        """Apply `edit` durably and return the cart; `edit` may run again on a newer copy."""
+        partition = _partition(cart_id)
+        for _ in range(self._settings.attempts_max):
+            record = await self._records.get(partition, SORT)
+            cart = Cart() if record is None else self._decode(record.value)
+            self._clock.observe(cart.latest())
+            edit(cart, self._clock.tick(clock.now_us()))
+            self._bound(cart)
+            put = Put(
+                SORT,
+                self._encoder.encode(cart),
+                expect_version=0 if record is None else record.version,
+                ttl_s=self._settings.keep_days * 86_400.0,
+            )
+            try:
+                await self._records.write(partition, [put])
+            except Conflict:
+                continue
+            return cart
+        raise Conflict("this cart is being changed from too many places at once", code="cart_busy")
+
+    async def absorb(self, cart_id: str, other: Cart) -> Cart:
+        """Merge another copy (a guest's cart at login, another region's) into this one."""
+
+        def edit(cart: Cart, _: Stamp) -> None:
+            both = cart.merge(other)
+            cart.entries, cart.gone, cart.codes = both.entries, both.gone, both.codes
+
+        return await self.change(cart_id, edit)
+
+    def _decode(self, stored: bytes) -> Cart:
+        cart = self._decoder.decode(stored)
+        assert cart.schema == 1, "a cart of a newer schema"
+        return cart
+
+    def _bound(self, cart: Cart) -> None:
+        settings = self._settings
+        cart.compact(settings.gone_max)
+        if len(cart.entries) > settings.entries_max or len({e.sku for e in cart.entries.values()}) > settings.lines_max:
+            raise Rejected(f"a cart holds at most {settings.lines_max} lines", code="cart_full")
+        if len(cart.codes) > settings.codes_max:
+            raise Rejected(f"at most {settings.codes_max} codes are tried per cart", code="too_many_codes")
+
+
+def _partition(cart_id: str) -> bytes:
+    if not (8 <= len(cart_id) <= 64 and cart_id.isascii() and cart_id.replace("_", "").replace("-", "").isalnum()):
+        raise Rejected("not a cart id", code="bad_cart_id")
+    return b"cart:" + cart_id.encode()

@@ -1,0 +1,403 @@
+"""Stock that cannot be sold twice.
+
+Every sku lives in one shard; a shard is one sql store with one writer, so a hot sku costs no more than a cold one. Per sku and
+warehouse there are two numbers, `on_hand` and `held`; a hold raises `held` only where `on_hand - held` allows it, inside the
+statement itself, so any number of buyers may race. The life of a hold is that of a two-phase commit:
+
+    prepare   held += n, a row in `holds`; refused when the transaction has already ended here (a late prepare cannot win)
+    commit    on_hand -= n, held -= n, a line in the ledger, the end is remembered        may be repeated
+    abort     held -= n, the end is remembered, also when there was nothing to release     may be repeated
+
+A prepared hold never lapses by itself: it is in doubt, and the coordinator settles what is in doubt (at the latest its sweep);
+`overdue` counts holds that wait longer than `hold_s`.
+The writer opens the shard with a new epoch; every commit carries it, so an owner that was replaced
+cannot write any more.
+
+Invariants (`check`): the ledger's sum is `on_hand`; the holds' sum is `held`; 0 <= held <= on_hand.
+Source: Gray and Reuter, Transaction Processing (1992), escrow; CASES.md C9. Cost: one grouped commit per step.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Conflict, Rejected
+from fourplane.foundation.ids import IdGenerator
+from fourplane.service.two_phase_commit import Transaction
+from fourplane.state.contracts import Sql, Statement
+
+_PUT_LEDGER = (
+    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+)
+_CORRECT_LEDGER = (
+    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) "
+    "SELECT CAST(?1 AS BIGINT), CAST(?2 AS VARCHAR(200)), CAST(?3 AS VARCHAR(20)), CAST(?4 AS BIGINT) - "
+    "COALESCE((SELECT on_hand FROM stock WHERE sku = ?2 AND warehouse = ?3), 0), CAST(?5 AS VARCHAR(40)), "
+    "'', CAST(?6 AS BIGINT)"
+)
+_SET_STOCK = (
+    "INSERT INTO stock (sku, warehouse, on_hand, held) VALUES (?1, ?2, ?3, 0) "
+    "ON CONFLICT (sku, warehouse) DO UPDATE SET on_hand = excluded.on_hand"
+)
+_HOLD = "UPDATE stock SET held = held + ?3 WHERE sku = ?1 AND warehouse = ?2 AND on_hand - held >= ?3"
+_PUT_HOLD = (
+    "INSERT INTO holds (transaction_id, sku, warehouse, quantity, expires_us, coordinator, epoch) "
+    "SELECT CAST(?1 AS BIGINT), CAST(?2 AS VARCHAR(200)), CAST(?3 AS VARCHAR(20)), CAST(?4 AS BIGINT), "
+    "CAST(?5 AS BIGINT), CAST(?6 AS VARCHAR(60)), CAST(?7 AS BIGINT) "
+    "WHERE NOT EXISTS (SELECT 1 FROM hold_ends WHERE transaction_id = ?8)"
+)
+_SELL = "UPDATE stock SET on_hand = on_hand - ?3, held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
+_RELEASE = "UPDATE stock SET held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
+_END = "INSERT INTO hold_ends (transaction_id, outcome, at_us) VALUES (?1, ?2, ?3)"
+_DROP = "DELETE FROM holds WHERE transaction_id = ?1"
+
+
+class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where stock lies and how long a hold may stay undecided."""
+
+    warehouses: tuple[str, ...] = ("newark", "reno", "rotterdam")
+    near: dict[str, tuple[str, ...]] = {
+        "us": ("newark", "reno", "rotterdam"),
+        "europe": ("rotterdam", "newark", "reno"),
+    }
+    hold_s: float = 120.0
+    attempts_max: int = 12
+    ends_keep_s: float = 86_400.0
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """Set what is on hand of a sku; without a warehouse it is spread over all of them."""
+
+    sku: str
+    on_hand: int
+    reason: str
+    warehouse: str = ""
+
+
+class Wanted(msgspec.Struct, frozen=True, array_like=True):
+    """So much of a sku."""
+
+    sku: str
+    quantity: int
+
+
+class HoldRequest(msgspec.Struct, frozen=True):
+    """One shard's part of an order: what, and which zone it goes to."""
+
+    wanted: list[Wanted]
+    zone: str
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """So much of a sku from one warehouse."""
+
+    sku: str
+    warehouse: str
+    quantity: int
+
+
+class OutOfStock(Conflict):
+    """Not enough of a sku; `fields` say which and how many are left."""
+
+    code = "out_of_stock"
+
+
+class InventoryStatistics(msgspec.Struct, frozen=True):
+    """What happened since the start."""
+
+    holds: int
+    sold: int
+    released: int
+    refused: int
+    races: int
+
+
+class InventoryShard:
+    """The one writer of one shard."""
+
+    def __init__(self, settings: InventorySettings, *, sql: Sql, ids: IdGenerator) -> None:
+        self._settings = settings
+        self._sql = sql
+        self._ids = ids
+        self._epoch = 0
+        self.holds = self.sold = self.released = self.refused = self.races = 0
+
+    async def open(self) -> None:
+        """Take the shard over with a new epoch; whoever had it before can no longer write."""
+        await self._sql.commit(
+            [Statement("INSERT INTO shard_epoch (id, epoch) VALUES (1, 0) ON CONFLICT (id) DO NOTHING")]
+        )
+        rows = await self._sql.commit(
+            [Statement("UPDATE shard_epoch SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch")]
+        )
+        epoch = rows[0][0][0]
+        assert isinstance(epoch, int)
+        self._epoch = epoch
+
+    async def set_stock(self, adjustments: Sequence[Adjustment]) -> None:
+        """Make `on_hand` what each adjustment says and write the difference into the ledger."""
+        statements = [self._fence()]
+        now = clock.now_us()
+        for adjustment in adjustments:
+            if adjustment.on_hand < 0:
+                raise Rejected("stock cannot be negative", code="bad_quantity", sku=adjustment.sku)
+            for warehouse, count in self._spread(adjustment):
+                statements.append(
+                    Statement(
+                        _CORRECT_LEDGER, (self._ids.next(), adjustment.sku, warehouse, count, adjustment.reason, now)
+                    )
+                )
+                statements.append(Statement(_SET_STOCK, (adjustment.sku, warehouse, count)))
+        await self._sql.commit(statements)
+
+    async def available(self, sku: str) -> int:
+        """How many could be held now, over all warehouses."""
+        rows = await self._sql.read("SELECT SUM(on_hand - held) FROM stock WHERE sku = ?1", sku)
+        return int(rows[0][0] or 0) if rows else 0
+
+    async def prepare(self, transaction: Transaction, work: object) -> list[Piece]:
+        """Hold all of it or nothing, durably; where from. Raises OutOfStock, or Conflict when it has already ended."""
+        assert isinstance(work, HoldRequest), "an inventory holds stock"
+        who = (transaction.coordinator, transaction.epoch, str(transaction.id))
+        for _ in range(self._settings.attempts_max):
+            held = await self._held(transaction.id)
+            if held:
+                return held
+            pieces = await self._allocate(work.wanted, work.zone)
+            expires = clock.now_us() + int(self._settings.hold_s * 1e6)
+            statements = [self._fence()]
+            for piece in pieces:
+                statements += [
+                    Statement(
+                        _PUT_HOLD,
+                        (transaction.id, piece.sku, piece.warehouse, piece.quantity, expires, *who),
+                        expect_rows=1,
+                        label="ended",
+                    ),
+                    Statement(_HOLD, (piece.sku, piece.warehouse, piece.quantity), expect_rows=1, label="stock"),
+                ]
+            try:
+                await self._sql.commit(statements)
+            except Conflict as conflict:
+                await self._explain(conflict, str(transaction.id))
+                self.races += 1
+                continue
+            self.holds += 1
+            return pieces
+        raise Conflict("too many buyers at once for this; try again", code="stock_busy")
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Turn the hold into a sale; once."""
+        pieces = await self._finish(transaction.id, "sold", _SELL)
+        self.sold += sum(piece.quantity for piece in pieces)
+
+    async def abort(self, transaction: Transaction) -> None:
+        """Give the hold back and refuse it for ever."""
+        pieces = await self._finish(transaction.id, "released", _RELEASE)
+        self.released += sum(piece.quantity for piece in pieces)
+
+    async def in_doubt(self, coordinator: str) -> list[Transaction]:
+        """Transactions of this coordinator that hold something here."""
+        rows = await self._sql.read(
+            "SELECT DISTINCT transaction_id, epoch FROM holds WHERE coordinator = ?1 ORDER BY transaction_id",
+            coordinator,
+        )
+        return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
+
+    async def give_back(self, reference: str, pieces: Sequence[Piece], reason: str) -> None:
+        """Put sold pieces back on the shelf once per reference: a cancelled order or a return."""
+        now = clock.now_us()
+        statements = [self._fence(), Statement(_END, (f"{reason}:{reference}", "returned", now))]
+        for piece in pieces:
+            statements += [
+                Statement(
+                    "UPDATE stock SET on_hand = on_hand + ?3 WHERE sku = ?1 AND warehouse = ?2",
+                    (piece.sku, piece.warehouse, piece.quantity),
+                    expect_rows=1,
+                ),
+                self._ledger(piece, piece.quantity, reason, reference, now),
+            ]
+        try:
+            await self._sql.commit(statements)
+        except Conflict:
+            if not await self._outcome(f"{reason}:{reference}"):
+                raise
+
+    async def overdue(self) -> int:
+        """Holds that have been undecided for longer than `hold_s`."""
+        rows = await self._sql.read("SELECT COUNT(*) FROM holds WHERE expires_us < ?1", clock.now_us())
+        return int(rows[0][0] or 0)
+
+    async def forget_ends(self) -> None:
+        """Drop remembered ends that are too old for a late prepare."""
+        before = clock.now_us() - int(self._settings.ends_keep_s * 1e6)
+        await self._sql.commit([self._fence(), Statement("DELETE FROM hold_ends WHERE at_us < ?1", (before,))])
+
+    async def levels(self) -> dict[str, int]:
+        """Availability of every sku of this shard."""
+        levels: dict[str, int] = {}
+        after = ""
+        while rows := await self._sql.read(
+            "SELECT sku, SUM(on_hand - held) FROM stock WHERE sku > ?1 GROUP BY sku ORDER BY sku LIMIT 5000", after
+        ):
+            levels |= {str(sku): int(count or 0) for sku, count in rows}
+            after = str(rows[-1][0])
+        return levels
+
+    async def check(self) -> None:
+        """Assert that ledger, holds and stock agree for every sku."""
+        wrong = await self._sql.read(
+            "SELECT s.sku, s.warehouse, s.on_hand, s.held, "
+            "(SELECT COALESCE(SUM(delta), 0) FROM stock_ledger l WHERE l.sku = s.sku AND l.warehouse = s.warehouse), "
+            "(SELECT COALESCE(SUM(quantity), 0) FROM holds h WHERE h.sku = s.sku AND h.warehouse = s.warehouse) "
+            "FROM stock s"
+        )
+        for sku, warehouse, on_hand, held, ledger, holds in wrong:
+            assert on_hand == ledger, f"{sku!r} in {warehouse!r}: {on_hand!r} on hand, the ledger says {ledger!r}"
+            assert held == holds, f"{sku!r} in {warehouse!r}: {held!r} held, the holds say {holds!r}"
+
+    def _fence(self) -> Statement:
+        return Statement("SELECT 1 FROM shard_epoch WHERE epoch = ?1", (self._epoch,), expect_rows=1, label="epoch")
+
+    def _spread(self, adjustment: Adjustment) -> list[tuple[str, int]]:
+        warehouses = self._settings.warehouses
+        if adjustment.warehouse:
+            if adjustment.warehouse not in warehouses:
+                raise Rejected(f"no warehouse {adjustment.warehouse[:20]!r}", code="no_such_warehouse")
+            return [(adjustment.warehouse, adjustment.on_hand)]
+        share, rest = divmod(adjustment.on_hand, len(warehouses))
+        return [(warehouse, share + (index < rest)) for index, warehouse in enumerate(warehouses)]
+
+    async def _allocate(self, wanted: Sequence[Wanted], zone: str) -> list[Piece]:
+        """One warehouse for everything where one has it, the nearest first; else each line from the nearest that have some."""
+        free: dict[str, dict[str, int]] = {}
+        for want in wanted:
+            rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", want.sku)
+            levels = free[want.sku] = {str(warehouse): int(count or 0) for warehouse, count in rows}
+            left = sum(levels.values())
+            if left < want.quantity:
+                self.refused += 1
+                raise OutOfStock(f"only {left} left", sku=want.sku, wanted=want.quantity, available=left)
+        near = self._settings.near.get(zone, self._settings.warehouses)
+        for warehouse in near:
+            if all(free[want.sku].get(warehouse, 0) >= want.quantity for want in wanted):
+                return [Piece(want.sku, warehouse, want.quantity) for want in wanted]
+        pieces = []
+        for want in wanted:
+            missing = want.quantity
+            for warehouse in near:
+                count = min(missing, free[want.sku].get(warehouse, 0))
+                if count > 0:
+                    pieces.append(Piece(want.sku, warehouse, count))
+                    missing -= count
+        return pieces
+
+    async def _held(self, transaction: int) -> list[Piece]:
+        rows = await self._sql.read(
+            "SELECT sku, warehouse, quantity FROM holds WHERE transaction_id = ?1 ORDER BY sku, warehouse", transaction
+        )
+        return [Piece(str(sku), str(warehouse), int(count or 0)) for sku, warehouse, count in rows]
+
+    async def _outcome(self, transaction: str) -> str:
+        rows = await self._sql.read("SELECT outcome FROM hold_ends WHERE transaction_id = ?1", transaction)
+        return str(rows[0][0]) if rows else ""
+
+    async def _explain(self, conflict: Conflict, transaction: str) -> None:
+        """Raise unless the conflict was a lost race for stock."""
+        if conflict.fields.get("label") == "epoch":
+            raise Conflict("this shard has a new owner", code="not_owner") from conflict
+        if await self._outcome(transaction):
+            raise Conflict("this transaction has already ended", code="transaction_ended") from conflict
+
+    async def _finish(self, number: int, outcome: str, change: str) -> list[Piece]:
+        pieces = await self._held(number)
+        transaction = str(number)
+        now = clock.now_us()
+        statements = [self._fence(), Statement(_END, (transaction, outcome, now), label="end")]
+        for piece in pieces:
+            statements.append(Statement(change, (piece.sku, piece.warehouse, piece.quantity), expect_rows=1))
+            if outcome == "sold":
+                statements.append(self._ledger(piece, -piece.quantity, "sale", transaction, now))
+        if pieces:
+            statements.append(Statement(_DROP, (number,), expect_rows=len(pieces)))
+        ended = await self._outcome(transaction) if not pieces else ""
+        if ended == outcome:
+            return []
+        assert not ended, f"{transaction} is {ended} and cannot become {outcome}"
+        if not pieces and outcome == "sold":
+            return []  # its end was forgotten long ago
+        try:
+            await self._sql.commit(statements)
+        except Conflict as conflict:
+            if conflict.fields.get("label") == "epoch":
+                raise Conflict("this shard has a new owner", code="not_owner") from conflict
+            ended = await self._outcome(transaction)
+            if ended == outcome:
+                return []
+            raise
+        return pieces
+
+    def _ledger(self, piece: Piece, delta: int, reason: str, reference: str, now: int) -> Statement:
+        return Statement(_PUT_LEDGER, (self._ids.next(), piece.sku, piece.warehouse, delta, reason, reference, now))
+
+
+class Inventory:
+    """All shards of this process; a sku always lands on the same one."""
+
+    def __init__(self, settings: InventorySettings, *, shards: Sequence[Sql], ids: IdGenerator) -> None:
+        assert shards, "an inventory needs at least one shard"
+        self.shards = [InventoryShard(settings, sql=sql, ids=ids) for sql in shards]
+
+    async def open(self) -> None:
+        """Take every shard over."""
+        for shard in self.shards:
+            await shard.open()
+
+    def shard_of(self, sku: str) -> int:
+        """The number of the shard a sku lives in."""
+        if len(self.shards) == 1:
+            return 0
+        return int.from_bytes(blake2b(sku.encode(), digest_size=4).digest(), "big") % len(self.shards)
+
+    def by_shard(self, wanted: Sequence[Wanted]) -> Mapping[int, list[Wanted]]:
+        """Lines grouped by the shard that decides about them."""
+        groups: dict[int, list[Wanted]] = {}
+        for want in wanted:
+            groups.setdefault(self.shard_of(want.sku), []).append(want)
+        return groups
+
+    async def set_stock(self, adjustments: Sequence[Adjustment]) -> None:
+        """Make `on_hand` what each adjustment says."""
+        groups: dict[int, list[Adjustment]] = {}
+        for adjustment in adjustments:
+            groups.setdefault(self.shard_of(adjustment.sku), []).append(adjustment)
+        for number, group in groups.items():
+            await self.shards[number].set_stock(group)
+
+    async def available(self, sku: str) -> int:
+        """How many of a sku could be held now."""
+        return await self.shards[self.shard_of(sku)].available(sku)
+
+    async def levels(self) -> dict[str, int]:
+        """Availability of every sku."""
+        levels: dict[str, int] = {}
+        for shard in self.shards:
+            levels |= await shard.levels()
+        return levels
+
+    async def check(self) -> None:
+        """Assert the invariants of every shard."""
+        for shard in self.shards:
+            await shard.check()
+
+    def statistics(self) -> InventoryStatistics:
+        """Sums over all shards."""
+        return InventoryStatistics(
+            holds=sum(shard.holds for shard in self.shards),
+            sold=sum(shard.sold for shard in self.shards),
+            released=sum(shard.released for shard in self.shards),
+            refused=sum(shard.refused for shard in self.shards),
+            races=sum(shard.races for shard in self.shards),
+        )

@@ -1,0 +1,290 @@
+"""Orders: their states, and the participant that writes them in a checkout.
+
+    placing --> paid --> packed --> shipped --> delivered
+       |          |         |
+       v          v         v
+    failed    cancelled  cancelled            (a paid order that is cancelled is refunded and its stock goes back)
+
+`placing` is the prepared state of the two-phase commit: the row exists, its attempt key and the content of its cart are
+claimed, limited codes are counted; nobody sees it as an order yet. A failed order gives claim and codes back and keeps its
+attempt, so that the same attempt hears the same answer.
+Every change is one commit: the row under the condition of its old state, and one event of its story.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from fourplane.commerce.pricing import Quote
+from fourplane.foundation import clock, ids
+from fourplane.foundation.errors import Conflict, NotFound
+from fourplane.service.two_phase_commit import Transaction
+from fourplane.state.contracts import Row, Sql, Statement
+
+State = Literal["placing", "paid", "packed", "shipped", "delivered", "cancelled", "failed"]
+NEXT: dict[State, tuple[State, ...]] = {
+    "placing": ("paid", "failed"),
+    "paid": ("packed", "cancelled"),
+    "packed": ("shipped", "cancelled"),
+    "shipped": ("delivered",),
+    "delivered": (),
+    "cancelled": (),
+    "failed": (),
+}
+_SELECT = (
+    "SELECT id, attempt, cart, claim, account, state, reason, created_us, changed_us, transaction_id, body FROM orders "
+)
+
+_FIELDS = (
+    "number",
+    "attempt",
+    "cart",
+    "claim",
+    "account",
+    "state",
+    "reason",
+    "created_us",
+    "changed_us",
+    "transaction",
+    "body",
+)
+_PUT = (
+    "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
+    "transaction_id, coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+)
+_PUT_EVENT = (
+    "INSERT INTO order_events (order_id, number, state, at_us, note) SELECT CAST(?1 AS BIGINT), COUNT(*) + 1, "
+    "CAST(?2 AS VARCHAR(20)), CAST(?3 AS BIGINT), CAST(?4 AS VARCHAR(200)) FROM order_events WHERE order_id = ?1"
+)
+
+
+class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the parcel goes."""
+
+    name: str
+    street: str
+    city: str
+    postcode: str
+    country: str
+    email: str
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong, by field; empty when it can be delivered to."""
+        wrong: dict[str, str] = {}
+        for field, least, most in (("name", 2, 80), ("street", 3, 120), ("city", 1, 80), ("postcode", 3, 12)):
+            text = getattr(self, field)
+            if not least <= len(text.strip()) <= most:
+                wrong[field] = f"between {least} and {most} characters, please"
+            elif any(ord(letter) < 32 or letter in "<>" for letter in text):
+                wrong[field] = "contains characters we cannot print on a label"
+        head, _, domain = self.email.partition("@")
+        if not head or "." not in domain or len(self.email) > 120 or " " in self.email or not self.email.isprintable():
+            wrong["email"] = "please enter an e-mail address"
+        return wrong
+
+
+class OrderBody(msgspec.Struct, frozen=True):
+    """What never changes about an order."""
+
+    schema: int
+    quote: Quote
+    address: Address
+    shipping: str
+    method: str
+    operations: list[str] = []  # of the cart it was made from
+    codes: list[str] = []  # limited codes it uses
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An order as it stands."""
+
+    number: int
+    attempt: str
+    cart: str
+    claim: str
+    account: int
+    state: State
+    reason: str
+    created_us: int
+    changed_us: int
+    transaction: int
+    body: OrderBody
+
+    @property
+    def id(self) -> str:
+        """How people and clients name it."""
+        return ids.encode("order", self.number)
+
+
+class OrderEvent(msgspec.Struct, frozen=True):
+    """One step of an order's story."""
+
+    state: str
+    at_us: int
+    note: str
+
+
+class Orders:
+    """The owner of order rows."""
+
+    def __init__(self, *, sql: Sql) -> None:
+        self._sql = sql
+        self._decoder = msgspec.msgpack.Decoder(OrderBody)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    async def prepare(self, transaction: Transaction, work: object) -> None:
+        """Write the order as `placing`; raises Conflict when attempt or cart are taken or a limited code is used up."""
+        order = work
+        assert isinstance(order, Order), "what is prepared here is an order"
+        assert order.state == "placing", "only a new order is prepared"
+        statements = [
+            Statement(
+                "UPDATE code_uses SET used = used + 1 WHERE code = ?1 AND (uses_max = 0 OR used < uses_max)",
+                (code,),
+                expect_rows=1,
+                label=f"code:{code}",
+            )
+            for code in order.body.codes
+        ]
+        quote = order.body.quote
+        values = (order.number, order.attempt, order.cart, order.claim, order.account, order.created_us)
+        who = (transaction.id, transaction.coordinator, transaction.epoch)
+        statements.append(
+            Statement(
+                _PUT, (*values, self._encoder.encode(order.body), quote.currency, quote.total, *who), label="order"
+            )
+        )
+        try:
+            await self._sql.commit(statements)
+        except Conflict as conflict:
+            label = str(conflict.fields.get("label", ""))
+            if label.startswith("code:"):
+                code = label.partition(":")[2]
+                raise Conflict(f"the code {code} has been used up", code="code_used_up", promotion=code) from conflict
+            known = await self.find(order.number)
+            if known is None or known.transaction != transaction.id:
+                raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
+
+    async def commit(self, transaction: Transaction) -> None:
+        """`placing` becomes `paid`; may be repeated."""
+        order = await self._of_transaction(transaction.id)
+        assert order is not None, f"transaction {transaction.id} committed without an order"
+        if order.state == "placing":
+            await self._end(order, "paid", "payment captured", ())
+
+    async def abort(self, transaction: Transaction) -> None:
+        """`placing` becomes `failed`, its claim and codes are free again; may be repeated, also for one never written."""
+        order = await self._of_transaction(transaction.id)
+        if order is not None and order.state == "placing":
+            release = Statement("UPDATE orders SET claim = ?2 WHERE id = ?1", (order.number, f"failed:{order.number}"))
+            await self._end(order, "failed", "it could not be completed", (release, *_free(order.body.codes)))
+
+    async def in_doubt(self, coordinator: str) -> list[Transaction]:
+        """Transactions of this coordinator whose order is still `placing`."""
+        rows = await self._sql.read(
+            "SELECT transaction_id, epoch FROM orders WHERE state = 'placing' AND coordinator = ?1 ORDER BY id",
+            coordinator,
+        )
+        return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
+
+    async def explain_failure(self, number: int, reason: str) -> None:
+        """Keep why an attempt failed, for whoever asks again."""
+        await self._sql.commit(
+            [Statement("UPDATE orders SET reason = ?2 WHERE id = ?1 AND state = 'failed'", (number, reason[:200]))]
+        )
+
+    async def advance(self, number: int, state: State, note: str = "") -> None:
+        """Take the next step; raises Conflict where the order's state does not allow it."""
+        order = await self.fetch(number)
+        if state not in NEXT[order.state]:
+            raise Conflict(
+                f"an order that is {order.state} cannot become {state}", code="wrong_state", state=order.state
+            )
+        await self._write(
+            order.number, order.state, state, note, _free(order.body.codes) if state == "cancelled" else ()
+        )
+
+    async def find(self, number: int) -> Order | None:
+        """The order of this number, or None."""
+        rows = await self._sql.read(_SELECT + "WHERE id = ?1", number)
+        return self._order(rows[0]) if rows else None
+
+    async def fetch(self, number: int) -> Order:
+        """The order; raises NotFound."""
+        order = await self.find(number)
+        if order is None:
+            raise NotFound("no such order", code="no_such_order")
+        return order
+
+    async def find_attempt(self, attempt: str) -> Order | None:
+        """What an attempt led to, or None when it was never made."""
+        rows = await self._sql.read(_SELECT + "WHERE attempt = ?1", attempt)
+        return self._order(rows[0]) if rows else None
+
+    async def find_claim(self, claim: str) -> Order | None:
+        """The order that was made of exactly this cart content, or None."""
+        rows = await self._sql.read(_SELECT + "WHERE claim = ?1", claim)
+        return self._order(rows[0]) if rows else None
+
+    async def of_account(self, account: int, *, before: int, limit: int) -> list[Order]:
+        """Orders of an account, newest first, older than number `before`."""
+        rows = await self._sql.read(
+            _SELECT + "WHERE account = ?1 AND id < ?2 AND state <> 'placing' "
+            "AND state <> 'failed' ORDER BY id DESC LIMIT ?3",
+            account,
+            before,
+            limit,
+        )
+        return [self._order(row) for row in rows]
+
+    async def story(self, number: int) -> list[OrderEvent]:
+        """What happened to an order, oldest first."""
+        rows = await self._sql.read(
+            "SELECT state, at_us, note FROM order_events WHERE order_id = ?1 ORDER BY number", number
+        )
+        return [OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows]
+
+    async def in_state(self, state: State, *, limit: int = 100) -> list[Order]:
+        """Orders in a state, oldest first."""
+        rows = await self._sql.read(_SELECT + "WHERE state = ?1 ORDER BY id LIMIT ?2", state, limit)
+        return [self._order(row) for row in rows]
+
+    async def counts(self) -> dict[str, int]:
+        """How many orders are in each state."""
+        rows = await self._sql.read("SELECT state, COUNT(*) FROM orders GROUP BY state")
+        return {str(state): int(count or 0) for state, count in rows}
+
+    async def _of_transaction(self, transaction: int) -> Order | None:
+        rows = await self._sql.read(_SELECT + "WHERE transaction_id = ?1", transaction)
+        return self._order(rows[0]) if rows else None
+
+    async def _end(self, order: Order, state: State, note: str, more: Sequence[Statement]) -> None:
+        try:
+            await self._write(order.number, "placing", state, note, more)
+        except Conflict:
+            now = await self.fetch(order.number)
+            assert now.state == state, f"{order.id} is {now.state} and was to become {state}"
+
+    async def _write(self, number: int, before: State, state: State, note: str, more: Sequence[Statement]) -> None:
+        now = clock.now_us()
+        change = Statement(
+            "UPDATE orders SET state = ?2, reason = ?3, changed_us = ?4 WHERE id = ?1 AND state = ?5",
+            (number, state, note[:200], now, before),
+            expect_rows=1,
+            label="state",
+        )
+        await self._sql.commit([change, Statement(_PUT_EVENT, (number, state, now, note[:200])), *more])
+
+    def _order(self, row: Row) -> Order:
+        *columns, stored = row
+        assert isinstance(stored, bytes)
+        body = self._decoder.decode(stored)
+        assert body.schema == 1, "an order of a newer schema"
+        return msgspec.convert(dict(zip(_FIELDS, (*columns, body), strict=True)), Order)
+
+
+def _free(codes: Sequence[str]) -> tuple[Statement, ...]:
+    return tuple(
+        Statement("UPDATE code_uses SET used = used - 1 WHERE code = ?1 AND used > 0", (code,)) for code in codes
+    )

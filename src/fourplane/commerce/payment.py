@@ -1,0 +1,188 @@
+"""The payment's part in a checkout: authorise is prepare, capture is commit, void is abort.
+
+Before the gateway is asked, the intent is written down with the transaction it belongs to; so after a crash the coordinator
+finds it in doubt, and an authorisation whose answer got lost is found again by its key. A lost answer is asked for
+once more with the same key. Where an abort cannot learn whether the money is held (the gateway is away), the intent stays as
+`void_wanted` and `sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
+
+Invariants: at most one capture per order (its key is the transaction); a captured payment belongs to a committed transaction.
+"""
+
+import asyncio
+
+import msgspec
+
+from fourplane.control.nodes import Switch
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Conflict, DeadlineExceeded, FourplaneError, Rejected, Unavailable
+from fourplane.foundation.money import Money
+from fourplane.service.payment_gateway import Authorisation, Payment, PaymentGateway
+from fourplane.service.two_phase_commit import Transaction
+from fourplane.state.contracts import Sql, Statement
+
+
+class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the gateway may take, and how long an unknown authorisation is looked for."""
+
+    authorise_s: float = 3.0
+    attempts: int = 2
+    look_for_s: float = 86_400.0
+    sweep_max: int = 100
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """What a checkout wants to be paid."""
+
+    amount: Money
+    method: str
+
+
+class PaymentDeclined(Rejected):
+    """The card said no; `reason` is for the buyer."""
+
+    code = "card_declined"
+    http_status = 402
+
+
+class Payments:
+    """The participant, and refunds afterwards."""
+
+    def __init__(self, settings: PaymentSettings, *, sql: Sql, gateway: PaymentGateway, switch: Switch) -> None:
+        self._settings = settings
+        self._sql = sql
+        self._gateway = gateway
+        self._switch = switch
+        self._authorised: dict[int, str] = {}
+        self.captured = self.declined = self.voided = 0
+
+    async def prepare(self, transaction: Transaction, work: object) -> Authorisation:
+        """Have the money held; raises PaymentDeclined or Unavailable."""
+        assert isinstance(work, Charge), "a payment prepares a charge"
+        self._switch.check()
+        await self._sql.commit(
+            [
+                Statement(
+                    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, "
+                    "asked_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'asked', ?7) ON CONFLICT (transaction_id) DO NOTHING",
+                    (
+                        transaction.id,
+                        transaction.coordinator,
+                        transaction.epoch,
+                        work.amount.currency,
+                        work.amount.amount,
+                        work.method,
+                        clock.now_us(),
+                    ),
+                )
+            ]
+        )
+        answer = await self._ask(transaction.id, work)
+        if answer.state == "declined":
+            self.declined += 1
+            raise PaymentDeclined(f"the card was declined: {answer.reason}", reason=answer.reason)
+        self._authorised[transaction.id] = answer.id
+        return answer
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Take the money; may be repeated."""
+        known = self._authorised.get(transaction.id)
+        if known is None:
+            rows = await self._sql.read("SELECT state FROM payment_intents WHERE transaction_id = ?1", transaction.id)
+            if not rows:
+                return  # committed before
+            payment = await self._gateway.find_by_key(_key(transaction.id))
+            if payment is None:
+                raise Unavailable("the gateway does not know this payment yet", code="payment_unknown")
+            known = payment.id
+        await self._gateway.capture(f"{_key(transaction.id)}-capture", known)
+        await self._forget(transaction.id)
+        self.captured += 1
+
+    async def abort(self, transaction: Transaction) -> None:
+        """Let the money go, now or as soon as the gateway answers; may be repeated."""
+        rows = await self._sql.read("SELECT 1 FROM payment_intents WHERE transaction_id = ?1", transaction.id)
+        if not rows:
+            return
+        try:
+            async with asyncio.timeout(self._settings.authorise_s):
+                if await self._let_go(transaction.id):
+                    return
+        except (FourplaneError, TimeoutError):
+            pass  # noted below: the sweep goes on asking
+        await self._sql.commit(
+            [
+                Statement(
+                    "UPDATE payment_intents SET state = 'void_wanted' WHERE transaction_id = ?1",
+                    (transaction.id,),
+                )
+            ]
+        )
+
+    async def in_doubt(self, coordinator: str) -> list[Transaction]:
+        """Transactions of this coordinator for which the gateway was asked and nothing is decided."""
+        rows = await self._sql.read(
+            "SELECT transaction_id, epoch FROM payment_intents WHERE coordinator = ?1 AND state = 'asked' "
+            "ORDER BY transaction_id",
+            coordinator,
+        )
+        return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
+
+    async def sweep(self) -> int:
+        """Void what should be void and could not be asked about; how many are still unknown."""
+        rows = await self._sql.read(
+            "SELECT transaction_id, asked_us FROM payment_intents WHERE state = 'void_wanted' ORDER BY asked_us LIMIT ?1",
+            self._settings.sweep_max,
+        )
+        left = 0
+        for number, asked in rows:
+            assert isinstance(number, int)
+            if await self._let_go(number):
+                continue
+            if int(asked or 0) < clock.now_us() - int(self._settings.look_for_s * 1e6):
+                await self._forget(number)
+            else:
+                left += 1
+        return left
+
+    async def refund(self, transaction: int, amount: Money, key: str) -> Payment:
+        """Give back part or all of what an order paid, once per key."""
+        self._switch.check()
+        payment = await self._gateway.find_by_key(_key(transaction))
+        if payment is None:
+            raise Conflict("this order has no payment", code="no_payment")
+        return await self._gateway.refund(f"{_key(transaction)}-refund-{key}", payment.id, amount)
+
+    async def of_order(self, transaction: int) -> Payment | None:
+        """The payment of an order as the gateway sees it."""
+        return await self._gateway.find_by_key(_key(transaction))
+
+    async def _ask(self, number: int, charge: Charge) -> Authorisation:
+        """The gateway's answer, asked for again with the same key when it got lost."""
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                async with asyncio.timeout(self._settings.authorise_s):
+                    return await self._gateway.authorise(_key(number), charge.amount, charge.method)
+            except (TimeoutError, Unavailable, DeadlineExceeded) as error:
+                if attempt == self._settings.attempts:
+                    raise Unavailable(
+                        "the card network does not answer; nothing was charged", code="payment_unavailable"
+                    ) from error
+        raise AssertionError("the loop above answers or raises")
+
+    async def _let_go(self, number: int) -> bool:
+        payment = await self._gateway.find_by_key(_key(number))
+        if payment is None:
+            return False
+        if payment.state == "authorised":
+            await self._gateway.void(f"{_key(number)}-void", payment.id)
+            self.voided += 1
+        await self._forget(number)
+        return True
+
+    async def _forget(self, number: int) -> None:
+        self._authorised.pop(number, None)
+        await self._sql.commit([Statement("DELETE FROM payment_intents WHERE transaction_id = ?1", (number,))])
+
+
+def _key(transaction: int) -> str:
+    return f"commerce-{transaction}"

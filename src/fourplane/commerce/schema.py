@@ -1,0 +1,129 @@
+"""The tables of commerce. Amounts are BIGINT minor units, times are BIGINT microseconds, bodies are msgpack.
+
+`STORE` lives in the system's sql store; `SHARD` in every inventory shard (one file and one writer each).
+"""
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, Table
+
+STORE = MetaData()
+SHARD = MetaData()
+
+Table(
+    "products",
+    STORE,
+    Column("id", String(200), primary_key=True),
+    Column("reference", String(100), nullable=False),
+    Column("department", String(60), nullable=False),
+    Column("style", String(60), nullable=False),
+    Column("active", Integer, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Table(
+    "variants",
+    STORE,
+    Column("sku", String(200), primary_key=True),
+    Column("product_id", String(200), nullable=False),
+)
+Table(
+    "orders",
+    STORE,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", String(100), nullable=False, unique=True),
+    Column("cart", String(100), nullable=False),
+    Column("claim", String(100), nullable=False, unique=True),
+    Column("transaction_id", BigInteger, nullable=False, unique=True),
+    Column("coordinator", String(60), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("account", BigInteger, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("changed_us", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Table(
+    "order_events",
+    STORE,
+    Column("order_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(20), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("note", String(200), nullable=False),
+)
+Table(
+    "payment_intents",
+    STORE,
+    Column("transaction_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("coordinator", String(60), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("method", String(60), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("asked_us", BigInteger, nullable=False),
+)
+Table(
+    "code_uses",
+    STORE,
+    Column("code", String(40), primary_key=True),
+    Column("used", BigInteger, nullable=False),
+    Column("uses_max", BigInteger, nullable=False),
+    CheckConstraint("used >= 0 AND (uses_max = 0 OR used <= uses_max)", name="code_uses_bound"),
+)
+Table(
+    "promotions",
+    STORE,
+    Column("id", String(60), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+Table(
+    "stock",
+    SHARD,
+    Column("sku", String(200), primary_key=True),
+    Column("warehouse", String(20), primary_key=True),
+    Column("on_hand", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    CheckConstraint("held >= 0 AND on_hand >= held", name="stock_bound"),
+)
+Table(
+    "holds",
+    SHARD,
+    Column("transaction_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("sku", String(200), primary_key=True),
+    Column("warehouse", String(20), primary_key=True),
+    Column("quantity", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("coordinator", String(60), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+Table(
+    "hold_ends",
+    SHARD,
+    Column("transaction_id", String(80), primary_key=True),
+    Column("outcome", String(10), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+)
+Table(
+    "stock_ledger",
+    SHARD,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("sku", String(200), nullable=False),
+    Column("warehouse", String(20), nullable=False),
+    Column("delta", BigInteger, nullable=False),
+    Column("reason", String(40), nullable=False),
+    Column("reference", String(80), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+)
+Table(
+    "shard_epoch",
+    SHARD,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+Index("stock_ledger_sku", SHARD.tables["stock_ledger"].c.sku)
+Index("holds_expires", SHARD.tables["holds"].c.expires_us)
+Index("orders_cart", STORE.tables["orders"].c.cart)
+Index("orders_account", STORE.tables["orders"].c.account)
