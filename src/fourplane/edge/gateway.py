@@ -1,0 +1,403 @@
+"""Every door of every system behind one table: who may pass, how fast, with which types, and what an error looks like.
+
+A request goes through the same steps in the same order: route, host, origin, identity, access, rate, body, handler,
+reply. The steps before the handler only look at headers, so a request that will be refused costs no decoding. The
+gateway is an ASGI 3 application (it also runs on other ASGI servers) and the door of WebSockets for our own server.
+Metrics cells are made when the table is built. Other ASGI applications can be mounted under a prefix.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from fourplane.edge import openapi
+from fourplane.edge.asgi import AsgiApp, ClientGone, Receive, Scope, Send
+from fourplane.edge.deadlines import Deadlines
+from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token, trace_of
+from fourplane.edge.http_answers import answer, error_body
+from fourplane.edge.http_request import HttpRequest
+from fourplane.edge.rate_limit import RateLimit
+from fourplane.edge.replies import Headers, send_error, send_result
+from fourplane.edge.request_body import decode, read_body
+from fourplane.edge.route_table import RouteTable
+from fourplane.edge.routes import Access, Call, Door, Identity, Priority, Reply, Route, SocketRoute, StaticFolder
+from fourplane.edge.session_routes import SessionRoutes
+from fourplane.edge.static_files import StaticFiles, StaticSettings, UnusableRange
+from fourplane.edge.websocket import SocketPlan
+from fourplane.foundation import clock, telemetry
+from fourplane.foundation.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    FourplaneError,
+    NotFound,
+    Overloaded,
+    Rejected,
+    Unauthenticated,
+)
+from fourplane.foundation.telemetry import Counter, Histogram, Registry
+
+if TYPE_CHECKING:
+    from fourplane.service.accounts import Accounts
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+OPERATOR = "operator"
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the gateway allows where a route says nothing."""
+
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    origins: tuple[str, ...] = ()
+    rate_per_s: float = 200.0
+    burst_s: float = 2.0
+    callers_max: int = 20_000
+    handler_s_max: float = 30.0
+    query_count_max: int = 200
+    static: StaticSettings = StaticSettings()
+
+
+class MethodNotAllowed(Rejected):
+    """The path exists, the verb does not."""
+
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class Misdirected(Rejected):
+    """A Host this deployment does not answer to."""
+
+    code = "host_not_allowed"
+    http_status = 421
+
+
+class _Served:
+    """One route with everything prepared that a request needs."""
+
+    __slots__ = ("decoder", "errors", "latency", "limit", "raw", "requests", "route")
+
+    def __init__(self, route: Route, registry: Registry, limit: RateLimit) -> None:
+        self.route = route
+        self.limit = limit
+        self.raw = route.body is bytes
+        self.decoder: msgspec.json.Decoder[Any] | None = (
+            None if route.body is None or self.raw else msgspec.json.Decoder(route.body)
+        )
+        label = f"{route.method} {route.path}"
+        self.requests: Counter = registry.counter("fourplane_edge_requests_total", "requests by route", route=label)
+        self.errors: Counter = registry.counter("fourplane_edge_errors_total", "answers of 500 and above", route=label)
+        self.latency: Histogram = registry.histogram(
+            "fourplane_edge_request_seconds", "time from request to answer", route=label
+        )
+
+
+class _Guard:
+    """The deadline of one handler, on the coarse wheel."""
+
+    __slots__ = ("_task", "deadline_tick", "fired", "gone")
+
+    def __init__(self, task: "asyncio.Task[Any] | None", deadline_tick: int) -> None:
+        self._task = task
+        self.deadline_tick = deadline_tick
+        self.fired = False
+        self.gone = False
+
+    def expire(self) -> None:
+        self.fired = self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Gateway:
+    """The table of doors; an ASGI application and a door of WebSockets."""
+
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        accounts: "Accounts",
+        *,
+        registry: Registry,
+        settings: GatewaySettings | None = None,
+        secure: bool = False,
+        mounts: Mapping[str, AsgiApp] | None = None,
+        version: str = "0",
+    ) -> None:
+        self.settings = settings or GatewaySettings()
+        self._accounts = accounts
+        self._registry = registry
+        self._hosts = HostCheck(self.settings.hosts)
+        self._origins = frozenset(self.settings.origins)
+        self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
+        self._deadlines = Deadlines()
+        self._default_limit = self._new_limit(self.settings.rate_per_s)
+        self._table: RouteTable[_Served] = RouteTable()
+        self._sockets: RouteTable[SocketRoute] = RouteTable()
+        self._folders: list[StaticFolder] = []
+        self._files = StaticFiles(self.settings.static)
+        self.routes: list[Route] = []
+        for door in [*SessionRoutes(accounts, secure=secure).routes(), *doors]:
+            self._add(door)
+        self._folders.sort(key=lambda folder: -len(folder.prefix))
+        self._describe(version)
+
+    def close(self) -> None:
+        """End the thread that reads static files."""
+        self._files.close()
+        self._deadlines.close()
+
+    # -- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await _other_scope(scope, receive, send)
+            return
+        for prefix, app in self._mounts:
+            if scope["path"].startswith(prefix):
+                await app(scope, receive, send)
+                return
+        began = clock.monotonic_s()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        rid = request_id(headers.get("x-request-id"))
+        telemetry.set_trace(trace_of(headers.get("traceparent"), rid))
+        extra: Headers = [(b"x-request-id", rid.encode())]
+        served: _Served | None = None
+        try:
+            served, params, folder = self._find(scope, headers)
+            if scope["method"] == "OPTIONS":
+                result: object = self._options(scope)
+            elif served is not None:
+                result = await self._call(served, params, scope, receive, headers=headers, extra=extra)
+            else:
+                assert folder is not None
+                result = await self._files.reply(folder, scope["raw_path"].decode("latin-1"), headers)
+            status = await send_result(send, result, extra)
+        except FourplaneError as error:
+            _explain(error, extra)
+            status = await send_error(send, error, extra, wants_page=_wants_page(headers, scope))
+        except ClientGone:
+            status = 499
+        if served is not None:
+            served.requests.value += 1
+            if status >= 500:
+                served.errors.value += 1
+            served.latency.record(clock.monotonic_s() - began)
+
+    def classify(self, method: bytes, path: bytes) -> Priority:
+        """The priority class of a request, by its first line alone."""
+        found = self._table.find(path.decode("latin-1"))
+        if found is None:
+            return Priority.USER
+        served = found[0].get(method.decode("latin-1"))
+        return Priority.USER if served is None else served.route.priority
+
+    async def open_socket(self, request: HttpRequest) -> SocketPlan | bytes:
+        """Decide about one WebSocket."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        try:
+            host = headers.get("host", "")
+            if not self._hosts.passes(host):
+                raise Misdirected("this deployment does not answer to that host")
+            if not origin_passes(headers.get("origin"), host, self._origins):
+                raise Forbidden("this page may not open a WebSocket here", code="origin_not_allowed")
+            found = self._sockets.find(request.path.decode("latin-1"))
+            if found is None:
+                raise NotFound("no WebSocket here")
+            route = found[0]["GET"]
+            identity = await self._identify(headers)
+            _check_access(route.access, identity)
+            caller = request.peer if identity is None else f"account {identity.account_id}"
+            if not self._default_limit.take(caller, clock.monotonic_s()).allowed:
+                raise Overloaded("too many WebSockets from here", code="rate_limited")
+        except FourplaneError as error:
+            body = error_body(error.reason, error.message, error.fields)
+            return answer(error.http_status, body, close=True)
+        offered = [one.strip() for one in headers.get("sec-websocket-protocol", "").split(",")]
+        chosen = next((one for one in offered if one in route.subprotocols), None)
+        return SocketPlan(route.handler, identity, chosen, route.message_max)
+
+    # -- one request
+
+    def _find(
+        self, scope: Scope, headers: dict[str, str]
+    ) -> tuple[_Served | None, dict[str, str], StaticFolder | None]:
+        method: str = scope["method"]
+        host = headers.get("host", "")
+        if not self._hosts.passes(host) and host:
+            raise Misdirected("this deployment does not answer to that host", host=host[:100])
+        if method not in SAFE and not origin_passes(headers.get("origin"), host, self._origins):
+            raise Forbidden("this page may not act here", code="origin_not_allowed")
+        path: str = scope["raw_path"].decode("latin-1")
+        if method == "OPTIONS":
+            return None, {}, None
+        found = self._table.find(path)
+        if found is not None:
+            methods, params = found
+            served = methods.get(method)
+            if served is None and method == "HEAD":
+                served = methods.get("GET")
+            if served is not None:
+                return served, params, None
+            raise _not_allowed(method, methods)
+        for folder in self._folders:
+            if path.startswith(folder.prefix):
+                if method in ("GET", "HEAD"):
+                    return None, {}, folder
+                raise _not_allowed(method, {"GET": None})
+        raise NotFound("there is nothing at this address", path=path[:200])
+
+    def _options(self, scope: Scope) -> Reply:
+        path: str = scope["raw_path"].decode("latin-1")
+        found = self._table.find(path)
+        methods: Mapping[str, object] = found[0] if found is not None else {"GET": None}
+        return Reply(status=204, headers={"allow": _allowed(methods)})
+
+    async def _call(
+        self,
+        served: _Served,
+        params: dict[str, str],
+        scope: Scope,
+        receive: Receive,
+        *,
+        headers: dict[str, str],
+        extra: Headers,
+    ) -> object:
+        route = served.route
+        identity = await self._identify(headers)
+        _check_access(route.access, identity)
+        client = scope.get("client")
+        peer = client[0] if client else "local"
+        self._check_rate(served.limit, peer if identity is None else f"account {identity.account_id}", extra)
+        body: Any = None
+        if route.body is not None:
+            raw = await read_body(receive, headers, route.body_max)
+            body = raw if served.raw else decode(raw, served.decoder)
+        query = scope["query_string"]
+        call: Call[Any] = Call(
+            params=params,
+            query=self._query(query) if query else {},
+            headers=headers,
+            body=body,
+            identity=identity,
+            request_id=extra[0][1].decode(),
+            peer=peer,
+        )
+        guard = _Guard(asyncio.current_task(), self._deadlines.ticks(self.settings.handler_s_max))
+        self._deadlines.add(guard)
+        try:
+            return await route.handler(call)
+        except asyncio.CancelledError:
+            if guard.fired:
+                raise DeadlineExceeded("the work took too long") from None
+            raise
+        except (FourplaneError, ClientGone):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug of one handler ends one request; people are told
+            return self._failed(route, call.request_id, error)
+        finally:
+            guard.gone = True
+
+    def _failed(self, route: Route, rid: str, error: Exception) -> NoReturn:
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else ""
+        self._registry.event(
+            "error", "gateway", f"{route.method} {route.path} failed: {error!r}", request_id=rid, place=place
+        )
+        raise FourplaneError("the server failed; the request id finds it in the log", code="internal", request_id=rid)
+
+    async def _identify(self, headers: Mapping[str, str]) -> Identity | None:
+        token = session_token(headers.get("cookie"), headers.get("authorization"))
+        if token is None:
+            return None
+        found = await self._accounts.session(token)
+        return None if found is None else Identity(found.account_id, found.name, found.roles)
+
+    def _check_rate(self, limit: RateLimit, caller: str, extra: Headers) -> None:
+        verdict = limit.take(caller, clock.monotonic_s())
+        extra.append((b"ratelimit-limit", b"%d" % verdict.limit))
+        extra.append((b"ratelimit-remaining", b"%d" % verdict.remaining))
+        if not verdict.allowed:
+            raise Overloaded(
+                "too many requests from here",
+                retry_after_s=verdict.retry_after_s,
+                code="rate_limited",
+                limit=verdict.limit,
+            )
+
+    def _query(self, query: bytes) -> dict[str, str]:
+        try:
+            return dict(
+                parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=self.settings.query_count_max)
+            )
+        except ValueError:
+            raise Rejected("the query has too many fields", code="bad_query") from None
+
+    # -- building
+
+    def _add(self, door: Door) -> None:
+        match door:
+            case Route():
+                limit = self._default_limit if door.rate_per_s <= 0 else self._new_limit(door.rate_per_s)
+                self._table.add(door.method, door.path, _Served(door, self._registry, limit))
+                self.routes.append(door)
+            case SocketRoute():
+                self._sockets.add("GET", door.path, door)
+            case StaticFolder():
+                self._folders.append(door)
+
+    def _new_limit(self, rate_per_s: float) -> RateLimit:
+        burst = rate_per_s * self.settings.burst_s
+        return RateLimit(rate_per_s, burst, count_max=self.settings.callers_max)
+
+    def _describe(self, version: str) -> None:
+        encoded = msgspec.json.encode(openapi.document(self.routes, title="Fourplane", version=version))
+
+        async def description(_call: Call[None]) -> Reply:
+            return Reply(encoded, media_type="application/json", headers={"cache-control": "no-cache"})
+
+        self._add(Route(method="GET", path="/openapi.json", handler=description, summary="This API in OpenAPI 3.1"))
+
+
+def _check_access(access: Access, identity: Identity | None) -> None:
+    if access == "public":
+        return
+    if identity is None:
+        raise Unauthenticated("log in first", code="login_required")
+    if access == "operator" and OPERATOR not in identity.roles:
+        raise Forbidden("only an operator may do this", code="operator_required")
+
+
+def _allowed(methods: Mapping[str, object]) -> str:
+    return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
+
+
+def _not_allowed(method: str, methods: Mapping[str, object]) -> MethodNotAllowed:
+    return MethodNotAllowed(f"{method} is not possible here", allow=_allowed(methods))
+
+
+def _explain(error: FourplaneError, extra: Headers) -> None:
+    """Header fields that belong to an error."""
+    if isinstance(error, MethodNotAllowed):
+        extra.append((b"allow", str(error.fields["allow"]).encode()))
+    elif isinstance(error, UnusableRange):
+        extra.append((b"content-range", f"bytes */{error.fields['size']}".encode()))
+
+
+def _wants_page(headers: Mapping[str, str], scope: Scope) -> bool:
+    return "/api/" not in scope["path"] and "text/html" in headers.get("accept", "")
+
+
+async def _other_scope(scope: Scope, receive: Receive, send: Send) -> None:
+    """Lifespan and WebSocket messages of a foreign ASGI server: nothing to start, no sockets there."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    while scope["type"] == "lifespan":
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
