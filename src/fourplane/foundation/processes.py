@@ -154,8 +154,8 @@ def find_program(name: str) -> str | None:
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """The command that runs one of our modules in a Python of its own."""
-    return [sys.executable, "-m", module, *arguments]
+    """The command that runs a module in a Python of its own, the current folder not on its path."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def become(argv: Sequence[str]) -> None:
