@@ -74,6 +74,12 @@ async def connect(
     return transport, protocol
 
 
+async def connect_unix(factory: Callable[[], P], path: str) -> tuple[asyncio.Transport, P]:
+    """Open one connection to a Unix socket; raises OSError where nobody answers. The caller bounds the time."""
+    transport, protocol = await asyncio.get_running_loop().create_unix_connection(factory, path)
+    return transport, protocol
+
+
 def send_file(descriptor: int, file: int, offset: int, count: int) -> int:
     """Hand up to `count` bytes of an open file to a socket in the kernel; returns how many went, raises BlockingIOError."""
     return os.sendfile(descriptor, file, offset, count)
