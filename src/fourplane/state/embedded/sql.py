@@ -1,0 +1,85 @@
+"""Relational rows on SQLite: the `Sql` contract over one `Database`."""
+
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from fourplane.foundation.errors import Conflict, Rejected, TooLarge
+from fourplane.state.contracts import Row, SqlValue, Statement
+from fourplane.state.embedded.database import Database, DatabaseStatistics
+
+ALLOWED_MAX = 2_000
+
+
+class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of one commit."""
+
+    statements_max: int = 10_000
+
+
+class EmbeddedSql:
+    """`Sql` on one SQLite file. Point reads 2 to 5 us inline; a commit waits for its group's sync."""
+
+    dialect = "sqlite"
+
+    def __init__(self, database: Database, settings: SqlSettings | None = None) -> None:
+        self.database = database
+        self._settings = settings or SqlSettings()
+        self._allowed: set[str] = set()
+
+    async def read(self, sql: str, *parameters: SqlValue) -> list[Row]:
+        if sql not in self._allowed:
+            self._allow(sql)
+        return self.database.read_bounded(sql, parameters)
+
+    async def commit(self, statements: Sequence[Statement]) -> list[list[Row]]:
+        count = len(statements)
+        for statement in statements:
+            if statement.sql not in self._allowed:
+                self._allow(statement.sql)
+        if count == 1 and statements[0].expect_rows is None:
+            only = statements[0]
+            return await self.database.transact(lambda writer: [run(writer, only, 0)], savepoint=False)
+        if count > self._settings.statements_max:
+            raise TooLarge(f"{count} statements in one commit, {self._settings.statements_max} are allowed")
+        given = tuple(statements)
+        return await self.database.transact(
+            lambda writer: [run(writer, statement, position) for position, statement in enumerate(given)],
+            weight=max(1, count),
+        )
+
+    def _allow(self, sql: str) -> None:
+        """Remember texts that passed, so that each is looked at once."""
+        refuse_control(sql)
+        if len(self._allowed) >= ALLOWED_MAX:
+            self._allowed.clear()
+        self._allowed.add(sql)
+
+    def statistics(self) -> DatabaseStatistics:
+        return self.database.statistics()
+
+    async def close(self) -> None:
+        await self.database.close()
+
+
+def run(writer: apsw.Connection, statement: Statement, position: int) -> list[Row]:
+    """One statement inside a transaction; raises Conflict when its expectation fails."""
+    expected = statement.expect_rows
+    if expected is None:
+        rows: list[Row] = writer.execute(statement.sql, statement.parameters).fetchall()
+        return rows
+    before = writer.total_changes()
+    rows = writer.execute(statement.sql, statement.parameters).fetchall()
+    changed = len(rows) or (writer.changes() if writer.total_changes() != before else 0)
+    if changed != expected:
+        told = f"statement {position} changed {changed} rows where {expected} were expected"
+        raise Conflict(told, code="unexpected_rows", position=position, label=statement.label, rows=changed)
+    return rows
+
+
+def refuse_control(sql: str) -> None:
+    """Transactions are the engine's business; raises Rejected for BEGIN, COMMIT and their like."""
+    word = sql.lstrip().split(None, 1)[0].upper().rstrip(";") if sql.strip() else ""
+    if word in {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "END", "ATTACH", "DETACH", "PRAGMA", "VACUUM"}:
+        raise Rejected(f"{word} is not for callers", code="bad_statement")

@@ -1,0 +1,191 @@
+"""From a URL to an engine: the only place that knows which engine serves which contract.
+
+    memory://                     sql, records, log, cache, blobs (none), search: gone with the process
+    sqlite:///FOLDER              sql, records, log: one file `<contract>-<name>.db` each; FOLDER may be one `.db` file
+    folder:///FOLDER              blobs: FOLDER/<name>
+    tantivy:///FOLDER             search: FOLDER/<name>
+    redis://[:password@]host:port/db            cache, keys prefixed with the name (rediss:// with TLS)
+    postgresql://user:password@host:port/db     sql, in a schema called like the name
+
+`{data}` in a URL stands for the data folder. Three slashes and a name are relative to the working directory, four absolute.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fourplane.foundation.errors import Misconfigured
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.state.contracts import Blobs, Cache, EventLog, Records, Search, Sql
+from fourplane.state.embedded import event_log
+from fourplane.state.embedded.blobs import EmbeddedBlobs
+from fourplane.state.embedded.cache import CacheSettings, EmbeddedCache
+from fourplane.state.embedded.database import Database, DatabaseSettings
+from fourplane.state.embedded.event_log import EmbeddedEventLog
+from fourplane.state.embedded.records import EmbeddedRecords
+from fourplane.state.embedded.sql import EmbeddedSql
+from fourplane.state.embedded.vfs import Disk
+
+T = TypeVar("T")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
+
+
+class StoresSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A URL per contract; `overrides` has one for a single store, such as `{"sql.commerce": "postgresql://..."}`."""
+
+    sql: str = "sqlite:///{data}/state"
+    records: str = "sqlite:///{data}/state"
+    log: str = "sqlite:///{data}/state"
+    cache: str = "memory://"
+    blobs: str = "folder:///{data}/blobs"
+    search: str = "tantivy:///{data}/search"
+    overrides: dict[str, str] = {}
+    database: DatabaseSettings = DatabaseSettings()
+    memory_cache: CacheSettings = CacheSettings()
+
+
+class Engine(Protocol):
+    """What every engine offers besides its contract."""
+
+    def statistics(self) -> msgspec.Struct: ...
+    async def close(self) -> None: ...
+
+
+class Stores:
+    """Opens stores by name, remembers them, and closes them last opened first. Opening a name again returns the same store."""
+
+    def __init__(
+        self, settings: StoresSettings | None = None, *, data: Path = Path("data"), disk: Disk | None = None
+    ) -> None:
+        self._settings = settings or StoresSettings()
+        self._data = data
+        self._disk = disk
+        self._open: dict[str, Engine] = {}
+
+    async def sql(self, name: str) -> Sql:
+        """The relational store called `name`."""
+        return cast("Sql", await self._once("sql", name, self._settings.sql, self._open_sql))
+
+    async def records(self, name: str) -> Records:
+        """The wide-row store called `name`."""
+        return cast("Records", await self._once("records", name, self._settings.records, self._open_records))
+
+    async def log(self, name: str) -> EventLog:
+        """The event log called `name`."""
+        return cast("EventLog", await self._once("log", name, self._settings.log, self._open_log))
+
+    async def cache(self, name: str) -> Cache:
+        """The cache called `name`."""
+        return cast("Cache", await self._once("cache", name, self._settings.cache, self._open_cache))
+
+    async def blobs(self, name: str) -> Blobs:
+        """The object store called `name`."""
+        return cast("Blobs", await self._once("blobs", name, self._settings.blobs, self._open_blobs))
+
+    async def search(self, name: str) -> Search:
+        """The search index called `name`."""
+        return cast("Search", await self._once("search", name, self._settings.search, self._open_search))
+
+    async def start(self, tasks: Tasks) -> None:
+        """Stores open when asked for."""
+
+    async def drain(self) -> None:
+        """Nothing to finish: whoever wrote has waited."""
+
+    async def stop(self) -> None:
+        """Close everything, last opened first."""
+        while self._open:
+            _, engine = self._open.popitem()
+            await engine.close()
+
+    def statistics(self) -> dict[str, msgspec.Struct]:
+        """The statistics of every open store by `contract.name`."""
+        return {key: engine.statistics() for key, engine in self._open.items()}
+
+    async def _once(
+        self, contract: str, name: str, url: str, opener: Callable[[str, str], Awaitable[Engine]]
+    ) -> Engine:
+        key = f"{contract}.{name}"
+        if not _NAME.fullmatch(name):
+            raise Misconfigured(f"not a store name: {name[:80]!r}", code="store_name")
+        found = self._open.get(key)
+        if found is None:
+            chosen = self._settings.overrides.get(key, url)
+            found = await opener(name, chosen.replace("{data}", str(self._data.absolute())))
+            self._open[key] = found
+        return found
+
+    async def _open_sql(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "memory" | "sqlite":
+                return EmbeddedSql(await self._database("sql", name, url, self._settings.database))
+            case "postgresql":
+                from fourplane.state.engines.postgres import PostgresSql  # noqa: PLC0415 - an extra, only where asked for
+
+                return await PostgresSql.open(url, schema=name)
+        raise _no_engine("sql", url)
+
+    async def _open_records(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "memory" | "sqlite":
+                return await EmbeddedRecords(await self._database("records", name, url, self._settings.database)).open()
+        raise _no_engine("records", url)
+
+    async def _open_log(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "memory" | "sqlite":
+                return await EmbeddedEventLog(await self._database("log", name, url, event_log.SETTINGS)).open()
+        raise _no_engine("log", url)
+
+    async def _open_cache(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "memory":
+                return EmbeddedCache(self._settings.memory_cache)
+            case "redis" | "rediss":
+                from fourplane.state.engines.redis import RedisCache  # noqa: PLC0415 - an extra, only where asked for
+
+                return await RedisCache.open(url, prefix=f"{name}:")
+        raise _no_engine("cache", url)
+
+    async def _open_blobs(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "folder":
+                return await EmbeddedBlobs(_path(url) / name).open()
+        raise _no_engine("blobs", url)
+
+    async def _open_search(self, name: str, url: str) -> Engine:
+        match urlsplit(url).scheme:
+            case "memory":
+                from fourplane.state.embedded.memory_search import MemorySearch  # noqa: PLC0415 - only where asked for
+
+                return MemorySearch()
+            case "tantivy":
+                from fourplane.state.embedded.search import TantivySearch  # noqa: PLC0415 - loads a large library
+
+                return await TantivySearch(_path(url) / name).open()
+        raise _no_engine("search", url)
+
+    async def _database(self, contract: str, name: str, url: str, settings: DatabaseSettings) -> Database:
+        if urlsplit(url).scheme == "memory":
+            return await Database(None, settings=settings).open()
+        path = _path(url)
+        if path.suffix != ".db":
+            path /= f"{contract}-{name}.db"
+        return await Database(path, disk=self._disk, settings=settings).open()
+
+
+def _path(url: str) -> Path:
+    """The path behind `scheme:///`; raises Misconfigured where there is none."""
+    _, _, rest = url.partition(":///")
+    if not rest:
+        raise Misconfigured(f"{url} names no path; write for example sqlite:///data/state", code="store_url")
+    return Path(rest)
+
+
+def _no_engine(contract: str, url: str) -> Misconfigured:
+    scheme = urlsplit(url).scheme
+    return Misconfigured(f"no engine for {contract} behind {scheme or url[:40]!r}", code="store_url", contract=contract)
