@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).parent
-SOURCES = ("index_layout.py", "kernels.py", "road_kernels.py", "bidding.py")
+SOURCES = ("index_layout.py", "kernels.py", "road_kernels.py")
 
 
 def ready() -> bool:

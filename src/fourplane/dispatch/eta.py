@@ -1,0 +1,197 @@
+"""How long until a driver is there: road time for every candidate of a request from one search.
+
+Twenty drivers want to reach one rider. Instead of twenty searches, one runs backwards from the pick-up over the reversed
+network and stops when it has met all twenty (or after `limit_s`). A driver counts from the nearest node, plus the way to it.
+`route` finds one way forward with its line for the map, by A*.
+
+`pace` multiplies every answer: finished trips correct it online (an exponential mean of real over expected seconds), so
+that a rainy evening shows in the next estimate. Cost per request, Porto, 20 candidates: 50-150 us compiled, 5-20 ms plain.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fourplane.dispatch import compiled
+from fourplane.dispatch.roads import GRID_M, LOCAL_SPEED_MPS, SNAP_M_MAX, Roads
+from fourplane.foundation.errors import Rejected
+
+Seconds = NDArray[np.float64]
+PACE_WEIGHT = 0.02
+PACE_RANGE = (0.5, 3.0)
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A way through the city."""
+
+    seconds: float
+    metres: float
+    line: list[tuple[float, float]]  # (lat, lng) from the first point to the last
+    edges: list[int] = []
+
+
+class EtaStatistics(msgspec.Struct, frozen=True):
+    """Cumulative counts and the present pace (1 = as the map says)."""
+
+    searches: int
+    candidates: int
+    routes: int
+    settled: int
+    pace: float
+
+
+class Eta:
+    """Times on one network. Not for two threads: the columns it searches with are its own."""
+
+    def __init__(self, roads: Roads) -> None:
+        self.roads = roads
+        self.pace = 1.0
+        self._kernels = compiled.load("road_kernels")
+        nodes, edges = len(roads.lat), len(roads.heads)
+        self._best, self._seen = np.zeros(nodes), np.zeros(nodes, np.int64)
+        self._wanted = np.zeros(nodes, np.int64)
+        self._by_edge = np.zeros(nodes, np.int32)
+        self._keys, self._items = np.zeros(edges + 2), np.zeros(edges + 2, np.int32)
+        self._generation = 0
+        speeds = roads.metres / np.maximum(roads.seconds, 1e-3)
+        self._speed_mps = float(speeds.max()) * 1.001
+        self._searches = self._candidates = self._routes = self._settled = 0
+
+    def snap_many(self, lats: Seconds, lngs: Seconds) -> tuple[NDArray[np.int32], Seconds]:
+        """Nearest node (-1: no road near) and metres to it for each place in degrees."""
+        roads = self.roads
+        nodes, metres = np.full(len(lats), -1, np.int32), np.full(len(lats), SNAP_M_MAX)
+        if self._kernels is not None:
+            xs = np.ascontiguousarray((lngs - roads.west) * roads.x_scale)
+            ys = np.ascontiguousarray((lats - roads.south) * roads.y_scale)
+            self._kernels.snap_many(
+                xs, ys, GRID_M, roads.grid_width, roads.grid_height, SNAP_M_MAX,
+                roads.x, roads.y, roads.grid_starts, roads.grid_nodes, nodes, metres,
+            )  # fmt: skip
+            return nodes, metres
+        for n, (lat, lng) in enumerate(zip(lats, lngs, strict=True)):
+            found = roads.find_node(float(lat), float(lng))
+            if found is not None:
+                nodes[n], metres[n] = found.node, found.metres
+        return nodes, metres
+
+    def to_pickup(self, lat: float, lng: float, lats: Seconds, lngs: Seconds, *, limit_s: float = 900.0) -> Seconds:
+        """Seconds from each driver to the pick-up by road, inf past the limit; raises Rejected off the roads."""
+        source = self.roads.snap(lat, lng, "the pick-up")
+        nodes, metres = self.snap_many(lats, lngs)
+        seconds = self._reach(source.node, np.maximum(nodes, 0), limit_s / self.pace) * self.pace
+        seconds[nodes < 0] = np.inf
+        self._searches += 1
+        self._candidates += len(lats)
+        return np.asarray(seconds + (metres + source.metres) / LOCAL_SPEED_MPS)
+
+    def route(self, lat: float, lng: float, to_lat: float, to_lng: float) -> Route:
+        """The quickest way; raises Rejected where either end has no road near."""
+        first, last = self.roads.snap(lat, lng, "the start"), self.roads.snap(to_lat, to_lng, "the destination")
+        self._routes += 1
+        edges = self._path(first.node, last.node)
+        if edges is None:
+            raise Rejected("no road leads there", code="no_route")
+        local = first.metres + last.metres
+        seconds = float(self.roads.seconds[edges].sum(dtype=np.float64)) * self.pace + local / LOCAL_SPEED_MPS
+        line = [(lat, lng), *self.roads.shape(edges), (to_lat, to_lng)]
+        return Route(seconds, float(self.roads.metres[edges].sum(dtype=np.float64)) + local, line, edges)
+
+    def learn(self, expected_s: float, real_s: float) -> None:
+        """Let one finished trip correct the pace; absurd ones are ignored."""
+        if expected_s < 30 or not 0.2 < real_s / expected_s < 5:
+            return
+        pace = self.pace * (1 + PACE_WEIGHT * (real_s / expected_s - 1))
+        self.pace = min(max(pace, PACE_RANGE[0]), PACE_RANGE[1])
+
+    def statistics(self) -> EtaStatistics:
+        return EtaStatistics(self._searches, self._candidates, self._routes, self._settled, round(self.pace, 3))
+
+    def _reach(self, source: int, targets: NDArray[np.int32], limit_s: float) -> Seconds:
+        roads = self.roads
+        if self._kernels is None:
+            return _reach_plain(roads, source, targets, limit_s)
+        self._generation += 1
+        out = np.empty(len(targets))
+        self._settled += self._kernels.reach(
+            source, targets, limit_s, roads.back_starts, roads.back_heads, roads.back_seconds,
+            self._best, self._seen, self._wanted, self._generation, self._keys, self._items, out,
+        )  # fmt: skip
+        return out
+
+    def _path(self, source: int, target: int) -> list[int] | None:
+        roads = self.roads
+        if self._kernels is None:
+            return _path_plain(roads, source, target)
+        self._generation += 1
+        seconds = self._kernels.path(
+            source, target, self._speed_mps, roads.starts, roads.heads, roads.seconds, roads.x, roads.y,
+            self._best, self._seen, self._by_edge, self._generation, self._keys, self._items,
+        )  # fmt: skip
+        if math.isinf(seconds):
+            return None
+        edges = []
+        while (edge := int(self._by_edge[target])) >= 0:
+            edges.append(edge)
+            target = int(roads.tails[edge])
+        return edges[::-1]
+
+
+def _reach_plain(roads: Roads, source: int, targets: NDArray[np.int32], limit_s: float) -> Seconds:
+    left = set(targets.tolist())
+    done: dict[int, float] = {}
+    best = {source: 0.0}
+    heap = [(0.0, source)]
+    while heap and left:
+        key, node = heapq.heappop(heap)
+        if key > best[node]:
+            continue
+        if key > limit_s:
+            break
+        if node in left:
+            left.discard(node)
+            done[node] = key
+        for edge in range(roads.back_starts[node], roads.back_starts[node + 1]):
+            head, cost = int(roads.back_heads[edge]), key + float(roads.back_seconds[edge])
+            if cost < best.get(head, math.inf):
+                best[head] = cost
+                heapq.heappush(heap, (cost, head))
+    return np.array([done.get(int(target), math.inf) for target in targets], np.float64)
+
+
+def _path_plain(roads: Roads, source: int, target: int) -> list[int] | None:
+    best, by_edge = {source: 0.0}, {}
+    heap = [(0.0, source)]
+    while heap:
+        key, node = heapq.heappop(heap)
+        if node == target:
+            return _walk_back(roads, by_edge, target)
+        if key > best[node]:
+            continue
+        for edge in range(roads.starts[node], roads.starts[node + 1]):
+            head, cost = int(roads.heads[edge]), key + float(roads.seconds[edge])
+            if cost < best.get(head, math.inf):
+                best[head], by_edge[head] = cost, edge
+                heapq.heappush(heap, (cost, head))
+    return None
+
+
+def _walk_back(roads: Roads, by_edge: dict[int, int], node: int) -> list[int]:
+    edges = []
+    while node in by_edge:
+        edges.append(by_edge[node])
+        node = int(roads.tails[by_edge[node]])
+    return edges[::-1]
+
+
+def line_length_m(line: Sequence[tuple[float, float]]) -> float:
+    """Metres along a line of (lat, lng)."""
+    if len(line) < 2:
+        return 0.0
+    points = np.radians(np.array(line))
+    across = np.diff(points[:, 1]) * np.cos((points[1:, 0] + points[:-1, 0]) / 2)
+    return float(np.hypot(np.diff(points[:, 0]), across).sum() * 6_371_008.8)

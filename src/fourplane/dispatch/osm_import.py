@@ -1,0 +1,156 @@
+"""An OpenStreetMap extract (`.osm.pbf`, `.osm`) as a road network, made in a child process.
+
+`import_map` starts this module as a program (a city takes seconds, a country minutes, and neither may hold the loop),
+passes its progress on and returns the file it wrote. The program reads highways open to cars, honours one-ways,
+roundabouts and stated limits, and leaves out what is private. The data are OpenStreetMap's, under ODbL 1.0: every map
+drawn from them says so.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fourplane.dispatch import roads
+from fourplane.foundation import processes
+from fourplane.foundation.errors import FourplaneError, NotFound, Rejected, Unavailable
+
+ATTRIBUTION = "© OpenStreetMap contributors"
+LINKS = {f"{name}_link": name for name in ("motorway", "trunk", "primary", "secondary", "tertiary")}
+OTHERS = {"road": "unclassified", "service": "residential"}
+CLOSED = {"no", "private", "delivery", "emergency", "agricultural", "forestry"}
+NOT_STREETS = {"parking_aisle", "driveway", "drive-through", "emergency_access"}
+MPH = 1.609344
+
+Progress = Callable[[float, str], None]
+
+
+class _Line(msgspec.Struct):
+    """One line of the program's output."""
+
+    share: float = 0.0
+    text: str = ""
+    failed: str = ""
+
+
+async def import_map(source: Path, target: Path, progress: Progress) -> None:
+    """Write the road network of `source` to `target`; raises NotFound, Rejected (what is wrong with it) or Unavailable."""
+    if not source.is_file():
+        raise NotFound(f"no map at {source}", code="no_map")
+    if importlib.util.find_spec("osmium") is None:
+        raise Unavailable("reading OpenStreetMap files needs the extra `maps` (pip install fourplane[maps])", code="no_osmium")
+    last = _Line()
+
+    def on_line(text: str) -> None:
+        nonlocal last
+        try:
+            last = msgspec.json.decode(text, type=_Line)
+        except msgspec.DecodeError:
+            last = _Line(failed=text[:200])
+        if not last.failed:
+            progress(last.share, last.text)
+
+    argv = [sys.executable, "-m", "fourplane.dispatch.osm_import", str(source), str(target)]
+    child = await processes.start(argv, on_line=on_line, nice=5)
+    code = await child.wait()
+    if code != 0 or not target.is_file():
+        raise Rejected(f"{source.name} could not be imported: {last.failed or f'exit code {code}'}", code="bad_map")
+
+
+def read_roads(source: Path, tell: Progress) -> roads.Roads:
+    """The network of an extract, read here and now; raises Rejected for a file that is none, is cut, or holds no roads."""
+    import osmium  # noqa: PLC0415 - an optional extra
+
+    tell(0.02, f"reading {source.name}")
+    numbers: dict[int, int] = {}
+    lat: list[float] = []
+    lng: list[float] = []
+    ways: list[roads.Way] = []
+    try:
+        read = osmium.FileProcessor(str(source)).with_locations().with_filter(osmium.filter.KeyFilter("highway"))
+        for way in read:
+            if not way.is_way():
+                continue
+            kind = _road_class(way.tags)
+            if kind is None:
+                continue
+            points = []
+            for node in way.nodes:
+                if not node.location.valid():
+                    continue
+                number = numbers.get(node.ref)
+                if number is None:
+                    number = numbers[node.ref] = len(lat)
+                    lat.append(node.location.lat)
+                    lng.append(node.location.lon)
+                if not points or points[-1] != number:
+                    points.append(number)
+            direction = _direction(way.tags)
+            if direction < 0:
+                points.reverse()
+            ways.append(roads.Way(points, kind, direction != 0, _limit_kmh(way.tags.get("maxspeed"))))
+            if len(ways) % 2_000 == 0:
+                tell(min(0.6, 0.05 + len(ways) / 100_000), f"{len(ways):,} roads read")
+    except RuntimeError as error:
+        raise Rejected(f"{source.name} is not a whole OpenStreetMap file: {error}", code="bad_map") from error
+    tell(0.65, f"joining {len(ways):,} roads")
+    name = source.name.split(".")[0].replace("_", " ").title()
+    return roads.build(np.array(lat), np.array(lng), ways, name=name, attribution=ATTRIBUTION)
+
+
+def _road_class(tags: Any) -> int | None:  # noqa: ANN401 - pyosmium's tag list
+    kind = tags.get("highway")
+    kind = LINKS.get(kind) or OTHERS.get(kind, kind)
+    if tags.get("access") in CLOSED or tags.get("motor_vehicle") in CLOSED or tags.get("area") == "yes":
+        return None
+    if tags.get("service") in NOT_STREETS:
+        return None
+    return roads.CLASS_NUMBERS.get(kind)
+
+
+def _direction(tags: Any) -> int:  # noqa: ANN401 - pyosmium's tag list
+    """1 one-way along the points, -1 against them, 0 both."""
+    value = tags.get("oneway")
+    if value in {"yes", "true", "1"}:
+        return 1
+    if value in {"-1", "reverse"}:
+        return -1
+    if value == "no":
+        return 0
+    return 1 if tags.get("junction") in {"roundabout", "circular"} or tags.get("highway") == "motorway" else 0
+
+
+def _limit_kmh(value: str | None) -> float:
+    number, _, unit = (value or "").partition(" ")
+    if not number.isdecimal():
+        return 0.0
+    return min(float(number), 200.0) * (MPH if unit == "mph" else 1.0)
+
+
+def main(argv: list[str]) -> int:
+    """Import argv[0] to argv[1], one JSON line of progress at a time."""
+    source, target = Path(argv[0]), Path(argv[1])
+
+    def tell(share: float, text: str) -> None:
+        sys.stdout.write(msgspec.json.encode(_Line(share, text)).decode() + "\n")
+        sys.stdout.flush()
+
+    try:
+        network = read_roads(source, tell)
+        tell(0.9, f"saving {len(network.lat):,} junctions")
+        part = target.with_suffix(".part")
+        part.write_bytes(network.to_bytes())
+        part.rename(target)
+    except FourplaneError as error:
+        sys.stdout.write(msgspec.json.encode(_Line(failed=error.message)).decode() + "\n")
+        return 1
+    tell(1.0, f"{network.name}: {len(network.lat):,} junctions, {len(network.heads):,} edges")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

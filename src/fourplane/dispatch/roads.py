@@ -1,0 +1,326 @@
+"""The road network: a directed graph in flat columns (CSR), made from ways, saved as one file, snapped to in microseconds.
+
+Ways share points; a point where ways meet or end is a junction and becomes a node, the points between give an edge its
+shape. No edge is longer than `EDGE_M_MAX` (longer ones get nodes in between), so the nearest node is never more than half
+of that from the nearest place on a road, and snapping to nodes is snapping to edges. Only the largest part in which every
+node reaches every other is kept: a driver can always get to a rider and away again.
+
+Edges from node n are `starts[n]:starts[n + 1]`; the reversed graph, which the ETA walks, has its own columns. Seconds
+per edge come from the road's class (or its stated limit) in ordinary traffic plus what a junction costs.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fourplane.dispatch.cells import EARTH_RADIUS_M
+from fourplane.foundation.errors import Corrupt, Rejected
+
+FORMAT = 1
+EDGE_M_MAX = 200.0
+NODES_MAX = 20_000_000
+SNAP_M_MAX = 500.0
+GRID_M = 120.0
+# What each class is called, how fast traffic on it really is (km/h), seconds lost at each junction along it.
+CLASSES: tuple[tuple[str, float, float], ...] = (
+    ("motorway", 90, 0), ("trunk", 70, 0.5), ("primary", 44, 2), ("secondary", 38, 2.5),
+    ("tertiary", 32, 3), ("unclassified", 27, 3), ("residential", 23, 3), ("living_street", 11, 3),
+)  # fmt: skip
+CLASS_NUMBERS = {name: number for number, (name, _, _) in enumerate(CLASSES)}
+LOCAL_SPEED_MPS = 4.0  # from a doorway to the road
+
+COLUMNS = (
+    "lat", "lng", "starts", "heads", "seconds", "metres", "shape_at", "shape_count", "shape_lat", "shape_lng",
+    "line_class", "line_count", "line_lat", "line_lng",
+)  # fmt: skip
+
+
+class Way(msgspec.Struct, frozen=True):
+    """A road as a map gives it: its points by number, in driving order when one-way."""
+
+    points: Sequence[int]
+    road_class: int
+    one_way: bool = False
+    speed_kmh: float = 0.0  # stated limit, 0 = unknown
+
+
+class Snapped(msgspec.Struct, frozen=True):
+    """The road node nearest to a place."""
+
+    node: int
+    metres: float
+
+
+class Roads:
+    """A finished network. Columns never change; `name` and `attribution` are for people."""
+
+    def __init__(self, columns: dict[str, NDArray[Any]], *, name: str, attribution: str) -> None:
+        self.name, self.attribution = name, attribution
+        self.columns = columns
+        self.lat: NDArray[np.float64] = columns["lat"]
+        self.lng: NDArray[np.float64] = columns["lng"]
+        self.starts: NDArray[np.int32] = columns["starts"]
+        self.heads: NDArray[np.int32] = columns["heads"]
+        self.seconds: NDArray[np.float32] = columns["seconds"]
+        self.metres: NDArray[np.float32] = columns["metres"]
+        self.south, self.north = float(self.lat.min()), float(self.lat.max())
+        self.west, self.east = float(self.lng.min()), float(self.lng.max())
+        self.tails = np.repeat(np.arange(len(self.lat), dtype=np.int32), np.diff(self.starts))
+        self._reverse()
+        self._project()
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """The middle of the network's junctions: where its city is, not the middle of its frame."""
+        return float(np.median(self.lat)), float(np.median(self.lng))
+
+    def _reverse(self) -> None:
+        order = np.argsort(self.heads, kind="stable")
+        self.back_edges = order.astype(np.int32)
+        self.back_heads = self.tails[order]
+        self.back_seconds = self.seconds[order]
+        counts = np.bincount(self.heads, minlength=len(self.lat))
+        self.back_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+    def _project(self) -> None:
+        """Metres east and north of the south-west corner, and the raster of nodes that snapping looks into."""
+        scale = EARTH_RADIUS_M * np.pi / 180
+        self.x_scale = scale * float(np.cos(np.radians((self.south + self.north) / 2)))
+        self.y_scale = scale
+        self.x = (self.lng - self.west) * self.x_scale
+        self.y = (self.lat - self.south) * self.y_scale
+        self.grid_width = int(self.x.max() / GRID_M) + 1
+        self.grid_height = int(self.y.max() / GRID_M) + 1
+        square = (self.y / GRID_M).astype(np.int64) * self.grid_width + (self.x / GRID_M).astype(np.int64)
+        self.grid_nodes = np.argsort(square, kind="stable").astype(np.int32)
+        counts = np.bincount(square, minlength=self.grid_width * self.grid_height)
+        self.grid_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+    def find_node(self, lat: float, lng: float, *, metres_max: float = SNAP_M_MAX) -> Snapped | None:
+        """The node nearest to a place, None when no road is within `metres_max`."""
+        x, y = (lng - self.west) * self.x_scale, (lat - self.south) * self.y_scale
+        column, row = int(x // GRID_M), int(y // GRID_M)
+        reach = int(metres_max // GRID_M) + 1
+        best, best_node = metres_max, -1
+        for ring in range(reach + 1):
+            if best < (ring - 1) * GRID_M:
+                break
+            for at_row in range(max(row - ring, 0), min(row + ring, self.grid_height - 1) + 1):
+                step = 1 if abs(at_row - row) == ring else max(2 * ring, 1)
+                for at_column in range(column - ring, column + ring + 1, step):
+                    if not 0 <= at_column < self.grid_width:
+                        continue
+                    square = at_row * self.grid_width + at_column
+                    nodes = self.grid_nodes[self.grid_starts[square] : self.grid_starts[square + 1]]
+                    if len(nodes) == 0:
+                        continue
+                    away = np.hypot(self.x[nodes] - x, self.y[nodes] - y)
+                    nearest = int(away.argmin())
+                    if away[nearest] < best:
+                        best, best_node = float(away[nearest]), int(nodes[nearest])
+        return None if best_node < 0 else Snapped(best_node, best)
+
+    def snap(self, lat: float, lng: float, what: str = "this place") -> Snapped:
+        """The same; raises Rejected where there is no road: the sea, a forest, another city."""
+        found = self.find_node(lat, lng)
+        if found is None:
+            raise Rejected(
+                f"{what} is more than {SNAP_M_MAX:.0f} m from any road of {self.name}",
+                code="no_road", lat=round(lat, 6), lng=round(lng, 6),
+            )  # fmt: skip
+        return found
+
+    def shape(self, edges: Iterable[int]) -> list[tuple[float, float]]:
+        """The line along edges that follow each other, as (lat, lng)."""
+        line: list[tuple[float, float]] = []
+        lats, lngs = self.columns["shape_lat"], self.columns["shape_lng"]
+        for edge in edges:
+            tail = int(self.tails[edge])
+            if not line:
+                line.append((float(self.lat[tail]), float(self.lng[tail])))
+            at, count = int(self.columns["shape_at"][edge]), int(self.columns["shape_count"][edge])
+            inner = range(at, at + count) if count >= 0 else range(at - count - 1, at - 1, -1)
+            line.extend((lats[n] * 1e-7, lngs[n] * 1e-7) for n in inner)
+            head = int(self.heads[edge])
+            line.append((float(self.lat[head]), float(self.lng[head])))
+        return line
+
+    def to_bytes(self) -> bytes:
+        """The network as one file."""
+        out = io.BytesIO()
+        facts = msgspec.json.encode({"format": FORMAT, "name": self.name, "attribution": self.attribution})
+        np.savez_compressed(out, facts=np.frombuffer(facts, np.uint8), **{name: self.columns[name] for name in COLUMNS})
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Roads":
+        """What `to_bytes` made; raises Corrupt for anything else."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                facts = msgspec.json.decode(file["facts"].tobytes(), type=dict[str, str | int])
+                if facts["format"] != FORMAT:
+                    raise Corrupt(f"road network of format {facts['format']}, this version reads {FORMAT}")
+                columns = {name: file[name] for name in COLUMNS}
+        except (OSError, ValueError, KeyError, EOFError, msgspec.DecodeError) as error:
+            raise Corrupt(f"not a road network: {error}") from error
+        return cls(columns, name=str(facts["name"]), attribution=str(facts["attribution"]))
+
+
+class _Edges:
+    """Edges as they are found, in columns."""
+
+    def __init__(self) -> None:
+        self.tails: list[int] = []
+        self.heads: list[int] = []
+        self.metres: list[float] = []
+        self.speeds: list[float] = []
+        self.costs: list[float] = []
+        self.shape_at: list[int] = []
+        self.shape_count: list[int] = []
+        self.shape: list[int] = []
+
+    def add(self, points: Sequence[int], metres: float, speed: float, cost: float, *, one_way: bool) -> None:
+        """One piece of road between two junctions; both directions share the shape (a negative count: backwards)."""
+        inner = len(points) - 2
+        for tail, head, count in ((points[0], points[-1], inner), (points[-1], points[0], -inner)):
+            self.tails.append(tail)
+            self.heads.append(head)
+            self.metres.append(metres)
+            self.speeds.append(speed)
+            self.costs.append(cost)
+            self.shape_at.append(len(self.shape))
+            self.shape_count.append(count)
+            if one_way:
+                break
+        self.shape.extend(points[1:-1])
+
+
+def build(
+    lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way], *, name: str, attribution: str = ""
+) -> Roads:
+    """A network from ways over points; raises Rejected when they hold no road that leads anywhere."""
+    ways = [way for way in ways if len(way.points) >= 2]
+    if not ways:
+        raise Rejected(f"{name} holds no roads for cars", code="no_roads")
+    if len(lat) > NODES_MAX:
+        raise Rejected(f"{name} has more than {NODES_MAX:,} points; cut a smaller area", code="map_too_large")
+    lines = _lines(ways, lat, lng)
+    lat, lng, ways = _with_points_between(lat, lng, ways)
+    uses = np.zeros(len(lat), np.int32)
+    for way in ways:
+        uses[list(way.points)] += 1
+        uses[[way.points[0], way.points[-1]]] += 1
+    edges = _Edges()
+    for way in ways:
+        _cut(way, uses, lat, lng, edges)
+    return _finish(edges, lat, lng, lines, name=name, attribution=attribution)
+
+
+def _lengths(lat: NDArray[np.float64], lng: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Metres between neighbours of a line; flat within a step, which is exact enough below a kilometre."""
+    scale = EARTH_RADIUS_M * np.pi / 180
+    across = np.diff(lng) * np.cos(np.radians((lat[1:] + lat[:-1]) / 2))
+    return np.asarray(np.hypot(np.diff(lat), across) * scale)
+
+
+def _with_points_between(
+    lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Way]]:
+    """The same ways with no two neighbouring points farther apart than an edge may be long."""
+    more_lat: list[float] = []
+    more_lng: list[float] = []
+    between: dict[tuple[int, int], list[int]] = {}
+    result = []
+    for way in ways:
+        points = np.asarray(way.points)
+        far = np.flatnonzero(_lengths(lat[points], lng[points]) > EDGE_M_MAX)
+        if len(far) == 0:
+            result.append(way)
+            continue
+        lengths = _lengths(lat[points], lng[points])
+        longer: list[int] = []
+        for n, (a, b) in enumerate(zip(way.points, way.points[1:], strict=False)):
+            longer.append(a)
+            if lengths[n] <= EDGE_M_MAX:
+                continue
+            made = between.get((b, a), [])[::-1] or between.get((a, b))
+            if made is None:
+                parts = int(lengths[n] / EDGE_M_MAX) + 1
+                made = list(range(len(lat) + len(more_lat), len(lat) + len(more_lat) + parts - 1))
+                more_lat.extend(lat[a] + (lat[b] - lat[a]) * k / parts for k in range(1, parts))
+                more_lng.extend(lng[a] + (lng[b] - lng[a]) * k / parts for k in range(1, parts))
+                between[a, b] = made
+            longer.extend(made)
+        longer.append(way.points[-1])
+        result.append(Way(longer, way.road_class, way.one_way, way.speed_kmh))
+    return np.concatenate([lat, more_lat]), np.concatenate([lng, more_lng]), result
+
+
+def _cut(
+    way: Way, uses: NDArray[np.int32], lat: NDArray[np.float64], lng: NDArray[np.float64], edges: _Edges
+) -> None:
+    """Cut a way at junctions and before a piece gets too long."""
+    points = list(way.points)
+    lengths = _lengths(lat[points], lng[points])
+    _, kmh, cost = CLASSES[way.road_class]
+    if way.speed_kmh > 0:
+        kmh = min(way.speed_kmh * 0.85, max(kmh, way.speed_kmh * 0.6))
+    first, metres = 0, 0.0
+    for n in range(1, len(points)):
+        metres += float(lengths[n - 1])
+        junction = uses[points[n]] >= 2
+        if not junction and metres + (lengths[n] if n < len(lengths) else 0) <= EDGE_M_MAX:
+            continue
+        if points[first] != points[n] and metres > 0:
+            edges.add(points[first : n + 1], metres, kmh / 3.6, cost if junction else 0.0, one_way=way.one_way)
+        first, metres = n, 0.0
+
+
+def _finish(
+    edges: _Edges, lat: NDArray[np.float64], lng: NDArray[np.float64], lines: dict[str, NDArray[Any]], *, name: str, attribution: str
+) -> Roads:
+    tails, heads = np.array(edges.tails, np.int64), np.array(edges.heads, np.int64)
+    if len(tails) == 0:
+        raise Rejected(f"{name} holds no roads for cars", code="no_roads")
+    graph = csr_matrix((np.ones(len(tails), np.int8), (tails, heads)), shape=(len(lat), len(lat)))
+    _, part = connected_components(graph, directed=True, connection="strong")
+    keep = np.flatnonzero(part == np.bincount(part).argmax())
+    if len(keep) < 2:
+        raise Rejected(f"the roads of {name} lead nowhere: no two places reach each other", code="no_roads")
+    number = np.full(len(lat), -1, np.int64)
+    number[keep] = np.arange(len(keep))
+    inside = np.flatnonzero((number[tails] >= 0) & (number[heads] >= 0))
+    order = inside[np.argsort(number[tails[inside]], kind="stable")]
+    metres = np.array(edges.metres)[order]
+    seconds = metres / np.array(edges.speeds)[order] + np.array(edges.costs)[order]
+    counts = np.bincount(number[tails[order]], minlength=len(keep))
+    shape = np.array(edges.shape, np.int64)
+    columns: dict[str, NDArray[Any]] = {
+        "lat": lat[keep], "lng": lng[keep],
+        "starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        "heads": number[heads[order]].astype(np.int32),
+        "seconds": seconds.astype(np.float32), "metres": metres.astype(np.float32),
+        "shape_at": np.array(edges.shape_at)[order].astype(np.int32),
+        "shape_count": np.array(edges.shape_count)[order].astype(np.int16),
+        "shape_lat": np.round(lat[shape] * 1e7).astype(np.int32), "shape_lng": np.round(lng[shape] * 1e7).astype(np.int32),
+        **lines,
+    }  # fmt: skip
+    return Roads(columns, name=name, attribution=attribution)
+
+
+def _lines(ways: Sequence[Way], lat: NDArray[np.float64], lng: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """The ways as a map draws them, important ones last so that they lie on top."""
+    drawn = sorted(ways, key=lambda way: -way.road_class)
+    points = np.concatenate([np.asarray(way.points, np.int64) for way in drawn])
+    return {
+        "line_class": np.array([way.road_class for way in drawn], np.uint8),
+        "line_count": np.array([len(way.points) for way in drawn], np.int32),
+        "line_lat": np.round(lat[points] * 1e7).astype(np.int32),
+        "line_lng": np.round(lng[points] * 1e7).astype(np.int32),
+    }
