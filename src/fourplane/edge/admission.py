@@ -13,6 +13,7 @@ import msgspec
 from fourplane.edge.http_answers import error_answer, seconds_text
 from fourplane.edge.routes import Priority
 
+LINES_MAX = 4_096
 SHARES = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 
 
@@ -28,8 +29,8 @@ class AdmissionStatistics(msgspec.Struct, frozen=True):
 
     in_flight: int
     limit: int
-    admitted: tuple[int, ...]  # by Priority
-    shed: tuple[int, ...]
+    admitted: int
+    shed: tuple[int, ...]  # by Priority
 
 
 Classify = Callable[[bytes, bytes], Priority]
@@ -41,6 +42,7 @@ class Admission:
     __slots__ = (
         "_admitted",
         "_closed_from",
+        "_known",
         "_shed",
         "_thresholds",
         "classify",
@@ -54,7 +56,8 @@ class Admission:
     def __init__(self, settings: AdmissionSettings, classify: Classify | None = None) -> None:
         self.classify: Classify = classify if classify is not None else _everyone_alike
         self.in_flight = 0
-        self._admitted = [0] * len(Priority)
+        self._admitted = 0
+        self._known: dict[bytes, Priority] = {}
         self._shed = [0] * len(Priority)
         self._closed_from = len(Priority)
         self.shedding = False
@@ -82,9 +85,23 @@ class Admission:
         self._shed[priority] += 1
         return False
 
-    def entered(self, priority: Priority) -> None:
+    def admits_line(self, line: bytes) -> bool:
+        """The same for the first line of a request up to its version; classes of lines seen lately are remembered."""
+        priority = self._known.get(line)
+        if priority is None:
+            method, _, target = line.partition(b" ")
+            priority = self.classify(method, target.partition(b"?")[0])
+            if len(self._known) >= LINES_MAX:
+                self._known.clear()
+            self._known[line] = priority
+        if self.in_flight < self._thresholds[priority] and priority < self._closed_from:
+            return True
+        self._shed[priority] += 1
+        return False
+
+    def entered(self) -> None:
         """An admitted request begins."""
-        self._admitted[priority] += 1
+        self._admitted += 1
         self.in_flight += 1
         self.shedding = self.in_flight >= self._thresholds[-1] or self._closed_from < len(Priority)
 
@@ -95,7 +112,7 @@ class Admission:
         self._look()
 
     def statistics(self) -> AdmissionStatistics:
-        return AdmissionStatistics(self.in_flight, self.limit, tuple(self._admitted), tuple(self._shed))
+        return AdmissionStatistics(self.in_flight, self.limit, self._admitted, tuple(self._shed))
 
     def _look(self) -> None:
         self.shedding = self.in_flight >= self._thresholds[-1] or self._closed_from < len(Priority)

@@ -1,4 +1,4 @@
-"""One coarse timer for all connections of a server.
+"""Coarse deadlines: one timer for all connections of a server, one for all running handlers.
 
 A connection sits in one bucket of a wheel; pushing its deadline further is one assignment, and the wheel finds out when
 the bucket comes up. So a deadline costs nothing while requests flow, and a slow client is noticed within one tick.
@@ -6,7 +6,9 @@ Invariant: a connection is in exactly one bucket from `add` until it expires or 
 """
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
+
+from fourplane.foundation import clock
 
 TICK_S = 0.5
 
@@ -57,3 +59,47 @@ class Deadlines:
                 self._buckets.setdefault(max(item.deadline_tick, self.now + 1), []).append(item)
         if self._buckets and self._handle is None:
             self._handle = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
+
+
+class HandlerClock:
+    """Cancels handlers that run past one common bound.
+
+    All share the same bound, so the oldest entry is always the next to lapse: a dict in order of entry is the whole queue,
+    and a handler that ends in time costs an insert and a delete.
+    """
+
+    def __init__(self, seconds_max: float) -> None:
+        self._seconds_max = seconds_max
+        self._running: dict[asyncio.Task[Any], float] = {}
+        self._lapsed: dict[asyncio.Task[Any], None] = {}
+        self._handle: asyncio.TimerHandle | None = None
+
+    def enter(self, task: "asyncio.Task[Any]", now: float) -> None:
+        """`task` begins a handler at `now`, in loop or monotonic seconds."""
+        self._running[task] = now + self._seconds_max
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def leave(self, task: "asyncio.Task[Any]") -> bool:
+        """The handler is through; True when it was this clock that cancelled it."""
+        if self._running.pop(task, None) is not None:
+            return False
+        return self._lapsed.pop(task, False) is None
+
+    def close(self) -> None:
+        """Watch nobody any more."""
+        self._running.clear()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _tick(self) -> None:
+        now = clock.monotonic_s()
+        while self._running:
+            task = next(iter(self._running))
+            if self._running[task] > now:
+                break
+            del self._running[task]
+            self._lapsed[task] = None
+            task.cancel()
+        self._handle = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self._running else None

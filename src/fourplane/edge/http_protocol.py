@@ -279,7 +279,7 @@ class HttpProtocol(asyncio.Protocol):
         self.request = HttpRequest(self.peer)
         deadlines = self.server.deadlines
         self._since_tick = deadlines.now
-        self.deadline_tick = deadlines.ticks(self.server.settings.head_s_max)
+        self.deadline_tick = deadlines.now + self.server.head_ticks
 
     def on_url(self, url: bytes) -> None:
         request = self.request
@@ -362,7 +362,7 @@ class HttpProtocol(asyncio.Protocol):
                 request.body = b"".join(request.parts)
             self._answer_hot(request, hot)
         elif self.exchange is not None:
-            self.deadline_tick = self.server.deadlines.ticks(self.server.settings.idle_s_max)
+            self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
             self.exchange.body_complete()
 
     # -- answering
@@ -400,8 +400,7 @@ class HttpProtocol(asyncio.Protocol):
         if request.remaining > server.settings.body_bytes_max:
             raise Refused(413, "too_large", "the body is too large")
         admission = server.admission
-        priority = admission.classify(request.method, request.path)
-        if not admission.admits(priority):
+        if admission.shedding and not admission.admits(admission.classify(request.method, request.path)):
             server.shed_total.value += 1
             if request.has_body or not request.keep_alive:
                 self._send_last(admission.rejection_and_close)
@@ -409,7 +408,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.transport.write(admission.rejection)
                 request.hot = None
             return
-        self.exchange = server.begin_exchange(self, request, priority)
+        self.exchange = server.begin_exchange(self, request)
 
     def exchange_finished(self) -> None:
         """The answer is out; go on with the next request or end the connection."""
@@ -430,27 +429,23 @@ class HttpProtocol(asyncio.Protocol):
         self._send_last(answer)
 
     def _rest_for_next(self) -> None:
-        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.idle_s_max)
+        self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
 
     def _try_shed(self, data: bytes) -> bool:
         """Turn a whole request without a body away by its first line alone; False when it deserves a closer look."""
-        space = data.find(b" ", 0, 10)
-        if space <= 0 or not data.endswith(HEAD_END) or data.find(HEAD_END) != len(data) - 4:
+        end = data.find(b" HTTP/1.1\r\n")
+        if end <= 0 or data.find(HEAD_END) != len(data) - 4:
             return False
-        end = data.find(b" ", space + 1)
-        path = data[space + 1 : end]
-        mark = path.find(b"?")
-        admission = self.server.admission
-        if admission.admits(admission.classify(data[:space], path if mark < 0 else path[:mark])):
+        server = self.server
+        admission = server.admission
+        if admission.admits_line(data[:end]):
             return False
         low = data.lower()
         if b"\ncontent-length:" in low or b"\ntransfer-encoding:" in low or b"\nconnection:" in low:
             return False
-        if b" http/1.1\r\n" not in low:
-            return False
-        self.server.shed_total.value += 1
+        server.shed_total.value += 1
         self.transport.write(admission.rejection)
-        self._rest_for_next()
+        self.deadline_tick = server.deadlines.now + server.idle_ticks
         return True
 
     def _take_other_target(self, request: HttpRequest) -> None:
