@@ -1,0 +1,340 @@
+"""One parent that forks the workers of this machine, gives each its sockets, and starts it again when it dies.
+
+The parent does nothing else: it sets the native thread counts to 1, imports what the workers share, binds the ports, forks
+and sleeps. It opens no database and starts no loop and no thread; that is asserted before each fork, because a fork copies
+locks but not the threads that would open them.
+
+Ports: each is bound once without SO_REUSEPORT, so that a port in use is an error and not half of somebody else's
+connections; then one SO_REUSEPORT socket per slot is opened and kept. A restarted worker inherits its slot's socket with
+the queue of connections that wait in it.
+
+A worker says through a pipe that it is ready. One that ends before its first readiness ends the fleet with its exit code
+(starting again would not help); later ends are restarts, within an intensity; past it the fleet stops and says so.
+SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or a second signal, SIGKILL. A worker
+whose parent died gets SIGTERM from the kernel.
+"""
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fourplane.control.busy_port import owner_of_port
+from fourplane.foundation import clock, network
+from fourplane.foundation.errors import Misconfigured
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.processes import Asked, Ended, Parent
+from fourplane.service.restart_intensity import IntensitySettings, RestartIntensity
+
+THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+EXIT_MISCONFIGURED = 2
+EXIT_TOO_MANY_RESTARTS = 70
+POLL_S = 0.02  # while a worker starts; otherwise the parent sleeps
+IDLE_S = 3_600.0
+READY_MAX = 1 << 16
+PR_SET_PDEATHSIG = 1
+DATABASE_SUFFIXES = (".db", ".sqlite", "-wal", ".wal")
+
+Say = Callable[[str], None]
+
+
+class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    workers: int = 1
+    ready_s: float = 120.0
+    drain_s: float = 30.0
+    restarts: IntensitySettings = IntensitySettings(count_max=5, period_s=60.0)
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A TCP port the deployment listens on, and the setting that names it."""
+
+    name: str
+    host: str
+    port: int
+    setting: str
+
+
+class Worker:
+    """What a forked worker is given."""
+
+    __slots__ = ("_ready", "parent_pid", "slot", "sockets", "workers")
+
+    def __init__(self, slot: int, workers: int, sockets: Mapping[str, socket.socket], ready: int) -> None:
+        self.slot = slot
+        self.workers = workers
+        self.sockets = sockets
+        self.parent_pid = os.getppid()
+        self._ready = ready
+
+    def report_ready(self, facts: Mapping[str, str]) -> None:
+        """Tell the parent that this worker serves; the facts go to `on_ready`."""
+        os.write(self._ready, msgspec.json.encode(dict(facts))[:READY_MAX])
+        os.close(self._ready)
+
+    def stop_fleet(self) -> None:
+        """Ask the parent to stop everything in order, as a `stop` verb does."""
+        os.kill(self.parent_pid, signal.SIGTERM)
+
+
+Body = Callable[[Worker], int]
+
+
+class _Slot:
+    """One place for a worker: the sockets stay, the process may change."""
+
+    __slots__ = ("facts", "number", "pid", "ready", "sockets", "started_s", "was_ready")
+
+    def __init__(self, number: int, sockets: dict[str, socket.socket]) -> None:
+        self.number = number
+        self.sockets = sockets
+        self.pid = 0
+        self.ready = -1  # the reading end of the readiness pipe while the worker starts
+        self.started_s = 0.0
+        self.was_ready = False
+        self.facts: dict[str, str] = {}
+
+
+class Fleet:
+    """The parent. `run` returns the exit code of the whole deployment."""
+
+    def __init__(
+        self,
+        ports: Sequence[Port],
+        body: Body,
+        *,
+        say: Say,
+        settings: FleetSettings | None = None,
+        preload: Iterable[str] = (),
+        on_ready: Callable[[list[dict[str, str]]], None] | None = None,
+    ) -> None:
+        self._settings = settings or FleetSettings()
+        if self._settings.workers < 1:
+            raise Misconfigured("at least one worker is needed", setting="workers")
+        self._ports = ports
+        self._body = body
+        self._say = say
+        self._preload = tuple(preload)
+        self._on_ready = on_ready
+        self._slots: list[_Slot] = []
+        self._intensity = RestartIntensity(self._settings.restarts)
+        self._exit_code = 0
+        self._stopping_since: float | None = None
+        self._announced = False
+
+    def run(self) -> int:
+        """Fork the workers and keep them running until a signal or a failure; no worker is left when it returns.
+
+        Raises Misconfigured for a port that cannot be bound, before anything starts.
+        """
+        limit_native_threads()
+        bound = bind_ports(self._ports, self._settings.workers)
+        self._slots = [_Slot(number, sockets) for number, sockets in enumerate(bound)]
+        try:
+            for name in self._preload:
+                importlib.import_module(name)
+            gc.collect()
+            gc.freeze()
+            with Parent() as parent:
+                for slot in self._slots:
+                    self._start(parent, slot)
+                while any(slot.pid for slot in self._slots):
+                    self._step(parent)
+        finally:
+            for slot in self._slots:
+                for one in slot.sockets.values():
+                    one.close()
+        return self._exit_code
+
+    def _step(self, parent: Parent) -> None:
+        starting = any(slot.ready >= 0 for slot in self._slots)
+        stopping = self._stopping_since is not None
+        match parent.wait(POLL_S if starting else 0.2 if stopping else IDLE_S):
+            case Ended(pid=pid, code=code):
+                self._read_readiness()
+                self._ended(parent, next(slot for slot in self._slots if slot.pid == pid), code)
+            case Asked():
+                self._stop(parent, again=stopping)
+            case None:
+                pass
+        self._read_readiness()
+        self._enforce_bounds(parent)
+
+    def _start(self, parent: Parent, slot: _Slot) -> None:
+        assert_may_fork()
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        slot.ready, slot.started_s = reading, clock.monotonic_s()
+        slot.pid = parent.fork(lambda: self._become_worker(slot, writing))
+        os.close(writing)
+
+    def _become_worker(self, slot: _Slot, ready: int) -> int:
+        """In the child: keep this slot's sockets, drop everybody else's, run the body."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all: the parent decides
+        clock.reseed_after_fork()
+        for other in self._slots:
+            if other.ready >= 0:
+                os.close(other.ready)
+            if other is not slot:
+                for one in other.sockets.values():
+                    one.close()
+        try:
+            return self._body(Worker(slot.number, len(self._slots), slot.sockets, ready))
+        except Misconfigured as error:
+            self._say(error.message)
+            return EXIT_MISCONFIGURED
+
+    def _ended(self, parent: Parent, slot: _Slot, code: int) -> None:
+        pid, slot.pid = slot.pid, 0
+        if slot.ready >= 0:
+            os.close(slot.ready)
+            slot.ready = -1
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if self._stopping_since is not None:
+            if code not in {0, -signal.SIGTERM}:
+                self._say(f"worker {slot.number} (pid {pid}) ended with {how} while stopping")
+            return
+        if not slot.was_ready:
+            self._say(f"worker {slot.number} (pid {pid}) could not start: {how}")
+            self._exit_code = code if code > 0 else 1
+            self._stop(parent, again=False)
+        elif self._intensity.allow(clock.monotonic_s()):
+            self._say(f"worker {slot.number} (pid {pid}) ended with {how}; starting it again")
+            self._start(parent, slot)
+        else:
+            bound = self._settings.restarts
+            self._say(
+                f"worker {slot.number} (pid {pid}) ended with {how}, more than {bound.count_max} restarts "
+                f"within {bound.period_s:.0f} s: stopping"
+            )
+            self._exit_code = EXIT_TOO_MANY_RESTARTS
+            self._stop(parent, again=False)
+
+    def _stop(self, parent: Parent, *, again: bool) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = clock.monotonic_s()
+        for slot in self._slots:
+            if slot.pid:
+                parent.send(slot.pid, signal.SIGKILL if again else signal.SIGTERM)
+
+    def _read_readiness(self) -> None:
+        for slot in self._slots:
+            if slot.ready < 0:
+                continue
+            try:
+                told = os.read(slot.ready, READY_MAX)
+            except BlockingIOError:
+                continue
+            os.close(slot.ready)
+            slot.ready = -1
+            if told:
+                slot.was_ready = True
+                slot.facts = msgspec.json.decode(told, type=dict[str, str])
+        if not self._announced and all(slot.was_ready for slot in self._slots):
+            self._announced = True
+            if self._on_ready is not None:
+                self._on_ready([slot.facts for slot in self._slots])
+
+    def _enforce_bounds(self, parent: Parent) -> None:
+        now = clock.monotonic_s()
+        if self._stopping_since is not None:
+            if now - self._stopping_since > self._settings.drain_s:
+                self._stop(parent, again=True)
+            return
+        for slot in self._slots:
+            if slot.ready >= 0 and now - slot.started_s > self._settings.ready_s:
+                self._say(f"worker {slot.number} (pid {slot.pid}) was not ready within {self._settings.ready_s:.0f} s")
+                parent.send(slot.pid, signal.SIGKILL)
+
+
+async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callable[[], Mapping[str, str]]) -> int:
+    """The life of a worker inside its loop: start the parts, say so, wait for SIGTERM or a failure, drain, stop.
+
+    Returns the exit code: 0 when asked to stop, 1 when a part failed.
+    """
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    await lifecycle.start()
+    worker.report_ready(facts())
+    failed = False
+
+    async def watch() -> None:
+        nonlocal failed
+        await lifecycle.wait_failed()
+        failed = True
+        over.set()
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch())
+        await over.wait()
+        watching.cancel()
+    await lifecycle.drain()
+    await lifecycle.stop()
+    return 1 if failed else 0
+
+
+def limit_native_threads() -> None:
+    """One thread for BLAS, OpenMP and numba: workers are the parallelism. Must run before numpy is imported."""
+    for name in THREAD_COUNTS:
+        os.environ.setdefault(name, "1")
+
+
+def bind_ports(ports: Sequence[Port], workers: int) -> list[dict[str, socket.socket]]:
+    """One socket per worker and port; raises Misconfigured in one line naming port, setting and owner when it is taken."""
+    bound: list[dict[str, socket.socket]] = [{} for _ in range(workers)]
+    try:
+        for port in ports:
+            number = _claim(port)
+            for sockets in bound:
+                sockets[port.name] = network.bind(port.host, number, reuse_port=True)
+    except BaseException:
+        for sockets in bound:
+            for one in sockets.values():
+                one.close()
+        raise
+    return bound
+
+
+def _claim(port: Port) -> int:
+    """The number to use; bound once without SO_REUSEPORT, so that nobody else listens there."""
+    try:
+        alone = network.bind(port.host, port.port)
+    except PermissionError:
+        raise Misconfigured(f"port {port.port} ({port.setting}) needs more rights", setting=port.setting) from None
+    except OSError as error:
+        owner = owner_of_port(port.port)
+        by = f" by {owner}" if owner else f": {error.strerror}"
+        raise Misconfigured(
+            f"port {port.port} ({port.setting}) is taken{by}; set {port.setting} to another port, or 0 for any",
+            code="port_taken",
+            setting=port.setting,
+            port=port.port,
+        ) from None
+    number = int(alone.getsockname()[1])
+    alone.close()
+    return number
+
+
+def assert_may_fork() -> None:
+    """Assert that this process has one thread, also natively, and no open database."""
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"the parent has {threads} threads and must not fork"
+    for descriptor in list(Path("/proc/self/fd").iterdir()):
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue  # the descriptor of this very listing
+        assert not target.endswith(DATABASE_SUFFIXES), f"the parent has {target} open and must not fork"
