@@ -8,6 +8,7 @@ CLOCK, NETWORK, BLOCKING, PROCESSES = (
     f"foundation/{name}.py" for name in ("clock", "network", "blocking", "processes")
 )
 LIFECYCLE = "foundation/lifecycle.py"
+FLEET = "control/fleet.py"  # the parent of the workers sets their thread counts before it forks, and hears them
 SIMULATOR = "simulator/"  # it implements the seams, so it may build them: seeded chance, an event loop
 VERBS = "verbs/"  # the command line's process: its tasks end with it
 
@@ -40,8 +41,8 @@ NAMES = {
     "os.fork": (PROCESSES,),
     "os.system": (),
     "os.popen": (),
-    "os.kill": (PROCESSES,),
-    "os.environ": (PROCESSES, "verbs/settings.py"),
+    "os.kill": (PROCESSES, FLEET),
+    "os.environ": (PROCESSES, FLEET, "verbs/settings.py"),
     "os.getenv": (),
     "datetime.now": (),
     "datetime.utcnow": (),
