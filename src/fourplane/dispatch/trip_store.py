@@ -1,0 +1,154 @@
+"""Trips that outlive the process: every event is one record, and the records are the outbox.
+
+A trip lives in the partition of the hour of its id and one of 16 buckets. One batch writes its new events
+(`e` + trip + number, only where absent: two writers cannot both append event 7) and, with the first, its open mark
+(`o` + trip). The mark goes when nothing can happen any more and every event has reached the event log; a restart
+reads the marks of all hours that still have some, folds those trips and sends their events again. Each event has the
+stable id `trip:number`, so consumers drop what they know. Hours are listed in one small partition.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fourplane.dispatch import trips
+from fourplane.dispatch.trips import Event, Trip
+from fourplane.foundation import ids
+from fourplane.foundation.errors import Overloaded
+from fourplane.state.contracts import Change, Delete, EventLog, Put, Records
+
+BUCKETS = 16
+HOURS = b"dispatch/trip-hours"
+TOPIC = "trip.state.changed"
+PAGE = 1_000
+WAITING_MAX = 100_000
+OPEN, EVENT = b"o", b"e"
+
+
+class TripNotice(msgspec.Struct, frozen=True, array_like=True):
+    """One event on its way to those who listen: `id` is stable over repetitions."""
+
+    id: str
+    trip: int
+    number: int
+    event: bytes
+
+
+class TripStore:
+    """Reads and writes trips; one owner at a time, which the absent-only writes enforce."""
+
+    def __init__(self, records: Records, log: EventLog) -> None:
+        self._records, self._log = records, log
+        self._hours: set[int] = set()
+        self._waiting: list[TripNotice] = []
+
+    async def append(self, trip: Trip, events: Sequence[Event]) -> None:
+        """Write what was decided, durably, then fold it in; raises Conflict when somebody else wrote meanwhile."""
+        if not events:
+            return
+        partition, key = _partition(trip.id), trip.id.to_bytes(8, "big")
+        changes: list[Change] = []
+        if trip.length == 0:
+            if len(self._waiting) > WAITING_MAX:
+                raise Overloaded("trip events wait for the event log; no new trips for a moment")
+            await self._open_hour(_hour(trip.id))
+            changes.append(Put(OPEN + key, bytes((trips.SCHEMA,)), expect_version=0))
+        numbers = range(trip.length, trip.length + len(events))
+        values = [trips.encode(event) for event in events]
+        changes += [
+            Put(EVENT + key + number.to_bytes(2, "big"), value, expect_version=0)
+            for number, value in zip(numbers, values, strict=True)
+        ]
+        await self._records.write(partition, changes)
+        for number, value, event in zip(numbers, values, events, strict=True):
+            self._waiting.append(_notice(trip.id, number, value))
+            trips.apply(trip, event)
+
+    async def find(self, trip_id: int) -> Trip | None:
+        """A trip, folded from its events; None when there is none."""
+        events = await self.history(trip_id)
+        if not events:
+            return None
+        trip = Trip(trip_id)
+        for event in events:
+            trips.apply(trip, event)
+        return trip
+
+    async def history(self, trip_id: int) -> list[Event]:
+        """Everything that happened to a trip, in order."""
+        return [trips.decode(value) for value in await self._values(trip_id)]
+
+    async def load_open(self) -> list[Trip]:
+        """The trips that were under way when the last owner stopped; their events will be sent again."""
+        found = []
+        for row in await self._records.scan(HOURS, limit=10_000):
+            hour = int.from_bytes(row.sort, "big")
+            self._hours.add(hour)
+            for bucket in range(BUCKETS):
+                found += await self._load_bucket(_name(hour, bucket))
+        return found
+
+    async def relay(self) -> int:
+        """Send the events that wait to the event log; how many. At least once: a failure keeps them waiting."""
+        batch = self._waiting[:PAGE]
+        if batch:
+            await self._log.append(TOPIC, 0, [msgspec.msgpack.encode(notice) for notice in batch])
+            del self._waiting[: len(batch)]
+        return len(batch)
+
+    async def close(self, trip: Trip) -> None:
+        """Take the open mark of a closed trip away; its events must have been relayed."""
+        await self._records.write(_partition(trip.id), [Delete(OPEN + trip.id.to_bytes(8, "big"))])
+
+    async def forget_hours(self, before_us: int) -> None:
+        """Stop listing hours that began before `before_us` and have no open trip left."""
+        for hour in sorted(self._hours):
+            if hour * 3_600_000_000 >= before_us:
+                continue
+            marks = [await self._records.scan(_name(hour, b), start=OPEN, end=b"p", limit=1) for b in range(BUCKETS)]
+            if not any(marks):
+                await self._records.write(HOURS, [Delete(hour.to_bytes(4, "big"))])
+                self._hours.discard(hour)
+
+    @property
+    def waiting(self) -> int:
+        """Events not yet in the event log."""
+        return len(self._waiting)
+
+    async def _load_bucket(self, partition: bytes) -> list[Trip]:
+        found, start = [], OPEN
+        while marks := await self._records.scan(partition, start=start, end=b"p", limit=PAGE):
+            for mark in marks:
+                trip = Trip(int.from_bytes(mark.sort[1:], "big"))
+                for number, value in enumerate(await self._values(trip.id)):
+                    trips.apply(trip, trips.decode(value))
+                    self._waiting.append(_notice(trip.id, number, value))
+                found.append(trip)
+            start = marks[-1].sort + b"\0"
+        return found
+
+    async def _values(self, trip_id: int) -> list[bytes]:
+        key = EVENT + trip_id.to_bytes(8, "big")
+        rows = await self._records.scan(_partition(trip_id), start=key, end=key + b"\xff\xff\xff", limit=PAGE)
+        return [row.value for row in rows]
+
+    async def _open_hour(self, hour: int) -> None:
+        if hour not in self._hours:
+            await self._records.write(HOURS, [Put(hour.to_bytes(4, "big"), bytes((trips.SCHEMA,)))])
+            self._hours.add(hour)
+
+
+def _notice(trip_id: int, number: int, value: bytes) -> TripNotice:
+    return TripNotice(f"{ids.encode('trip', trip_id)}:{number}", trip_id, number, value)
+
+
+def _hour(trip_id: int) -> int:
+    return ids.created_us(trip_id) // 3_600_000_000
+
+
+def _partition(trip_id: int) -> bytes:
+    return _name(_hour(trip_id), (trip_id ^ trip_id >> 22) % BUCKETS)
+
+
+def _name(hour: int, bucket: int) -> bytes:
+    return f"dispatch/trips/{hour}/{bucket:02d}".encode()
