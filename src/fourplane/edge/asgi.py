@@ -14,7 +14,6 @@ from urllib.parse import unquote_to_bytes
 
 from fourplane.edge import http_answers
 from fourplane.edge.http_request import HttpRequest
-from fourplane.edge.routes import Priority
 
 if TYPE_CHECKING:
     from fourplane.edge.http_protocol import HttpProtocol
@@ -71,24 +70,24 @@ class AsgiExchange:
         "_head",
         "_head_only",
         "_parts",
+        "_peer_done",
         "_protocol",
         "_receive_waiter",
         "_request",
         "_sent",
         "finished",
         "keep_alive",
-        "priority",
         "started",
     )
 
-    def __init__(self, protocol: "HttpProtocol", request: HttpRequest, priority: Priority) -> None:
+    def __init__(self, protocol: "HttpProtocol", request: HttpRequest) -> None:
         self._protocol = protocol
         self._request = request
-        self.priority = priority
         self.keep_alive = request.keep_alive
         self.started = False
         self.finished = False
         self._gone = False
+        self._peer_done = False
         self._head: bytes | None = None
         self._head_only = request.method == b"HEAD"
         self._chunked = False
@@ -114,6 +113,12 @@ class AsgiExchange:
     def body_complete(self) -> None:
         """The request is whole."""
         self._body_done = True
+        self._wake()
+
+    def peer_finished(self) -> None:
+        """The peer will send nothing more: who waits for it is told it left, the answer may still go out."""
+        self.keep_alive = False
+        self._peer_done = True
         self._wake()
 
     def disconnected(self) -> None:
@@ -142,7 +147,7 @@ class AsgiExchange:
                 request.reading_paused = False
                 self._protocol.transport.resume_reading()
             return {"type": "http.request", "body": body, "more_body": not self._body_done}
-        while not self._gone and not self.finished:
+        while not self._gone and not self.finished and not self._peer_done:
             await self._wait()
         return DISCONNECT
 
@@ -159,6 +164,23 @@ class AsgiExchange:
             self._start(message["status"], message.get("headers", ()))
         else:
             raise ApplicationFault(f"unexpected message {kind!r}")
+
+    def send_whole(self, lines: bytes, body: bytes) -> None:
+        """A whole answer in one call, for applications that know this server (`extensions["fourplane.whole"]`).
+
+        `lines` are the status line and header fields, each with its line end, without length and date.
+        """
+        if self._gone:
+            raise ClientGone("the peer closed the connection")
+        if self.started or self._head is not None:
+            raise ApplicationFault("the answer has already begun")
+        self.started = self.finished = True
+        self._expected = len(body)
+        head = self._complete_head(
+            b"%b%bcontent-length: %d\r\n" % (lines, http_answers.date_line(), len(body)), len(body), more=False
+        )
+        self._protocol.transport.write(head if self._head_only else head + body)
+        self._protocol.exchange_finished()
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._head is not None or self.started:
@@ -181,6 +203,7 @@ class AsgiExchange:
             lines.append(http_answers.date_line())
         if status in http_answers.NO_BODY:
             self._head_only = True
+            self._expected = 0
         head = b"".join(lines)
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
             raise ApplicationFault("a header field contains a line end")
@@ -209,7 +232,7 @@ class AsgiExchange:
             self._protocol.transport.write(out)
         if not more:
             self.finished = True
-            if not self._head_only and self._sent < self._expected:
+            if self._sent < self._expected and not self._head_only:
                 self.keep_alive = False
                 self._protocol.transport.abort()
             self._wake()
@@ -217,7 +240,7 @@ class AsgiExchange:
 
     def _complete_head(self, head: bytes, size: int, *, more: bool) -> bytes:
         request = self._request
-        if self._expected < 0 and not self._head_only:
+        if self._expected < 0 and (not self._head_only or (size and not more)):
             if not more:
                 self._expected = size
                 head += b"content-length: %d\r\n" % size

@@ -130,7 +130,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         if self._mode is Mode.HTTP and self.exchange is not None and self._phase is not Phase.BODY:
-            self.exchange.keep_alive = False
+            self.exchange.peer_finished()
             return self.transport.can_write_eof()  # the peer finished asking and may still read the answer
         return None
 
