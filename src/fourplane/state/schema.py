@@ -54,13 +54,13 @@ async def ensure(sql: Sql, name: str, metadata: sqlalchemy.MetaData, migrations:
     if version == 0:
         statements = [Statement(text) for text in render_tables(sql.dialect, metadata)]
         await _commit_quietly(
-            sql, [*statements, *(_applied(name, number, "tables") for number in range(1, newest + 1))]
+            sql, [*(_applied(name, number, "tables") for number in range(1, newest + 1)), *statements]
         )
         return newest
     for number in range(version, newest):
         migration = migrations[number - 1]
         statements = [Statement(text) for text in render_migration(sql.dialect, migration)]
-        await _commit_quietly(sql, [*statements, _applied(name, number + 1, migration.title)])
+        await _commit_quietly(sql, [_applied(name, number + 1, migration.title), *statements])
     return newest
 
 
@@ -102,9 +102,9 @@ class _ExpandOnly(Operations):
 def _dialect(name: str) -> Dialect:
     match name:
         case "sqlite":
-            return sqlite.dialect()  # type: ignore[no-untyped-call]
+            return sqlite.dialect()
         case "postgresql":
-            return postgresql.dialect()  # type: ignore[no-untyped-call]
+            return postgresql.dialect()
     raise Misconfigured(f"no renderer for the dialect {name}", code="dialect")
 
 

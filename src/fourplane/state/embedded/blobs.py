@@ -1,6 +1,6 @@
 """Whole objects in a folder: the `Blobs` contract on the machine's file system, safe to share between processes.
 
-    <root>/keys/a~/b~/c           a symbolic link, so the folder reads like the keys; directories end with ~, so `a` and `a/b` coexist
+    <root>/keys/a~/b~/c           a symbolic link; directories end with ~, so that `a` and `a/b` coexist
     <root>/content/3f/<etag>,<token>,<media type>      the bytes, never changed after they are complete
     <root>/incoming/<token>       what is being written; emptied of leftovers older than a day
 

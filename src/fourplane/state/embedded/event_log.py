@@ -9,7 +9,8 @@ The end of a stream is its last batch, or the floor that a trim left behind when
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import apsw
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from fourplane.foundation.errors import Corrupt, NotFound, Rejected, TooLarge
 from fourplane.state.contracts import LogEntry
 from fourplane.state.embedded.database import Database, DatabaseSettings, DatabaseStatistics
+from fourplane.state.embedded.database_file import FileSettings
 
 OFFSET_BITS = 40
 EVENTS_MAX = 10_000
@@ -26,18 +28,24 @@ READ_BYTES_MAX = 8 << 20
 READ_MAX = 100_000
 NAME_CHARS_MAX = 200
 SCHEMA_NUMBER = 1
-SETTINGS = DatabaseSettings(page_bytes=16_384, checkpoint_bytes=24 << 20, inline_checkpoint_frames_max=500)
+SETTINGS = DatabaseSettings(
+    file=FileSettings(page_bytes=16_384), checkpoint_bytes=24 << 20, inline_checkpoint_frames_max=500
+)
 
 _STEPS = (
-    "CREATE TABLE IF NOT EXISTS stream (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
-    " floor INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, partition))",
+    (
+        "CREATE TABLE IF NOT EXISTS stream (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
+        " floor INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, partition))"
+    ),
     "CREATE TABLE IF NOT EXISTS batch (key INTEGER PRIMARY KEY, count INTEGER NOT NULL, body BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS position (consumers TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
-    " next INTEGER NOT NULL, PRIMARY KEY (consumers, topic, partition)) WITHOUT ROWID",
+    (
+        "CREATE TABLE IF NOT EXISTS position (consumers TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
+        " next INTEGER NOT NULL, PRIMARY KEY (consumers, topic, partition)) WITHOUT ROWID"
+    ),
 )
 _STREAM = "SELECT id, floor FROM stream WHERE topic=?1 AND partition=?2"
 _LAST = "SELECT key, count FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1"
-_FROM = "SELECT key, count, body FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key"
+_FROM = "SELECT key, body FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key"
 _APPEND = "INSERT INTO batch (key, count, body) VALUES (?1,?2,?3)"
 _POSITION = (
     "INSERT INTO position (consumers, topic, partition, next) VALUES (?1,?2,?3,?4)"
@@ -106,14 +114,14 @@ class EmbeddedEventLog:
             return []
         if offset < floor:
             raise NotFound(f"offset {offset} of {topic}/{partition} was trimmed, {floor} is the first", first=floor)
-        last = self.database.read(_LAST, (base, base | offset))
+        last = self.database.integers(_LAST, (base, base | offset))
         if last and _end(last, base, floor) <= offset:
             return []
         entries: list[LogEntry] = []
         size = 0
         cursor = self.database.cursor(_FROM, (last[0][0] if last else base, base | (1 << OFFSET_BITS) - 1))
-        for key, _, body in cursor:
-            size += take(body, key - base, offset, limit, entries, self.database.path)
+        for key, body in cast("Iterator[tuple[int, bytes]]", cursor):
+            size += take(body, key - base, offset, limit, entries, self.database.name)
             if len(entries) >= limit or size > READ_BYTES_MAX:
                 cursor.close()
                 break
@@ -124,7 +132,7 @@ class EmbeddedEventLog:
         base, floor = self._stream(topic, partition)
         if base is None:
             return 0
-        return _end(self.database.read(_LAST, (base, base | (1 << OFFSET_BITS) - 1)), base, floor)
+        return _end(self.database.integers(_LAST, (base, base | (1 << OFFSET_BITS) - 1)), base, floor)
 
     async def commit_offset(self, group: str, topic: str, partition: int, offset: int) -> None:
         _check_name(group)
@@ -136,14 +144,14 @@ class EmbeddedEventLog:
 
     async def committed_offset(self, group: str, topic: str, partition: int) -> int:
         sql = "SELECT next FROM position WHERE consumers=?1 AND topic=?2 AND partition=?3"
-        rows = self.database.read(sql, (group, topic, partition))
-        return int(rows[0][0]) if rows else 0  # type: ignore[arg-type] - an INTEGER column
+        rows = self.database.integers(sql, (group, topic, partition))
+        return rows[0][0] if rows else 0
 
     async def trim(self, topic: str, partition: int, before: int) -> None:
         def work(writer: apsw.Connection) -> None:
             stream = self._streams.get((topic, partition)) or _load(writer, topic, partition)
             base = stream.id << OFFSET_BITS
-            rows = writer.execute(_LAST, (base, base | min(before, stream.end))).fetchall()
+            rows = _integers(writer, _LAST, base, base | min(before, stream.end))
             if not rows:
                 return
             # the batch that holds `before` stays, unless `before` is exactly behind it
@@ -163,12 +171,10 @@ class EmbeddedEventLog:
 
     def _stream(self, topic: str, partition: int) -> tuple[int | None, int]:
         """Base key and floor of a stream that has durable events."""
-        rows = self.database.read(_STREAM, (topic, partition))
+        rows = self.database.integers(_STREAM, (topic, partition))
         if not rows:
             return None, 0
         number, floor = rows[0]
-        assert isinstance(number, int)
-        assert isinstance(floor, int)
         self._known[topic, partition] = number
         return number << OFFSET_BITS, floor
 
@@ -209,21 +215,23 @@ def _create(writer: apsw.Connection) -> None:
 
 
 def _load(writer: apsw.Connection, topic: str, partition: int) -> _Stream:
-    rows = writer.execute(_STREAM, (topic, partition)).fetchall()
+    rows = _integers(writer, _STREAM, topic, partition)
     if not rows:
-        made = writer.execute("INSERT INTO stream (topic, partition) VALUES (?1,?2) RETURNING id", (topic, partition))
-        return _Stream(int(made.fetchall()[0][0]), 0)
+        made = _integers(writer, "INSERT INTO stream (topic, partition) VALUES (?1,?2) RETURNING id", topic, partition)
+        return _Stream(made[0][0], 0)
     number, floor = rows[0]
     base = number << OFFSET_BITS
-    return _Stream(number, _end(writer.execute(_LAST, (base, base | (1 << OFFSET_BITS) - 1)).fetchall(), base, floor))
+    return _Stream(number, _end(_integers(writer, _LAST, base, base | (1 << OFFSET_BITS) - 1), base, floor))
 
 
-def _end(last: list[tuple[int, int]] | list[tuple[object, ...]], base: int, floor: int) -> int:
+def _integers(writer: apsw.Connection, sql: str, *parameters: int | str) -> list[tuple[int, ...]]:
+    return cast("list[tuple[int, ...]]", writer.execute(sql, parameters).fetchall())
+
+
+def _end(last: Sequence[tuple[int, ...]], base: int, floor: int) -> int:
     if not last:
         return floor
     key, count = last[0]
-    assert isinstance(key, int)
-    assert isinstance(count, int)
     return max(floor, key - base + count)
 
 

@@ -1,11 +1,12 @@
 """Wide rows on SQLite: the `Records` contract over one `Database`.
 
-One table clustered by (partition, sort), so a partition's records lie together and a scan reads them in order. An expired record is
-absent for everybody from its microsecond on; its row is removed a little later, a few hundred at a time, by the writes that
-follow. A put over an expired row starts again at version 1.
+One table clustered by (partition, sort), so a partition's records lie together and a scan reads them in order. An expired
+record is absent for everybody from its microsecond on; its row is removed a little later, some hundreds at a time, by the writes
+that follow. A put over an expired row starts again at version 1.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import apsw
 import msgspec
@@ -23,8 +24,10 @@ PURGE_EVERY = 1_000
 PURGE_ROWS = 500
 
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS record (partition BLOB NOT NULL, sort BLOB NOT NULL, value BLOB NOT NULL,"
-    " version INTEGER NOT NULL, expires_us INTEGER, PRIMARY KEY (partition, sort)) WITHOUT ROWID",
+    (
+        "CREATE TABLE IF NOT EXISTS record (partition BLOB NOT NULL, sort BLOB NOT NULL, value BLOB NOT NULL,"
+        " version INTEGER NOT NULL, expires_us INTEGER, PRIMARY KEY (partition, sort)) WITHOUT ROWID"
+    ),
     "CREATE INDEX IF NOT EXISTS record_expires ON record (expires_us) WHERE expires_us IS NOT NULL",
 )
 _GET = "SELECT value, version, expires_us FROM record WHERE partition=?1 AND sort=?2"
@@ -73,13 +76,13 @@ class EmbeddedRecords:
         return self
 
     async def get(self, partition: bytes, sort: bytes) -> Record | None:
-        rows = self.database.read(_GET, (partition, sort))
+        rows = cast("list[tuple[bytes, int, int | None]]", self.database.read(_GET, (partition, sort)))
         if not rows:
             return None
         value, version, expires_us = rows[0]
-        if expires_us is not None and expires_us <= clock.now_us():  # type: ignore[operator] - an INTEGER column
+        if expires_us is not None and expires_us <= clock.now_us():
             return None
-        return Record(sort, value, version, expires_us)  # type: ignore[arg-type] - typed by the table
+        return Record(sort, value, version, expires_us)
 
     async def scan(
         self,
@@ -96,7 +99,7 @@ class EmbeddedRecords:
         sql = f"{sql} ORDER BY sort {'DESC' if reverse else 'ASC'} LIMIT ?4"
         bounds = (partition, start, clock.now_us(), limit)
         rows = self.database.read(sql, bounds if end is None else (*bounds, end))
-        return [Record(*row) for row in rows]  # type: ignore[arg-type] - typed by the table
+        return [Record(*row) for row in cast("list[tuple[bytes, bytes, int, int | None]]", rows)]
 
     async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
         check_changes(partition, changes)
@@ -107,8 +110,8 @@ class EmbeddedRecords:
             await self.database.transact(lambda writer: _apply(writer, partition, only, now_us), savepoint=False)
         else:
             await self.database.transact(
-                lambda writer: [_apply(writer, partition, change, now_us) for change in given],
-                weight=max(1, len(given)),
+                lambda writer: _apply_all(writer, partition, given, now_us),
+                weight=len(given),
             )
         self._since_purge += len(given)
         if self._since_purge >= PURGE_EVERY:
@@ -161,6 +164,11 @@ def conflict(change: Change) -> Conflict:
 def _create(writer: apsw.Connection) -> None:
     for statement in SCHEMA:
         writer.execute(statement).fetchall()
+
+
+def _apply_all(writer: apsw.Connection, partition: bytes, changes: Sequence[Change], now_us: int) -> None:
+    for change in changes:
+        _apply(writer, partition, change, now_us)
 
 
 def _apply(writer: apsw.Connection, partition: bytes, change: Change, now_us: int) -> None:

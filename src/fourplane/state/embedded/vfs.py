@@ -203,7 +203,7 @@ class _Vfs(apsw.VFS):
         super().__init__(disk.name, "")
         self._disk = disk
 
-    def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - SQLite's name
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - SQLite's name
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         if isinstance(path, str) and flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
             return _DatabaseFile(self._disk, path, name, flags)
@@ -215,7 +215,7 @@ class _Vfs(apsw.VFS):
 class _DatabaseFile(apsw.VFSFile):
     """The main file: pages with a checksum each."""
 
-    def __init__(self, disk: Disk, path: str, name: object, flags: list[int]) -> None:
+    def __init__(self, disk: Disk, path: str, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
         super().__init__("", name, flags)
         self._disk = disk
         self._state = disk.state(path)
@@ -262,7 +262,7 @@ class _DatabaseFile(apsw.VFSFile):
 class _LogFile(apsw.VFSFile):
     """The write-ahead log: SQLite's frames, remembered by checksum until they are folded into the main file."""
 
-    def __init__(self, disk: Disk, path: str, name: object, flags: list[int]) -> None:
+    def __init__(self, disk: Disk, path: str, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
         super().__init__("", name, flags)
         self._disk = disk
         self._state = disk.state(path)
