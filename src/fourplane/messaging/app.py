@@ -1,0 +1,166 @@
+"""The messaging system: listeners, router, stores and services put together, and what the console sees of them."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import msgspec
+
+from fourplane.control.nodes import Node
+from fourplane.edge.routes import Call, Door, Reply, Route, SocketRoute, SocketSession, StaticFolder
+from fourplane.foundation import clock, network
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.client_stream import Streams
+from fourplane.messaging.diagram import diagram
+from fourplane.messaging.routing import Router
+from fourplane.messaging.server_queries import ServerQueries
+from fourplane.messaging.settings import MessagingSettings
+from fourplane.messaging.tcp_stream import TcpStream
+from fourplane.messaging.user_store import UserStore
+from fourplane.messaging.web_stream import WebStream
+from fourplane.messaging.xml_stream import StreamError
+from fourplane.service.accounts import Accounts
+from fourplane.state.contracts import Records
+
+STATIC = Path(__file__).parent / "static"
+
+
+class MessagingStatistics(msgspec.Struct, frozen=True):
+    """What the system has done since it started, and what it holds now."""
+
+    connections: int
+    sessions: int
+    users_in_memory: int
+    messages: int
+    delivered: int
+    stored: int
+    bounced: int
+    presences: int
+    requests: int
+    logins: int
+    login_failures: int
+    actor_crashes: int
+    writes_waiting: int
+    parsers: int
+    bytes_in: int
+    bytes_out: int
+
+
+class WebConfiguration(msgspec.Struct, frozen=True):
+    """What the page must know before it logs in."""
+
+    domain: str
+    socket: str = "/messaging/ws"
+
+
+class Messaging:
+    """One process's part of the messaging system. A lifecycle part."""
+
+    def __init__(
+        self,
+        settings: MessagingSettings,
+        *,
+        records: Records,
+        accounts: Accounts,
+        ids: IdGenerator,
+        registry: Registry,
+        tls: ssl.SSLContext | None = None,
+        certificate_hash: bytes = b"",
+    ) -> None:
+        """`certificate_hash`: SHA-256 of the certificate in DER; offers SCRAM with channel binding when given."""
+        self._settings = settings
+        self._registry = registry
+        self._tls = tls
+        self.store = UserStore(records, settings.offline_s)
+        self.router = Router(settings, store=self.store, accounts=accounts, ids=ids, registry=registry)
+        self.queries = ServerQueries(self.router)
+        self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
+        self._servers: list[asyncio.Server] = []
+        self.port = 0
+        self.tls_port = 0
+
+    async def start(self, tasks: Tasks) -> None:
+        """Listen; port 0 takes any free one, see `port` and `tls_port`."""
+        settings = self._settings
+        self.store.start(tasks)
+        self.router.start(tasks)
+        server = await network.listen(self._stream, settings.host, settings.port)
+        self._servers.append(server)
+        self.port = network.port_of(server)
+        if self._tls is not None:
+            secured = await network.listen(self._stream, settings.host, settings.tls_port, tls=self._tls)
+            self._servers.append(secured)
+            self.tls_port = network.port_of(secured)
+        self._registry.event("info", "messaging", f"XMPP listens on port {self.port}, with TLS on {self.tls_port}")
+
+    async def drain(self) -> None:
+        """Take no new connection, finish the writes that were accepted, and tell the clients to come back."""
+        for server in self._servers:
+            server.close()
+        await self.store.wait_written()
+        for stream in list(self.streams.open.values()):
+            stream.fail(StreamError("system-shutdown"))
+        self.streams.flush()
+        await self.store.wait_written()
+
+    async def stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        for stream in list(self.streams.open.values()):
+            stream.fail(StreamError("system-shutdown"))
+        await clock.sleep(0)
+
+    def doors(self) -> list[Door]:
+        """The web client, its socket, and what it must know."""
+        return [
+            Route("GET", "/messaging/", self._page, "The web client"),
+            Route(
+                "GET",
+                "/messaging/api/configuration",
+                self._configuration,
+                "Domain and socket of the web client",
+                answer=WebConfiguration,
+            ),
+            SocketRoute("/messaging/ws", self._web_socket, "XMPP over WebSocket (RFC 7395)", subprotocols=("xmpp",)),
+            StaticFolder("/messaging/static", STATIC),
+        ]
+
+    def statistics(self) -> MessagingStatistics:
+        """Counts since the start and sizes now."""
+        counts, streams = self.router.counts, self.streams
+        return MessagingStatistics(
+            connections=len(streams.open),
+            sessions=self.router.session_count,
+            users_in_memory=len(self.router.users),
+            messages=counts.messages,
+            delivered=counts.delivered,
+            stored=counts.stored,
+            bounced=counts.bounced,
+            presences=counts.presences,
+            requests=counts.requests,
+            logins=streams.login_count,
+            login_failures=streams.login_failures,
+            actor_crashes=counts.crashes,
+            writes_waiting=self.store.waiting_count,
+            parsers=streams.framers.made,
+            bytes_in=streams.bytes_in,
+            bytes_out=streams.bytes_out,
+        )
+
+    def nodes(self) -> list[Node]:
+        """The boxes of the study's diagram."""
+        return diagram(self.router, self.streams)
+
+    def _stream(self) -> TcpStream:
+        return TcpStream(self.streams, self._tls)
+
+    async def _web_socket(self, socket: SocketSession) -> None:
+        await WebStream(self.streams, socket, secure=True).run()
+
+    async def _page(self, _call: Call[None]) -> Reply:
+        return Reply((STATIC / "index.html").read_bytes())
+
+    async def _configuration(self, _call: Call[None]) -> WebConfiguration:
+        return WebConfiguration(self._settings.domains[0])

@@ -1,0 +1,466 @@
+"""One connection of a client, whatever carries it: opening, login, session, end (RFC 6120 section 4).
+
+Two shells carry it: tcp_stream.py (STARTTLS or TLS from the start) and web_stream.py (RFC 7395). Phases only go forward:
+OPENING (a header is awaited) and READY (stanzas) alternate until login is complete; SESSION is a bound resource; ENDED
+takes nothing more. While a step waits (`_wait_for`), reading is paused and what was already read stays in `_backlog`.
+
+Backpressure: a stream whose reader is slow is `congested`; whoever writes to it is paused until it has caught up or was
+disconnected after `stalled_s`. Reasons for a pause are counted by name, reading goes on when none is left.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from enum import IntEnum
+from typing import Any
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.messaging import login, stanzas
+from fourplane.messaging.addresses import parse
+from fourplane.messaging.login import BIND_NS, SASL_NS, TLS_NS, Login, Offer
+from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_management import NAMESPACE as SM
+from fourplane.messaging.user_session import UserSession
+from fourplane.messaging.xml_stream import IQ, Framer, FramerStack, Stanza, StreamError
+
+STREAM_ERRORS_NS = "urn:ietf:params:xml:ns:xmpp-streams"
+FLUSH_BYTES = 64 * 1024
+
+
+class Phase(IntEnum):
+    OPENING = 0
+    READY = 1
+    SESSION = 2
+    ENDED = 3
+
+
+class Streams:
+    """What all connections of one process share: parsers, and the list of those with something to write."""
+
+    def __init__(self, router: Router, *, certificate_der_hash: bytes, tls_offered: bool) -> None:
+        self.router = router
+        self.settings = router.settings
+        self.binding = certificate_der_hash
+        self.tls_offered = tls_offered
+        self.framers = FramerStack(router.settings.depth_max, router.settings.attributes_max)
+        self.open: dict[int, ClientStream] = {}
+        self.opened_count = 0
+        self.login_count = 0
+        self.login_failures = 0
+        self.bytes_in = self.bytes_out = 0
+        self._dirty: list[ClientStream] = []
+        self._number = 0
+
+    def add(self, stream: "ClientStream") -> int:
+        """Count a new connection; its number."""
+        self._number += 1
+        self.opened_count += 1
+        self.open[self._number] = stream
+        return self._number
+
+    def mark(self, stream: "ClientStream") -> None:
+        """`stream` has something to write: all such streams are written together at the end of this tick."""
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._dirty.append(stream)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        dirty, self._dirty = self._dirty, []
+        for stream in dirty:
+            stream.flush()
+
+
+class ClientStream:
+    """One connection; a shell implements `_write`, `_header`, `_footer`, `_close`, `_pause`, `_resume`."""
+
+    __slots__ = (
+        "_backlog",
+        "_deadline",
+        "_framer",
+        "_login",
+        "_number",
+        "_paused_for",
+        "_slowed",
+        "_stall",
+        "congested",
+        "name",
+        "opened",
+        "out",
+        "peer",
+        "phase",
+        "secure",
+        "session",
+        "streams",
+    )
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.phase = Phase.OPENING
+        self.session: UserSession | None = None
+        self.name = ""  # the proved account
+        self.secure = False
+        self.opened = False  # our own header was sent
+        self.congested = False
+        self.peer = ""
+        self.out: list[bytes] = []
+        self._login: Login | None = None
+        self._framer: Framer | None = None
+        self._backlog: deque[Stanza] | None = None
+        self._paused_for: frozenset[str] = frozenset()
+        self._slowed: list[UserSession] | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._number = streams.add(self)
+        loop = asyncio.get_running_loop()
+        self._deadline: asyncio.TimerHandle | None = loop.call_later(streams.settings.login_s, self._too_late)
+
+    def send(self, data: bytes) -> None:
+        """Queue one stanza; it leaves with everything else of this tick."""
+        if not self.out:
+            self.streams.mark(self)
+        self.out.append(data)
+
+    def flush(self) -> None:
+        """Hand what waits to the network."""
+        out, self.out = self.out, []
+        if out and self.phase is not Phase.ENDED:
+            self._write(out)
+
+    def received(self, data: bytes) -> None:
+        """Bytes inside an open stream."""
+        framer = self._framer
+        streams = self.streams
+        if framer is None:
+            framer = streams.framers.borrow()
+        settings = streams.settings
+        size_max = settings.stanza_max if self.session is not None else settings.stanza_max_before_login
+        failure: StreamError | None = None
+        try:
+            complete = framer.feed(data, size_max)
+        except StreamError as error:
+            failure, complete = error, framer.accepted()
+        if failure is None and framer.idle:
+            streams.framers.give_back(framer)
+            self._framer = None
+        else:
+            self._framer = framer
+        if self.phase is Phase.SESSION and self._backlog is None:
+            self._session_stanzas(complete)
+        else:
+            self._take(complete)
+        if self.phase is Phase.ENDED:
+            return
+        if framer.closed:
+            self.end()
+        elif failure is not None:
+            self.fail(failure)
+
+    def fail(self, error: StreamError) -> None:
+        """Tell the client what was wrong with its stream, then close it."""
+        if self.phase is Phase.ENDED:
+            return
+        text = f"<text xmlns='{STREAM_ERRORS_NS}'>{stanzas.escape(error.text)}</text>" if error.text else ""
+        what = f"<stream:error><{error.condition} xmlns='{STREAM_ERRORS_NS}'/>{text}</stream:error>"
+        self._finish(what.encode())
+
+    def end(self) -> None:
+        """The client said goodbye: its session ends without waiting for a resumption."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.stream = None
+            session.user.ended(session)
+        self._finish(b"")
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        was_open = self.phase is not Phase.ENDED
+        self.phase = Phase.ENDED
+        self._release()
+        session, self.session = self.session, None
+        if was_open and session is not None:
+            session.disconnected()
+
+    def pause(self, reason: str) -> None:
+        """Read nothing more until every reason is resumed."""
+        if not self._paused_for and self.phase is not Phase.ENDED:
+            self._pause()
+        self._paused_for |= {reason}
+
+    def resume(self, reason: str) -> None:
+        """One reason to pause is over."""
+        if reason in self._paused_for:
+            self._paused_for -= {reason}
+            if not self._paused_for and self.phase is not Phase.ENDED:
+                self._resume()
+
+    def slow_down(self, source: UserSession) -> None:
+        """The reader is slow: pause whoever writes to it."""
+        stream = source.stream
+        if stream is None or stream is self:
+            return
+        if self._slowed is None:
+            self._slowed = []
+        if source not in self._slowed:
+            self._slowed.append(source)
+            stream.pause(f"slow {self._number}")
+
+    def writing_paused(self) -> None:
+        """The network takes nothing more for now."""
+        self.congested = True
+        if self._stall is None:
+            loop = asyncio.get_running_loop()
+            self._stall = loop.call_later(self.streams.settings.stalled_s, self._stalled)
+
+    def writing_resumed(self) -> None:
+        """The network has caught up."""
+        self.congested = False
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        slowed, self._slowed = self._slowed, None
+        for source in slowed or ():
+            if source.stream is not None:
+                source.stream.resume(f"slow {self._number}")
+
+    def buffered(self) -> int:
+        """Bytes that the network has not taken yet."""
+        return sum(map(len, self.out)) + self._unsent()
+
+    def open_stream(self, attributes: dict[str, str]) -> None:
+        """The client's header has come: answer with ours and the features."""
+        settings = self.streams.settings
+        target = attributes.get("to", "")
+        domain = target.lower() if target else settings.domains[0]
+        known = domain in self.streams.router.domains
+        self._send_header(domain if known else settings.domains[0], attributes.get("from", ""))
+        if not known:
+            raise StreamError("host-unknown", f"this server serves {', '.join(settings.domains)}")
+        if attributes.get("version", "0.9").split(".")[0] != "1":
+            raise StreamError("unsupported-version")
+        if not self.streams.router.switches.connections.on:
+            raise StreamError("system-shutdown", "the connection manager was stopped by an operator")
+        self.phase = Phase.READY
+        if self.name:
+            self.send(login.features_after_login(settings.stanza_max))
+            return
+        offer = Offer(
+            secure=self.secure,
+            starttls=self.streams.tls_offered,
+            tls_required=settings.tls_required,
+            binding=self.streams.binding,
+        )
+        if self._login is None:
+            self._login = Login(self.streams.router, offer)
+        self.send(offer.features(tls_required=settings.tls_required))
+
+    def _session_stanzas(self, complete: list[Stanza]) -> None:
+        router = self.streams.router
+        session = self.session
+        assert session is not None
+        for index, stanza in enumerate(complete):
+            try:
+                if stanza.name.startswith("urn:xmpp:sm:3 e"):
+                    self.send(login.enable_management(router, session, stanza))
+                else:
+                    router.from_session(session, stanza)
+            except StreamError as error:
+                self.fail(error)
+            if self.phase is not Phase.SESSION or self.session is not session:
+                return
+            if self._has_queued(complete[index + 1 :]):
+                return
+
+    def _take(self, complete: list[Stanza]) -> None:
+        """Stanzas before the session, one at a time: each may wait."""
+        if self._backlog is not None:
+            self._backlog.extend(complete)
+            return
+        for index, stanza in enumerate(complete):
+            if self.phase is Phase.SESSION:
+                self._session_stanzas(complete[index:])
+                return
+            try:
+                self._before_session(stanza)
+            except StreamError as error:
+                self.fail(error)
+            if self._has_turned() or self._has_queued(complete[index + 1 :]):
+                return
+
+    def _before_session(self, stanza: Stanza) -> None:
+        name = stanza.name
+        if not self.name:
+            if name == f"{TLS_NS} starttls" and not self.secure and self.streams.tls_offered:
+                self._start_tls()
+            elif name.startswith(f"{SASL_NS} ") and self._login is not None:
+                self._wait_for(self._authenticate(self._login, stanza))
+            else:
+                raise StreamError("not-authorized", "log in first")
+        elif name == f"{SM} resume":
+            self._resume_session(stanza)
+        elif name == IQ and stanza.children == [f"{BIND_NS} bind"]:
+            self._wait_for(self._bind(stanza))
+        else:
+            raise StreamError("not-authorized", "bind a resource first")
+
+    def _has_turned(self) -> bool:
+        """Whether the last stanza ended the stream or began a new one."""
+        return self.phase in {Phase.ENDED, Phase.OPENING}
+
+    def _has_queued(self, rest: list[Stanza]) -> bool:
+        """Whether the last stanza waits for something; `rest` then waits behind it."""
+        if self._backlog is None:
+            return False
+        self._backlog.extend(rest)
+        return True
+
+    async def _authenticate(self, exchange: Login, stanza: Stanza) -> None:
+        answer, name = await exchange.step(stanza)
+        if self.phase is Phase.ENDED:
+            return
+        self.send(answer)
+        if name:
+            self.name = name
+            self._login = None
+            self.streams.login_count += 1
+            self._reopen()
+        elif answer.startswith(b"<failure"):
+            self.streams.login_failures += 1
+
+    async def _bind(self, stanza: Stanza) -> None:
+        router = self.streams.router
+        try:
+            resource = login.requested_resource(stanza)
+            address = parse(f"{self.name}@{router.settings.domains[0]}/{resource}")
+            user = await router.user(address)
+        except FourplaneError as error:
+            own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
+            self.send(stanzas.error_reply(own, stanzas.condition_of(error), error.message))
+            return
+        if self.phase is Phase.ENDED:
+            return
+        if user is None:
+            raise StreamError("not-authorized", "the account is gone")
+        if len(user.sessions) >= router.settings.sessions_per_user_max and resource not in user.sessions:
+            own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
+            self.send(stanzas.error_reply(own, "resource-constraint", "too many connections of this account"))
+            return
+        if router.session_count >= router.settings.sessions_max:
+            raise StreamError("resource-constraint", "this server is full")
+        session = UserSession(user, address, self)
+        user.attach(session)
+        router.session_count += 1
+        self._become(session)
+        self.send(login.bound(stanza, address))
+
+    def _resume_session(self, stanza: Stanza) -> None:
+        session, answer = login.resume(self.streams.router, self.name, stanza)
+        self.send(answer)
+        if session is not None:
+            self._become(session)
+            session.attach(self)
+
+    def _become(self, session: UserSession) -> None:
+        self.session = session
+        self.phase = Phase.SESSION
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _wait_for(self, step: Coroutine[Any, Any, None]) -> None:
+        self._backlog = deque()
+        self.pause("login")
+        self.streams.router.spawn(self._waiting(step))
+
+    async def _waiting(self, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            await step
+        except StreamError as error:
+            self.fail(error)
+        except FourplaneError as error:
+            self.fail(StreamError("internal-server-error", error.message))
+        backlog, self._backlog = self._backlog, None
+        if self.phase is Phase.ENDED:
+            return
+        if backlog:
+            self._take(list(backlog))
+        if self._backlog is None:
+            self.resume("login")
+
+    def _finish(self, last: bytes) -> None:
+        if not self.opened and last:
+            self._send_header(self.streams.settings.domains[0], "")
+        if last:
+            self.send(last)
+        out, self.out = self.out, []
+        footer = self._footer()
+        self._write([*out, footer] if footer else out)
+        self.phase = Phase.ENDED
+        session, self.session = self.session, None
+        if session is not None:
+            session.disconnected()
+        self._release()
+        self._close()
+
+    def _release(self) -> None:
+        self.streams.open.pop(self._number, None)
+        self._framer = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.writing_resumed()
+
+    def _send_header(self, domain: str, to: str) -> None:
+        self.opened = True
+        stream_id = clock.token_bytes(12).hex()
+        addressed = f" to='{stanzas.escape(to)}'" if to else ""
+        self.send(
+            self._header(f" from='{stanzas.escape(domain)}' id='{stream_id}'{addressed} version='1.0' xml:lang='en'")
+        )
+
+    def _stalled(self) -> None:
+        self._stall = None
+        if self.phase is not Phase.ENDED:
+            self.phase = Phase.ENDED
+            session, self.session = self.session, None
+            if session is not None:
+                session.disconnected()
+            self._release()
+            self._abort()
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        self.fail(StreamError("connection-timeout", "the login took too long"))
+
+    def _reopen(self) -> None:
+        """The client sends a new header now."""
+        self.phase = Phase.OPENING
+        self.opened = False
+        self._framer = None
+
+    def _start_tls(self) -> None:
+        raise StreamError("unsupported-stanza-type")
+
+    def _write(self, out: list[bytes]) -> None:
+        raise NotImplementedError
+
+    def _header(self, attributes: str) -> bytes:
+        raise NotImplementedError
+
+    def _footer(self) -> bytes:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _abort(self) -> None:
+        raise NotImplementedError
+
+    def _pause(self) -> None:
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        raise NotImplementedError
+
+    def _unsent(self) -> int:
+        raise NotImplementedError

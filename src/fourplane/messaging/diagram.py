@@ -1,0 +1,149 @@
+"""The WhatsApp study's boxes as they are here: what each one is, its figures, and where an operator can stop it."""
+
+from collections.abc import Callable
+
+from fourplane.control.nodes import Figures, Node, Plane, Switch, hollow
+from fourplane.messaging.client_stream import Streams
+from fourplane.messaging.routing import Router
+
+JOURNEY = "journeys/messaging.md"
+
+
+def diagram(router: Router, streams: Streams) -> list[Node]:
+    """All boxes, those not built drawn hollow."""
+    switches = router.switches
+    return [
+        hollow("DNS", "edge", "One machine has one address; DNS steering comes with regions."),
+        hollow("NGINX", "edge", "No proxy stands in front: clients reach the listeners of this process."),
+        _node("SSL", "edge", "TLS 1.2 and 1.3, by STARTTLS or from the first byte.", "tcp_stream.py", _tls(streams)),
+        hollow("GEOIP", "edge", "One region only; routing by place comes with federation."),
+        _node(
+            "CONN_MGR",
+            "service",
+            "Holds every connection; one shared parser serves all that stand between stanzas.",
+            "client_stream.py",
+            _connections(router, streams),
+            switch=switches.connections,
+            page="/messaging/",
+        ),
+        _node(
+            "MSG_ROUTER",
+            "service",
+            "One actor per user decides where each message goes, and restarts alone when it crashes.",
+            "routing.py",
+            _messages(router),
+            switch=switches.router,
+        ),
+        _node(
+            "PRESENCE",
+            "service",
+            "Tells contacts who is there, from the memory of the sessions.",
+            "presence.py",
+            _presence(router),
+            switch=switches.presence,
+        ),
+        hollow("GROUP_MGR", "service", "Groups (XEP-0045) are not built yet."),
+        hollow("MEDIA_SVC", "service", "Media upload (XEP-0363) is not built yet."),
+        _node(
+            "MNESIA",
+            "state",
+            "Sessions live in the memory of their owner: resources, acknowledgement queues, presence.",
+            "user_session.py",
+            _sessions(router),
+        ),
+        _node("MYSQL", "state", "Accounts with SCRAM keys, in the SQL store.", "login.py", _accounts(streams)),
+        _node(
+            "FILE_STORE",
+            "state",
+            "Messages for absent users and rosters, durable before they are acknowledged.",
+            "user_store.py",
+            _spool(router),
+            switch=switches.spool,
+        ),
+        hollow("MEDIA_STORE", "state", "Media files come with upload."),
+        _node("STATS", "control", "The figures of every box, folded when somebody looks.", "app.py", _messages(router)),
+        hollow("ALERTS", "control", "Objectives and alerts are the control plane's next step."),
+        hollow("DEPLOY", "control", "Handing live connections to a new version is not built yet."),
+        hollow("BACKUP", "control", "Incremental backup is not built yet."),
+    ]
+
+
+def _node(
+    node_id: str,
+    plane: Plane,
+    what: str,
+    source: str,
+    figures: Callable[[], Figures],
+    *,
+    switch: Switch | None = None,
+    page: str = "",
+) -> Node:
+    return Node(node_id, plane, what, f"messaging/{source}", figures, switch, JOURNEY, page)
+
+
+def _tls(streams: Streams) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        secure = sum(stream.secure for stream in streams.open.values())
+        return Figures(requests=streams.opened_count, facts={"secured connections": secure})
+
+    return figures
+
+
+def _connections(router: Router, streams: Streams) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        share = router.session_count / router.settings.sessions_max
+        facts: dict[str, float | int | str] = {
+            "connections": len(streams.open),
+            "sessions": router.session_count,
+            "parsers": streams.framers.made,
+            "bytes in": streams.bytes_in,
+            "bytes out": streams.bytes_out,
+        }
+        return Figures(streams.login_count, streams.login_failures, share, None, facts)
+
+    return figures
+
+
+def _messages(router: Router) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        counts = router.counts
+        facts: dict[str, float | int | str] = {
+            "delivered": counts.delivered,
+            "stored": counts.stored,
+            "requests": counts.requests,
+            "actors": len(router.users),
+            "actor crashes": counts.crashes,
+        }
+        return Figures(requests=counts.messages, errors=counts.bounced + counts.crashes, facts=facts)
+
+    return figures
+
+
+def _presence(router: Router) -> Callable[[], Figures]:
+    return lambda: Figures(requests=router.counts.presences)
+
+
+def _sessions(router: Router) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        facts: dict[str, float | int | str] = {
+            "sessions": router.session_count,
+            "resumable": len(router.resume_ids),
+            "users in memory": len(router.users),
+        }
+        share = len(router.users) / (router.settings.users_in_memory_max + router.settings.sessions_max)
+        return Figures(requests=router.counts.loads, saturation=share, facts=facts)
+
+    return figures
+
+
+def _accounts(streams: Streams) -> Callable[[], Figures]:
+    return lambda: Figures(requests=streams.login_count + streams.login_failures, errors=streams.login_failures)
+
+
+def _spool(router: Router) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        store = router.store
+        facts: dict[str, float | int | str] = {"writes waiting": store.waiting_count}
+        return Figures(router.counts.stored, store.failed_count, 0.0, router.store_latency, facts)
+
+    return figures

@@ -1,0 +1,207 @@
+"""From a connection to a session: TLS, SASL, resource binding (RFC 6120 sections 5 to 7), stream management's resumption.
+
+Everything that may wait (account lookups, a password hash, loading the user) runs as one coroutine per step while the
+stream takes no further stanza. A wrong name and a wrong password look the same and cost the same.
+"""
+
+import base64
+from xml.etree import ElementTree as ET
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected, Unauthenticated
+from fourplane.messaging import addresses, stanzas
+from fourplane.messaging import authentication as sasl
+from fourplane.messaging.addresses import Address
+from fourplane.messaging.authentication import SaslError, Scram
+from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_management import NAMESPACE as SM
+from fourplane.messaging.stream_management import StreamManagement
+from fourplane.messaging.user_session import UserSession
+from fourplane.messaging.xml_stream import IQ, Stanza, StreamError
+
+SASL_NS = "urn:ietf:params:xml:ns:xmpp-sasl"
+TLS_NS = "urn:ietf:params:xml:ns:xmpp-tls"
+BIND_NS = "urn:ietf:params:xml:ns:xmpp-bind"
+NONCE_BYTES = 18
+RESOURCE_BYTES = 8
+
+
+class Offer:
+    """What one connection may use to log in: decided by its security."""
+
+    __slots__ = ("binding", "mechanisms", "secure", "starttls")
+
+    def __init__(self, *, secure: bool, starttls: bool, tls_required: bool, binding: bytes) -> None:
+        self.secure = secure
+        self.starttls = starttls and not secure
+        self.binding = binding if secure else b""
+        self.mechanisms: list[str] = []
+        if secure or not tls_required:
+            if self.binding:
+                self.mechanisms += ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS"]
+            self.mechanisms += ["SCRAM-SHA-256", "SCRAM-SHA-1"]
+            if secure:
+                self.mechanisms.append("PLAIN")
+
+    def features(self, *, tls_required: bool) -> bytes:
+        """`<stream:features/>` before authentication."""
+        parts = ["<stream:features>"]
+        if self.starttls:
+            required = "<required/>" if tls_required else ""
+            parts.append(f"<starttls xmlns='{TLS_NS}'>{required}</starttls>")
+        if self.mechanisms:
+            listed = "".join(f"<mechanism>{name}</mechanism>" for name in self.mechanisms)
+            parts.append(f"<mechanisms xmlns='{SASL_NS}'>{listed}</mechanisms>")
+            if self.binding:
+                binding = "<channel-binding type='tls-server-end-point'/>"
+                parts.append(f"<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>{binding}</sasl-channel-binding>")
+        parts.append("</stream:features>")
+        return "".join(parts).encode()
+
+
+def features_after_login(stanza_max: int) -> bytes:
+    """`<stream:features/>` of an authenticated stream."""
+    return (
+        f"<stream:features><bind xmlns='{BIND_NS}'/>"
+        "<session xmlns='urn:ietf:params:xml:ns:xmpp-session'><optional/></session>"
+        f"<sm xmlns='{SM}'/><ver xmlns='urn:xmpp:features:rosterver'/><sub xmlns='urn:xmpp:features:pre-approval'/>"
+        f"<csi xmlns='urn:xmpp:csi:0'/><limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{stanza_max}</max-bytes></limits>"
+        "</stream:features>"
+    ).encode()
+
+
+class Login:
+    """The SASL exchange of one connection."""
+
+    __slots__ = ("_failures", "_mechanism", "_name", "_offer", "_router", "_scram")
+
+    def __init__(self, router: Router, offer: Offer) -> None:
+        self._router = router
+        self._offer = offer
+        self._scram: Scram | None = None
+        self._mechanism = ""
+        self._name = ""
+        self._failures = 0
+
+    async def step(self, stanza: Stanza) -> tuple[bytes, str]:
+        """Handle `auth`, `response` or `abort`; what to send, and the name once it is proved.
+
+        Raises StreamError after too many failures.
+        """
+        try:
+            if stanza.name == f"{SASL_NS} auth":
+                return await self._begin(stanza)
+            if stanza.name == f"{SASL_NS} response" and self._scram is not None:
+                return self._finish(stanza)
+            return self._failed(SaslError("aborted" if stanza.name == f"{SASL_NS} abort" else "malformed-request")), ""
+        except Overloaded as error:
+            return self._failed(SaslError("temporary-auth-failure", error.message)), ""
+        except SaslError as error:
+            return self._failed(error), ""
+        except (Unauthenticated, Rejected):
+            return self._failed(SaslError("not-authorized")), ""
+        except FourplaneError as error:
+            return self._failed(SaslError("temporary-auth-failure", error.message)), ""
+
+    async def _begin(self, stanza: Stanza) -> tuple[bytes, str]:
+        self._mechanism = stanza.attributes.get("mechanism", "")
+        self._scram = None
+        if self._mechanism not in self._offer.mechanisms:
+            weak = self._mechanism == "PLAIN"
+            raise SaslError("encryption-required" if weak and not self._offer.secure else "invalid-mechanism")
+        text = _text(stanza)
+        message = sasl.decode(text)
+        accounts = self._router.accounts
+        if self._mechanism == "PLAIN":
+            name, password = sasl.parse_plain(message)
+            account = await accounts.verify_password(name, password)
+            return f"<success xmlns='{SASL_NS}'/>".encode(), account.name
+        scram = Scram(self._mechanism, self._offer.binding, plus_offered=bool(self._offer.binding))
+        if not text.strip():
+            self._scram = scram
+            return f"<challenge xmlns='{SASL_NS}'/>".encode(), ""
+        return await self._challenge(scram, message)
+
+    async def _challenge(self, scram: Scram, message: bytes) -> tuple[bytes, str]:
+        accounts = self._router.accounts
+        hash_name = self._mechanism.removesuffix("-PLUS")
+        self._name = scram.first(message)
+        accounts.admit_login(self._name)
+        keys = await accounts.scram_keys(self._name, hash_name)
+        if keys is None:
+            keys = accounts.scram_decoy(self._name, hash_name)
+        challenge = scram.challenge(keys, clock.token_bytes(NONCE_BYTES))
+        self._scram = scram
+        encoded = base64.b64encode(challenge).decode()
+        return f"<challenge xmlns='{SASL_NS}'>{encoded}</challenge>".encode(), ""
+
+    def _finish(self, stanza: Stanza) -> tuple[bytes, str]:
+        assert self._scram is not None
+        scram, self._scram = self._scram, None
+        try:
+            last = scram.finish(sasl.decode(_text(stanza)))
+        except SaslError:
+            self._router.accounts.note_login(self._name, succeeded=False)
+            raise
+        self._router.accounts.note_login(self._name, succeeded=True)
+        encoded = base64.b64encode(last).decode()
+        return f"<success xmlns='{SASL_NS}'>{encoded}</success>".encode(), addresses.prepare_local(self._name)
+
+    def _failed(self, error: SaslError) -> bytes:
+        self._failures += 1
+        if self._failures >= self._router.settings.login_attempts_max:
+            raise StreamError("policy-violation", "too many failed logins")
+        text = f"<text xml:lang='en'>{stanzas.escape(error.text)}</text>" if error.text else ""
+        return f"<failure xmlns='{SASL_NS}'><{error.condition}/>{text}</failure>".encode()
+
+
+def requested_resource(stanza: Stanza) -> str:
+    """The resource a bind request asks for, or a random one; raises Rejected."""
+    if stanza.name != IQ or stanza.attributes.get("type") != "set" or stanza.children != [f"{BIND_NS} bind"]:
+        raise Rejected("a resource must be bound first", code="not_authorized")
+    element: ET.Element = stanzas.payload(stanza)[1]
+    asked = element.findtext(f"{{{BIND_NS}}}resource") or ""
+    return addresses.prepare_resource(asked) if asked else clock.token_bytes(RESOURCE_BYTES).hex()
+
+
+def bound(stanza: Stanza, address: Address) -> bytes:
+    """The answer to a bind request."""
+    content = f"<bind xmlns='{BIND_NS}'><jid>{stanzas.escape(address.full)}</jid></bind>"
+    return stanzas.result(Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], b""), content.encode())
+
+
+def enable_management(router: Router, session: UserSession, stanza: Stanza) -> bytes:
+    """Answer `<enable/>` (XEP-0198 section 3)."""
+    if session.management is not None:
+        return _sm_failed("unexpected-request")
+    resume = stanza.attributes.get("resume") in {"true", "1"}
+    resume_id = clock.token_bytes(16).hex() if resume else ""
+    session.management = StreamManagement(resume_id)
+    if not resume:
+        return f"<enabled xmlns='{SM}'/>".encode()
+    router.resume_ids[resume_id] = session
+    return f"<enabled xmlns='{SM}' resume='true' id='{resume_id}' max='{int(router.settings.resume_s)}'/>".encode()
+
+
+def resume(router: Router, name: str, stanza: Stanza) -> tuple[UserSession | None, bytes]:
+    """Answer `<resume/>` (section 5): the session that goes on, or None and why not."""
+    h = stanza.attributes.get("h", "")
+    resume_id = stanza.attributes.get("previd", "")
+    known = router.resume_ids.get(resume_id)
+    if known is None or known.address.local != name or not h.isdecimal() or len(h) > 10:
+        return None, _sm_failed("item-not-found")
+    session = router.resumed(resume_id)
+    assert session is not None
+    management = session.management
+    assert management is not None
+    management.acknowledged(int(h))
+    answer = f"<resumed xmlns='{SM}' previd='{resume_id}' h='{session.durable_h()}'/>"
+    return session, answer.encode()
+
+
+def _sm_failed(condition: str) -> bytes:
+    return f"<failed xmlns='{SM}'><{condition} xmlns='{stanzas.STANZAS_NS}'/></failed>".encode()
+
+
+def _text(stanza: Stanza) -> str:
+    return stanzas.tree(stanza).text or ""

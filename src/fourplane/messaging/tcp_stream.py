@@ -1,0 +1,153 @@
+"""A client over TCP: STARTTLS (RFC 6120 section 5) on one port, TLS from the first byte (RFC 7590, XEP-0368) on the other."""
+
+import asyncio
+import socket
+import ssl
+from typing import cast
+
+from fourplane.messaging.client_stream import ClientStream, Phase, Streams
+from fourplane.messaging.login import TLS_NS
+from fourplane.messaging.xml_stream import StreamError, read_header
+
+HEADER_MAX = 8_192
+KEEPALIVE_IDLE_S = 300
+KEEPALIVE_INTERVAL_S = 30
+KEEPALIVE_COUNT = 4
+
+
+class TcpStream(ClientStream, asyncio.Protocol):
+    """The protocol object of one TCP connection."""
+
+    __slots__ = ("_header_bytes", "_tls", "_transport", "_upgrading")
+
+    def __init__(self, streams: Streams, tls: ssl.SSLContext | None) -> None:
+        super().__init__(streams)
+        self._tls = tls
+        self._transport: asyncio.Transport | None = None
+        self._header_bytes = b""
+        self._upgrading = False  # between <proceed/> and the end of the handshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        upgraded = self._transport is not None
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self.streams.settings.write_high)
+        self.secure = transport.get_extra_info("ssl_object") is not None
+        if upgraded:
+            return
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]) if peer else ""
+        _keep_alive(transport.get_extra_info("socket"))
+
+    def data_received(self, data: bytes) -> None:
+        self.streams.bytes_in += len(data)
+        if self.phase is Phase.OPENING:
+            self._take_header(data)
+        elif self.phase is not Phase.ENDED:
+            self.received(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._transport = None
+        self.lost()
+
+    def pause_writing(self) -> None:
+        self.writing_paused()
+
+    def resume_writing(self) -> None:
+        self.writing_resumed()
+
+    def _take_header(self, data: bytes) -> None:
+        self._header_bytes += data
+        if self._upgrading:
+            return
+        try:
+            header = read_header(self._header_bytes, HEADER_MAX)
+            if header is None:
+                return
+            self._header_bytes = b""
+            self.open_stream(header.attributes)
+        except StreamError as error:
+            self._header_bytes = b""
+            self.fail(error)
+            return
+        if header.rest:
+            self.received(header.rest)
+
+    def _start_tls(self) -> None:
+        transport, tls = self._transport, self._tls
+        assert transport is not None
+        if tls is None:
+            raise StreamError("unsupported-stanza-type")
+        transport.pause_reading()
+        transport.write(f"<proceed xmlns='{TLS_NS}'/>".encode())
+        self._reopen()
+        self._login = None
+        self._upgrading = True
+        self.streams.router.spawn(self._secure(transport, tls))
+
+    async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            secured = await loop.start_tls(transport, self, tls, server_side=True)
+        except (OSError, ssl.SSLError):
+            transport.abort()
+            self.lost()
+            return
+        if secured is None:
+            self.lost()
+            return
+        self._transport = secured
+        self._transport.set_write_buffer_limits(high=self.streams.settings.write_high)
+        self.secure = True
+        self._upgrading = False
+        if self._header_bytes and self.phase is Phase.OPENING:
+            self._take_header(b"")
+
+    def _write(self, out: list[bytes]) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            data = out[0] if len(out) == 1 else b"".join(out)
+            self.streams.bytes_out += len(data)
+            transport.write(data)
+
+    def _header(self, attributes: str) -> bytes:
+        return (
+            "<?xml version='1.0'?><stream:stream xmlns='jabber:client'"
+            f" xmlns:stream='http://etherx.jabber.org/streams'{attributes}>"
+        ).encode()
+
+    def _footer(self) -> bytes:
+        return b"</stream:stream>" if self.opened else b""
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _unsent(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+
+def _keep_alive(sock: socket.socket | None) -> None:
+    """Dead peers are found within KEEPALIVE_IDLE_S + KEEPALIVE_COUNT * KEEPALIVE_INTERVAL_S."""
+    if sock is None or not hasattr(sock, "family") or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)

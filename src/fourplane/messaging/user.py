@@ -1,0 +1,342 @@
+"""The actor of one bare address: its sessions, contacts and stored messages, and RFC 6121's rules for what it receives.
+
+Everything is synchronous: a stanza is decided in the call that brings it. `receive` takes what others send, `own_presence` and
+`dispatch` what its own clients send. Until the store has been read (`mailbox` is a list) nothing is decided.
+Messages follow RFC 6121 section 8.5; stored ones XEP-0160; copies for other devices XEP-0280.
+"""
+
+from typing import TYPE_CHECKING
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.messaging import presence, stanzas, subscriptions
+from fourplane.messaging.addresses import Address
+from fourplane.messaging.delivery import Delivery
+from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
+from fourplane.messaging.stream_management import MODULUS
+from fourplane.messaging.user_session import CHAT_STATES, UserSession
+from fourplane.messaging.user_store import StoredUser
+from fourplane.messaging.xml_stream import CLIENT, MESSAGE, PRESENCE, Stanza
+
+if TYPE_CHECKING:
+    from fourplane.messaging.routing import Router
+
+__all__ = ["Delivery", "User"]
+
+BODY = "jabber:client body"
+HINTS = "urn:xmpp:hints "
+CARBONS = "urn:xmpp:carbons:2"
+FLUSH_PAGE = 100
+SPOOL_POLL_S = 0.002
+SUBSCRIPTIONS = frozenset(SUBSCRIPTION_TYPES)
+
+
+class User:
+    """One local user; see the module's essay."""
+
+    __slots__ = (
+        "address",
+        "blocked",
+        "carbon_count",
+        "contacts",
+        "flushing",
+        "mailbox",
+        "offline_count",
+        "router",
+        "sessions",
+        "spooling",
+        "version",
+    )
+
+    def __init__(self, router: "Router", address: Address) -> None:
+        self.router = router
+        self.address = address if not address.resource else router.bare(address)
+        self.sessions: dict[str, UserSession] = {}
+        self.contacts: dict[str, Contact] = {}
+        self.version = 0
+        self.blocked: frozenset[str] = frozenset()
+        self.offline_count = 0
+        self.spooling = 0  # messages on their way to the disk
+        self.carbon_count = 0
+        self.flushing = False  # stored messages are being read for a client
+        self.mailbox: list[tuple[Delivery, int]] | None = []
+
+    def loaded(self, stored: StoredUser) -> list[tuple[Delivery, int]]:
+        """Take over what the store knew; what waited meanwhile."""
+        self.contacts = stored.contacts
+        self.version = stored.version
+        self.blocked = stored.blocked
+        self.offline_count = stored.offline_count
+        waiting, self.mailbox = self.mailbox, None
+        return waiting or []
+
+    def adopt(self, crashed: "User") -> None:
+        """Take over the live sessions of a crashed predecessor."""
+        self.sessions = crashed.sessions
+        self.carbon_count = crashed.carbon_count
+        for session in self.sessions.values():
+            session.user = self
+        if crashed.mailbox:
+            assert self.mailbox is not None
+            self.mailbox.extend(crashed.mailbox)
+
+    def attach(self, session: UserSession) -> None:
+        """A client has bound a resource; an older session of the same resource is replaced."""
+        older = self.sessions.get(session.address.resource)
+        if older is not None:
+            older.close("conflict", "replaced by a new connection")
+        if not self.sessions:
+            self.router.became_active(self)
+        self.sessions[session.address.resource] = session
+
+    def ended(self, session: UserSession) -> None:
+        """A session is over: its contacts learn it, what it never got goes to the others or to the store."""
+        resource = session.address.resource
+        if self.sessions.get(resource) is not session:
+            return
+        del self.sessions[resource]
+        self.router.session_ended(session)
+        if session.carbons:
+            self.carbon_count -= 1
+        presence.session_gone(self, session)
+        if session.management is not None:
+            for _, message in session.management.unacked:
+                if message is not None:
+                    self._save(message)
+            session.management.unacked.clear()
+        if not self.sessions:
+            self.router.became_idle(self)
+
+    def close_sessions(self, condition: str) -> None:
+        """End all connections of this user."""
+        for session in list(self.sessions.values()):
+            session.close(condition)
+
+    def dispatch(self, delivery: Delivery) -> None:
+        """Send what one of the own clients addressed to somebody."""
+        stanza = delivery.stanza
+        router = self.router
+        if stanza.name == MESSAGE:
+            router.counts.messages += 1
+            if self.blocked and self.blocks(delivery.to):
+                router.bounce(delivery, "not-acceptable", "you have blocked this address")
+                return
+            if self.carbon_count and _wants_carbon(stanza):
+                self._carbon("sent", delivery, frozenset((delivery.sender.resource,)))
+            if router.archive is not None:
+                router.archive.sent(self, delivery)
+        elif stanza.name == PRESENCE:
+            kind = stanza.attributes.get("type")
+            if kind in SUBSCRIPTIONS:
+                subscriptions.outbound(self, delivery, kind)
+                return
+            presence.directed(self, delivery)
+        router.route(delivery)
+
+    def own_presence(self, session: UserSession, stanza: Stanza) -> None:
+        """A client of ours says that it is there, or no longer."""
+        presence.broadcast(self, session, stanza)
+
+    def receive(self, delivery: Delivery) -> None:
+        """Act on a stanza from somebody."""
+        if self.blocked and self.blocks(delivery.sender):
+            if delivery.stanza.name != PRESENCE:
+                self.router.bounce(delivery, "service-unavailable")
+            return
+        name = delivery.stanza.name
+        if name == MESSAGE:
+            self._receive_message(delivery)
+        elif name == PRESENCE:
+            kind = delivery.stanza.attributes.get("type")
+            if kind in SUBSCRIPTIONS:
+                subscriptions.inbound(self, delivery, kind)
+            else:
+                presence.receive(self, delivery)
+        elif delivery.to.resource:
+            session = self.sessions.get(delivery.to.resource)
+            if session is None:
+                self.router.bounce(delivery, "service-unavailable")
+            else:
+                self._push(session, delivery)
+        else:
+            assert self.router.queries is not None
+            self.router.counts.requests += 1
+            self.router.queries.to_user(self, delivery)
+
+    def blocks(self, address: Address) -> bool:
+        """Whether this user has blocked `address` (XEP-0191), which may name a user, a domain or one device."""
+        blocked = self.blocked
+        return address.bare in blocked or address.full in blocked or address.domain in blocked
+
+    def available(self) -> list[UserSession]:
+        """Sessions that sent presence with a priority of at least 0."""
+        return [s for s in self.sessions.values() if s.presence is not None and s.priority >= 0]
+
+    def push_roster(self, item: bytes) -> None:
+        """Tell every interested client about one changed contact (RFC 6121 section 2.1.6)."""
+        head = f"<iq type='set' id='push{self.version}' to='"
+        query = f"'><query xmlns='jabber:iq:roster' ver='{self.version}'>".encode() + item + b"</query></iq>"
+        for session in self.sessions.values():
+            if session.interested:
+                session.send((head + stanzas.escape(session.address.full)).encode() + query)
+
+    def deliver_stored(self, session: UserSession) -> None:
+        """Send what came in the user's absence, oldest first; forgotten when it was handed over."""
+        if self.offline_count and not self.flushing:
+            self.flushing = True
+            self.router.spawn(self._flush(session))
+
+    async def _flush(self, session: UserSession) -> None:
+        store, bare = self.router.store, self.address.bare
+        try:
+            while self.sessions.get(session.address.resource) is session:
+                page = await store.offline(bare, FLUSH_PAGE)
+                if not page and self.spooling == 0:
+                    self.offline_count = 0
+                    break
+                if not page:
+                    await clock.sleep(SPOOL_POLL_S)
+                    continue
+                for message in page:
+                    self.router.counts.delivered += 1
+                    session.send(stanzas.with_child(message.raw, stanzas.delay(message.stored_us, self.address.domain)))
+                if not await session.wait_taken():
+                    break
+                await store.forget_offline(bare, [message.id for message in page])
+                self.offline_count = max(0, self.offline_count - len(page))
+        except FourplaneError as error:
+            self.router.registry.event("warning", "messaging", "stored messages cannot be read", error=error.reason)
+            return
+        finally:
+            self.flushing = False
+        # A client came while another one was served, or this one went before it had taken everything.
+        targets = self.available()
+        if targets and self.offline_count:
+            self.deliver_stored(targets[0])
+
+    def _receive_message(self, delivery: Delivery) -> None:
+        stanza = delivery.stanza
+        kind = stanza.attributes.get("type")
+        resource = delivery.to.resource
+        if resource:
+            session = self.sessions.get(resource)
+            if session is not None:
+                if self.router.archive is not None and kind not in {"error", "groupchat"}:
+                    self.router.archive.received(self, delivery)
+                self._push(session, delivery)
+                if self.carbon_count and _wants_carbon(stanza):
+                    self._carbon("received", delivery, frozenset((resource,)))
+                return
+            if kind == "groupchat":
+                self.router.bounce(delivery, "service-unavailable")
+                return
+        if kind in {"error", "groupchat"}:
+            self.router.bounce(delivery, "service-unavailable")
+            return
+        if self.router.archive is not None and kind != "headline":
+            self.router.archive.received(self, delivery)
+        self._to_bare(delivery, kind)
+
+    def _to_bare(self, delivery: Delivery, kind: str | None) -> None:
+        targets = self.available()
+        if kind == "headline":
+            for session in targets:
+                self._push(session, delivery)
+            return
+        if not targets or self.flushing:
+            self._spool(delivery)
+            return
+        if len(targets) > 1:
+            top = max(session.priority for session in targets)
+            targets = [session for session in targets if session.priority == top]
+        for session in targets:
+            self._push(session, delivery)
+        if self.carbon_count and _wants_carbon(delivery.stanza):
+            self._carbon("received", delivery, frozenset(session.address.resource for session in targets))
+
+    def _push(self, session: UserSession, delivery: Delivery) -> None:
+        stanza = delivery.stanza
+        self.router.counts.delivered += 1
+        kept = Stanza(stanza.name, stanza.attributes, stanza.children, delivery.raw) if stanza.name == MESSAGE else None
+        session.send(delivery.raw, kept)
+        stream = session.stream
+        if stream is not None and stream.congested and delivery.source is not None:
+            stream.slow_down(delivery.source)
+
+    def _spool(self, delivery: Delivery) -> None:
+        """Store a message for later (XEP-0160); its sender's answers wait until it is durable."""
+        router = self.router
+        if not _worth_storing(delivery.stanza):
+            return
+        if not router.switches.spool.on:
+            router.bounce(delivery, "service-unavailable", "the message storage was stopped by an operator")
+            return
+        if self.offline_count >= router.settings.offline_max:
+            router.bounce(delivery, "service-unavailable", "too many messages wait for this user")
+            return
+        self.offline_count += 1
+        self.spooling += 1
+        source = delivery.source
+        hold = source.hold() if source is not None else 0
+        began = clock.monotonic_s()
+
+        def stored(failure: FourplaneError | None) -> None:
+            self.spooling -= 1
+            if failure is None:
+                router.counts.stored += 1
+                router.store_latency.record(clock.monotonic_s() - began)
+            else:
+                self.offline_count -= 1
+                router.bounce(delivery, "internal-server-error", "the message could not be stored")
+            if source is not None:
+                source.release(hold)
+
+        router.store.put_offline(self.address.bare, router.ids.next(), delivery.raw, stored)
+
+    def _save(self, message: Stanza) -> None:
+        """A session ended before its client acknowledged this: try the other sessions, then the store."""
+        if message.attributes.get("type") in {"groupchat", "headline", "error"} or not _worth_storing(message):
+            return
+        sender = self.router.parse(message.attributes.get("from", "")) or self.address
+        self._to_bare(Delivery(message, message.raw, sender, self.address, None), "chat")
+
+    def _carbon(self, direction: str, delivery: Delivery, without: frozenset[str]) -> None:
+        raw = delivery.raw
+        if b"xmlns=" not in raw[: raw.index(b">")]:
+            raw = stanzas.with_attribute(raw, f" xmlns='{CLIENT}'".encode())
+        kind = delivery.stanza.attributes.get("type", "normal")
+        head = f"<message type='{kind}' from='{stanzas.escape(self.address.bare)}' to='"
+        content = (
+            f"'><{direction} xmlns='{CARBONS}'><forwarded xmlns='urn:xmpp:forward:0'>".encode()
+            + raw
+            + f"</forwarded></{direction}></message>".encode()
+        )
+        for session in self.sessions.values():
+            if session.carbons and session.address.resource not in without:
+                session.send((head + stanzas.escape(session.address.full)).encode() + content)
+
+
+def unacked_number(session: UserSession) -> int:
+    """How many stanzas the client has not acknowledged, for the operator's view."""
+    return len(session.management.unacked) % MODULUS if session.management is not None else 0
+
+
+def _wants_carbon(stanza: Stanza) -> bool:
+    """XEP-0280 section 6.1: conversations, not groups, unless the sender asked for privacy."""
+    kind = stanza.attributes.get("type")
+    children = stanza.children
+    if f"{CARBONS} private" in children or f"{HINTS}no-copy" in children:
+        return False
+    if kind == "chat":
+        return True
+    return kind in {None, "normal"} and BODY in children
+
+
+def _worth_storing(stanza: Stanza) -> bool:
+    """XEP-0160 and XEP-0334: anything with content, but no chat states, and nothing that says no."""
+    children = stanza.children
+    if f"{HINTS}no-store" in children or f"{HINTS}no-permanent-store" in children:
+        return False
+    if BODY in children or f"{HINTS}store" in children:
+        return True
+    return any(not child.startswith((CHAT_STATES, "jabber:client thread")) for child in children)

@@ -1,0 +1,282 @@
+"""One bound resource of a user: what its client asked for, and everything that leaves towards it.
+
+A session outlives its connection when stream management allows it: `stream` is None then, what would be sent waits in the
+acknowledgement queue, and a resumption attaches the next connection. Without it the session ends with its connection.
+
+Order and durability: answers of the server to this client (`reply`) wait while one of the client's own stanzas is not yet
+durable (`hold` ... `release`), so that an answer to a later request proves that everything before it is safe.
+"""
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fourplane.foundation import clock
+from fourplane.messaging import stanzas
+from fourplane.messaging.addresses import Address
+from fourplane.messaging.delivery import Delivery
+from fourplane.messaging.stream_management import NAMESPACE as SM
+from fourplane.messaging.stream_management import StreamManagement
+from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza, StreamError
+
+if TYPE_CHECKING:
+    from fourplane.messaging.client_stream import ClientStream
+    from fourplane.messaging.user import User
+
+HOLDS_MAX = 500
+QUIET_MAX = 1_000
+SM_REQUEST = f"{SM} r"
+SM_ANSWER = f"{SM} a"
+CSI_ACTIVE = "urn:xmpp:csi:0 active"
+CSI_INACTIVE = "urn:xmpp:csi:0 inactive"
+CHAT_STATES = "http://jabber.org/protocol/chatstates "
+MESSAGE_TYPES = frozenset({None, "normal", "chat", "groupchat", "headline", "error"})
+IQ_TYPES = frozenset({"get", "set", "result", "error"})
+
+
+class UserSession:
+    """One connected (or resumable) resource."""
+
+    __slots__ = (
+        "_held",
+        "_hold_next",
+        "_holds",
+        "address",
+        "carbons",
+        "directed",
+        "from_attribute",
+        "interested",
+        "knows_blocking",
+        "management",
+        "presence",
+        "priority",
+        "quiet",
+        "stream",
+        "user",
+    )
+
+    def __init__(self, user: "User", address: Address, stream: "ClientStream") -> None:
+        self.user = user
+        self.address = address
+        self.stream: ClientStream | None = stream
+        self.from_attribute = stanzas.attribute("from", address.full)
+        self.presence: bytes | None = None  # the last available presence, stamped
+        self.priority = 0
+        self.interested = False  # asked for the roster
+        self.carbons = False
+        self.knows_blocking = False
+        self.directed: set[str] | None = None  # addresses that got directed presence
+        self.management: StreamManagement | None = None
+        self.quiet: dict[str, bytes] | None = None  # presence kept back while the client is inactive (XEP-0352)
+        self._holds: dict[int, int] | None = None
+        self._hold_next = 0
+        self._held: deque[bytes] | None = None
+
+    def send(self, data: bytes, message: Stanza | None = None) -> None:
+        """Send one stanza to the client; `message` is given when it must be saved if the client never gets it."""
+        if self.quiet:
+            self._wake()
+        management = self.management
+        stream = self.stream
+        if management is not None:
+            waiting = management.sent(data, message)
+            settings = self.user.router.settings
+            if stream is not None:
+                stream.send(data)
+                if management.since_request >= settings.ack_every:
+                    management.since_request = 0
+                    stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+                elif waiting == 1:
+                    stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+            if waiting > settings.unacked_max:
+                self.close("policy-violation", "too many stanzas are not acknowledged")
+        elif stream is not None:
+            stream.send(data)
+
+    def send_presence(self, data: bytes, sender: str) -> None:
+        """Send a presence; an inactive client gets only the last one of each sender, when it wakes up."""
+        if self.quiet is None or len(self.quiet) > QUIET_MAX:
+            self.send(data)
+            return
+        self.quiet.pop(sender, None)
+        self.quiet[sender] = data
+
+    def reply(self, data: bytes) -> None:
+        """Send an answer of the server, behind what is not yet durable."""
+        if self._holds:
+            if self._held is None:
+                self._held = deque()
+            self._held.append(data)
+        else:
+            self.send(data)
+
+    def hold(self) -> int:
+        """A stanza of this client waits for the disk: keep answers and acknowledgements back until `release`."""
+        if self._holds is None:
+            self._holds = {}
+        self._hold_next += 1
+        self._holds[self._hold_next] = self.management.handled if self.management is not None else 0
+        if len(self._holds) > HOLDS_MAX and self.stream is not None:
+            self.stream.pause("disk")
+        return self._hold_next
+
+    def release(self, hold: int) -> None:
+        """The write of `hold` is finished, or its stanza was answered with an error."""
+        holds = self._holds
+        if holds is None or holds.pop(hold, None) is None:
+            return
+        management = self.management
+        if management is not None and management.wanted and self.stream is not None:
+            self._acknowledge(management)
+        if holds:
+            if len(holds) <= HOLDS_MAX // 2 and self.stream is not None:
+                self.stream.resume("disk")
+            return
+        self._holds = None
+        if self.stream is not None:
+            self.stream.resume("disk")
+        held, self._held = self._held, None
+        for data in held or ():
+            self.send(data)
+
+    def handle(self, stanza: Stanza) -> None:
+        """Act on one stanza of the client; raises StreamError when the stream must end."""
+        name = stanza.name
+        attributes = stanza.attributes
+        management = self.management
+        if name not in {MESSAGE, PRESENCE, IQ}:
+            self._handle_nonza(name, stanza)
+            return
+        if management is not None:
+            management.handled += 1
+        claimed = attributes.get("from")
+        if claimed is not None and claimed not in {self.address.full, self.address.bare}:
+            raise StreamError("invalid-from", "a client may only speak for itself")
+        if name == IQ:
+            if not self._is_sound_request(stanza):
+                return
+        elif name == PRESENCE:
+            if "to" not in attributes:
+                self.user.own_presence(self, stanza)
+                return
+        elif attributes.get("type") not in MESSAGE_TYPES:
+            attributes["type"] = "normal"
+        to = self._target(stanza)
+        if to is not None:
+            raw = stanzas.stamped(stanza, self.from_attribute)
+            self.user.dispatch(Delivery(stanza, raw, self.address, to, self))
+
+    def _target(self, stanza: Stanza) -> Address | None:
+        target = stanza.attributes.get("to")
+        if target is None:
+            return self.user.address
+        to = self.user.router.parse(target)
+        if to is None:
+            answer = Delivery(stanza, stanza.raw, self.address, self.address, self)
+            self.user.router.bounce(answer, "jid-malformed", target[:100])
+        return to
+
+    def close(self, condition: str, text: str = "") -> None:
+        """End the connection with a stream error; the session ends with it."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.session = None
+            stream.fail(StreamError(condition, text))
+        self.user.ended(self)
+
+    def disconnected(self) -> None:
+        """The connection broke: wait for a resumption where that was agreed, end otherwise."""
+        self.stream = None
+        if self.management is not None and self.management.resume_id:
+            self.user.router.resumable(self)
+        else:
+            self.user.ended(self)
+
+    def user_ended(self) -> None:
+        """Nobody resumed in time."""
+        if self.stream is None:
+            self.user.ended(self)
+
+    def attach(self, stream: "ClientStream") -> None:
+        """Go on over another connection; the caller has told the client its counters."""
+        self.stream = stream
+        assert self.management is not None
+        for data, _ in self.management.unacked:
+            stream.send(data)
+        self.management.since_request = 0
+        if self.management.unacked:
+            stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+
+    async def wait_taken(self) -> bool:
+        """Wait until the client has acknowledged everything sent so far (without XEP-0198: until the network took it).
+
+        False when the session ended or lost its connection before.
+        """
+        management = self.management
+        target = management.sent_count if management is not None else 0
+        while True:
+            await clock.sleep(0.01)
+            if self.user.sessions.get(self.address.resource) is not self:
+                return False
+            if management is not None:
+                if management.sent_count - len(management.unacked) >= target:
+                    return True
+            elif self.stream is None:
+                return False
+            elif not self.stream.buffered():
+                return True
+
+    def holds(self) -> int:
+        """How many writes of this client are not finished."""
+        return len(self._holds) if self._holds else 0
+
+    def durable_h(self) -> int:
+        """The acknowledgement that may be given now."""
+        assert self.management is not None
+        return self.management.durable_h(self._holds.values() if self._holds else ())
+
+    def _acknowledge(self, management: StreamManagement) -> None:
+        if self.stream is None:
+            return
+        h = self.durable_h()
+        if self._holds and h != management.handled:
+            if h == management.answered:
+                return  # nothing new to say; release will
+        else:
+            management.wanted = False
+        management.answered = h
+        self.stream.send(b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % h)
+
+    def _is_sound_request(self, stanza: Stanza) -> bool:
+        attributes = stanza.attributes
+        kind = attributes.get("type")
+        if kind in IQ_TYPES and "id" in attributes and (kind in {"result", "error"} or len(stanza.children) == 1):
+            return True
+        if kind not in {"result", "error"}:
+            delivery = Delivery(stanza, stanza.raw, self.address, self.user.address, self)
+            self.user.router.bounce(delivery, "bad-request", "an iq has a type, an id and one child")
+        return False
+
+    def _handle_nonza(self, name: str, stanza: Stanza) -> None:
+        management = self.management
+        if name == SM_REQUEST and management is not None:
+            management.wanted = True
+            self._acknowledge(management)
+        elif name == SM_ANSWER and management is not None:
+            h = stanza.attributes.get("h", "")
+            if not h.isdecimal() or len(h) > 10:
+                raise StreamError("undefined-condition", "an acknowledgement without h")
+            management.acknowledged(int(h))
+        elif name == CSI_INACTIVE:
+            if self.quiet is None:
+                self.quiet = {}
+        elif name == CSI_ACTIVE:
+            if self.quiet:
+                self._wake()
+            self.quiet = None
+        else:
+            raise StreamError("unsupported-stanza-type")
+
+    def _wake(self) -> None:
+        quiet, self.quiet = self.quiet, {}
+        for data in (quiet or {}).values():
+            self.send(data)

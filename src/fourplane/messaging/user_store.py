@@ -1,0 +1,208 @@
+"""What is kept of each user, in one partition of Records per bare address.
+
+    sort key            value
+    c/<jid>             a contact (roster.encode)
+    m/version           the roster's version
+    o/<8 byte id>       one offline message: schema, stored_us, stanza
+    b/<jid>             a blocked address
+    v                   the vCard
+    x/<namespace name>  private XML
+    e/<node>            the newest item of a personal event node
+
+Writes of one user happen in order; those of different users share the engine's group commit through `WRITERS` concurrent
+writers. What waits is bounded by the sessions, each of which stops reading while too many of its own writes wait.
+"""
+
+import asyncio
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.messaging import roster
+from fourplane.messaging.roster import Contact
+from fourplane.state.contracts import Change, Delete, Put, Records
+
+WRITERS = 64
+BATCH_MAX = 100
+PAGE = 1_000
+SCHEMA = 1
+Done = Callable[[FourplaneError | None], None]
+
+
+class StoredUser(msgspec.Struct):
+    """What is read when a user becomes active; everything else is read when asked for."""
+
+    contacts: dict[str, Contact]
+    version: int
+    blocked: frozenset[str]
+    offline_count: int
+
+
+class OfflineMessage(msgspec.Struct, frozen=True):
+    """One stored stanza."""
+
+    id: int
+    stored_us: int
+    raw: bytes
+
+
+class UserStore:
+    """Reads and writes of all users; `start` before the first write."""
+
+    def __init__(self, records: Records, offline_s: float) -> None:
+        self.records = records
+        self._offline_s = offline_s
+        self._waiting: dict[bytes, deque[tuple[Change | None, Done | None]]] = {}
+        self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by the number of users with waiting writes
+        self.waiting_count = 0
+        self.failed_count = 0
+
+    def start(self, tasks: Tasks) -> None:
+        """Start the writers."""
+        for number in range(WRITERS):
+            tasks.start(self._write_loop(), f"user-writer-{number}")
+
+    async def wait_written(self) -> None:
+        """Wait until everything given so far is durable or has failed."""
+        while self.waiting_count:
+            await clock.sleep(0.005)
+
+    async def load(self, bare: str) -> StoredUser:
+        """Everything a user needs to be active."""
+        partition = partition_of(bare)
+        contacts: dict[str, Contact] = {}
+        for record in await self._all(partition, b"c/"):
+            contact = roster.decode(record.value)
+            contacts[contact.jid] = contact
+        blocked = [record.sort[2:].decode() for record in await self._all(partition, b"b/")]
+        version = await self.records.get(partition, b"m/version")
+        offline = await self._all(partition, b"o/")
+        number = struct.unpack(">Q", version.value[1:9])[0] if version else 0
+        return StoredUser(contacts, number, frozenset(blocked), len(offline))
+
+    async def offline(self, bare: str, limit: int) -> list[OfflineMessage]:
+        """The oldest stored messages of a user."""
+        found = await self.records.scan(partition_of(bare), start=b"o/", end=b"o0", limit=limit)
+        return [_offline_message(record.sort, record.value) for record in found]
+
+    def put_offline(self, bare: str, message_id: int, raw: bytes, done: Done) -> None:
+        """Store one message; `done` is called when it is durable or failed."""
+        value = bytes([SCHEMA]) + struct.pack(">Q", clock.now_us()) + raw
+        self.write(bare, [Put(_offline_key(message_id), value, ttl_s=self._offline_s)], done)
+
+    async def forget_offline(self, bare: str, ids: Sequence[int]) -> None:
+        """Remove messages that were delivered; gone for good when this returns."""
+        await self.written(bare, [Delete(_offline_key(message_id)) for message_id in ids])
+
+    async def written(self, bare: str, changes: Sequence[Change]) -> None:
+        """Write changes of one user behind what it already has waiting; durable when this returns, raises what failed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(failure: FourplaneError | None) -> None:
+            if future.done():
+                return
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)
+
+        self.write(bare, changes, done)
+        await future
+
+    def put_contact(self, bare: str, contact: Contact, version: int, done: Done | None = None) -> None:
+        """Store or, when nothing is left of it, remove one contact together with the roster's version."""
+        key = b"c/" + contact.jid.encode()[:500]
+        change: Change = Delete(key) if contact.empty else Put(key, roster.encode(contact))
+        number = Put(b"m/version", bytes([SCHEMA]) + struct.pack(">Q", version))
+        self.write(bare, [change, number], done)
+
+    def write(self, bare: str, changes: Sequence[Change], done: Done | None = None) -> None:
+        """Queue changes of one user in order; `done` after the last of them, and after all earlier ones."""
+        partition = partition_of(bare)
+        waiting = self._waiting.get(partition)
+        if not changes:
+            if waiting is not None:
+                waiting.append((None, done))
+                self.waiting_count += 1
+            elif done is not None:
+                done(None)
+            return
+        if waiting is None:
+            waiting = self._waiting[partition] = deque()
+            self._ready.put_nowait(partition)
+        last = len(changes) - 1
+        for index, change in enumerate(changes):
+            waiting.append((change, done if index == last else None))
+        self.waiting_count += len(changes)
+
+    async def _write_loop(self) -> None:
+        while True:
+            partition = await self._ready.get()
+            waiting = self._waiting[partition]
+            batch = _next_batch(waiting)
+            failure: FourplaneError | None = None
+            try:
+                changes = [change for change, _ in batch if change is not None]
+                if changes:
+                    await self.records.write(partition, changes)
+            except FourplaneError as error:
+                failure = error
+                self.failed_count += 1
+            if waiting:
+                self._ready.put_nowait(partition)
+            else:
+                del self._waiting[partition]
+            self.waiting_count -= len(batch)
+            for _, done in batch:
+                if done is not None:
+                    done(failure)
+
+    async def _all(self, partition: bytes, prefix: bytes) -> list["_Record"]:
+        end = prefix[:-1] + bytes([prefix[-1] + 1])
+        found: list[_Record] = []
+        start = prefix
+        while True:
+            page = await self.records.scan(partition, start=start, end=end, limit=PAGE)
+            found += [_Record(record.sort, record.value) for record in page]
+            if len(page) < PAGE:
+                return found
+            start = page[-1].sort + b"\0"
+
+
+class _Record(msgspec.Struct, frozen=True, gc=False):
+    sort: bytes
+    value: bytes
+
+
+def partition_of(bare: str) -> bytes:
+    """The partition of one bare address; a very long one is replaced by its digest."""
+    raw = bare.encode()
+    return b"xmpp/" + raw if len(raw) <= 480 else b"xmpp#" + hashlib.sha256(raw).digest()
+
+
+def _next_batch(waiting: deque[tuple[Change | None, Done | None]]) -> list[tuple[Change | None, Done | None]]:
+    batch: list[tuple[Change | None, Done | None]] = []
+    seen: set[bytes] = set()
+    while waiting and len(batch) < BATCH_MAX:
+        change = waiting[0][0]
+        if change is not None:
+            if change.sort in seen:
+                break
+            seen.add(change.sort)
+        batch.append(waiting.popleft())
+    return batch
+
+
+def _offline_key(message_id: int) -> bytes:
+    return b"o/" + struct.pack(">Q", message_id)
+
+
+def _offline_message(sort: bytes, value: bytes) -> OfflineMessage:
+    assert value[0] == SCHEMA, f"offline schema {value[0]}"
+    return OfflineMessage(struct.unpack(">Q", sort[2:])[0], struct.unpack(">Q", value[1:9])[0], value[9:])

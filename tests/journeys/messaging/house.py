@@ -1,0 +1,85 @@
+"""The messaging system alone on a data folder, inside the test's loop or as a child process that can be killed."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fourplane.edge import certificate
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.app import Messaging
+from fourplane.messaging.settings import MessagingSettings
+from fourplane.service.accounts import Accounts, AccountSettings
+from fourplane.service.login_throttle import ThrottleSettings
+from fourplane.state.stores import Stores, StoresSettings
+
+PASSWORD = "correct horse"
+QUICK_ACCOUNTS = AccountSettings(throttle=ThrottleSettings())
+IN_MEMORY = StoresSettings(sql="memory://", records="memory://", log="memory://")
+
+
+class House:
+    def __init__(self, messaging: Messaging, accounts: Accounts, registry: Registry, certificate_path: Path | None):
+        self.messaging = messaging
+        self.accounts = accounts
+        self.registry = registry
+        self.certificate_path = certificate_path
+
+    def client_tls(self) -> ssl.SSLContext:
+        return certificate.client_context(self.certificate_path)
+
+
+@contextlib.asynccontextmanager
+async def house(
+    data: Path | None = None, users: tuple[str, ...] = (), *, tls: bool = True, **settings: object
+) -> AsyncIterator[House]:
+    registry = Registry()
+    ids = IdGenerator(0)
+    stores = Stores(data=data) if data is not None else Stores(IN_MEMORY)
+    accounts = Accounts(await stores.sql("accounts"), ids=ids, settings=QUICK_ACCOUNTS)
+    context, path, digest = None, None, b""
+    if tls:
+        assert data is not None
+        path, key = certificate.ensure_certificate(data / "tls")
+        context = certificate.server_context(path, key, alpn=("xmpp-client",))
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(path.read_text())).digest()
+    chosen = MessagingSettings(**{"port": 0, "tls_port": 0, "tls_required": tls, **settings})
+    messaging = Messaging(
+        chosen,
+        records=await stores.records("messaging"),
+        accounts=accounts,
+        ids=ids,
+        registry=registry,
+        tls=context,
+        certificate_hash=digest,
+    )
+    life = Lifecycle(registry)
+    life.add("stores", stores)
+    life.add("accounts", accounts)
+    life.add("messaging", messaging)
+    await life.start()
+    try:
+        for user in users:
+            if await accounts.find(user) is None:
+                await accounts.create(user, PASSWORD)
+        yield House(messaging, accounts, registry, path)
+    finally:
+        await life.drain()
+        await life.stop()
+
+
+async def _serve(data: Path, users: tuple[str, ...]) -> None:
+    async with house(data, users) as here:
+        sys.stdout.write(json.dumps({"port": here.messaging.port, "tls_port": here.messaging.tls_port}) + "\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1]), tuple(sys.argv[2:])))
