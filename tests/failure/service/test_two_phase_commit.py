@@ -117,6 +117,49 @@ def test_crash_at_any_write_leaves_all_or_nothing(step, after):
     asyncio.run(main())
 
 
+class LosingThenCrashingSql(LosingSql):
+    """Loses one answer, then dies at a later write."""
+
+    def __init__(self, database, step, crash, *, after):
+        super().__init__(database, step, after=after)
+        self.until_crash = crash
+        self.dead = False
+
+    async def commit(self, statements):
+        self.until_crash -= 1
+        if self.until_crash < 0:
+            self.dead = True
+            await asyncio.Event().wait()
+        return await super().commit(statements)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("crash", range(1, 8))
+def test_lost_answer_and_a_crash_later_leave_all_or_nothing(step, crash, after):
+    async def main():
+        database, sql = await prepared_store()
+        dying = LosingThenCrashingSql(database, 1_000, 1_000, after=after)
+        checkout, _, lifecycle = await running(dying)
+        dying.left, dying.until_crash = step, crash
+        buying = asyncio.ensure_future(checkout.run(BUY))
+        for _ in range(2_000):
+            await asyncio.sleep(0)
+            if dying.dead or not checkout.statistics().open:
+                break
+        else:
+            await asyncio.sleep(0.001)
+        lost = asyncio.ensure_future(lifecycle.stop())
+        buying.cancel()
+        await asyncio.gather(buying, lost, return_exceptions=True)
+        state, left = await recovered(sql)
+        assert state in ([(10, 0, 0), (1000, 0, 0)], [(9, 1, 0), (990, 10, 0)])
+        assert left == []
+        await database.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_lost_answer_at_any_write_leaves_all_or_nothing(step, after):
