@@ -95,7 +95,7 @@ class Cart(msgspec.Struct):
         _check(quantity, operation, least=0)
         if operation in self.entries or operation in self.gone:
             return False
-        self.remove(sku, operation=f"{operation}~", stamp=stamp)
+        self.remove(sku, stamp=stamp)
         if quantity == 0:
             self.gone[operation] = stamp
             return True
@@ -103,7 +103,7 @@ class Cart(msgspec.Struct):
 
     def remove(self, sku: str, *, operation: str = "", stamp: Stamp) -> bool:
         """Take away what is seen of `sku`; doing it again, or for a line that is not there, changes nothing."""
-        if operation and operation in self.gone:
+        if operation in self.gone or operation in self.entries:
             return False
         seen = [known for known, entry in self.entries.items() if entry.sku == sku]
         for known in seen:

@@ -225,6 +225,14 @@ class InventoryShard:
             if not await self._outcome(f"{reason}:{reference}"):
                 raise
 
+    async def sold_in(self, transaction: int) -> list[Piece]:
+        """What one transaction sold, by the ledger."""
+        rows = await self._sql.read(
+            "SELECT sku, warehouse, -delta FROM stock_ledger WHERE reference = ?1 AND reason = 'sale' ORDER BY id",
+            str(transaction),
+        )
+        return [Piece(str(sku), str(warehouse), int(count or 0)) for sku, warehouse, count in rows]
+
     async def overdue(self) -> int:
         """Holds that have been undecided for longer than `hold_s`."""
         rows = await self._sql.read("SELECT COUNT(*) FROM holds WHERE expires_us < ?1", clock.now_us())

@@ -124,6 +124,7 @@ Table(
     Column("epoch", BigInteger, nullable=False),
 )
 Index("stock_ledger_sku", SHARD.tables["stock_ledger"].c.sku)
+Index("stock_ledger_reference", SHARD.tables["stock_ledger"].c.reference)
 Index("holds_expires", SHARD.tables["holds"].c.expires_us)
 Index("orders_cart", STORE.tables["orders"].c.cart)
 Index("orders_account", STORE.tables["orders"].c.account)

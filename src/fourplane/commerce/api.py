@@ -1,0 +1,323 @@
+"""The JSON API of the shop: `/commerce/api/...`, typed, with ETags, cursors and idempotency keys.
+
+A cart is named by an id that `POST /commerce/api/carts` hands out (a capability). Changes carry `operation` (any id of the
+client's choice), orders the header `Idempotency-Key`; sending either again does nothing twice.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import blake2b
+from typing import TypeVar
+
+import msgspec
+
+from fourplane.commerce.catalog import FACETS, SORTS, Product
+from fourplane.commerce.catalog_import import ImportReport, export_rows, import_rows, parse
+from fourplane.commerce.checkout import CartView, PlaceOrder
+from fourplane.commerce.orders import Order, OrderEvent
+from fourplane.commerce.pages import image_path
+from fourplane.commerce.pricing import Quote, market_of
+from fourplane.commerce.shipping import TrackingEvent
+from fourplane.commerce.store import Store
+from fourplane.edge.routes import Call, Door, Priority, Reply, Route
+from fourplane.foundation import ids
+from fourplane.foundation.errors import Forbidden, Rejected
+from fourplane.state.contracts import Query
+
+LIMIT_MAX = 60
+B = TypeVar("B")
+
+
+class NewCart(msgspec.Struct, frozen=True):
+    """A cart's id; whoever knows it may change the cart."""
+
+    id: str
+
+
+class AddLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Put so many more of a sku in; `operation` makes repeating it harmless."""
+
+    sku: str
+    quantity: int = 1
+    operation: str = ""
+
+
+class SetLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Make a line so many."""
+
+    quantity: int
+    operation: str = ""
+
+
+class SetCode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Enter or withdraw a promotion code."""
+
+    code: str
+    on: bool = True
+
+
+class ProductView(msgspec.Struct, frozen=True):
+    """A product as clients see it."""
+
+    id: str
+    name: str
+    department: str
+    style: str
+    price: int
+    currency: str
+    image: str
+    in_stock: bool
+
+
+class ProductPage(msgspec.Struct, frozen=True):
+    """One page of a search; `next` asks for the following one."""
+
+    products: list[ProductView]
+    total: int
+    facets: dict[str, dict[str, int]]
+    next: str = ""
+
+
+class ProductDetail(msgspec.Struct, frozen=True):
+    """One product with the stock of each sku."""
+
+    product: Product
+    stock: dict[str, int]
+
+
+class OrderView(msgspec.Struct, frozen=True):
+    """An order as its buyer sees it."""
+
+    id: str
+    state: str
+    total: int
+    currency: str
+    created_us: int
+    quote: Quote
+    story: list[OrderEvent] = []
+    parcel: list[TrackingEvent] = []
+    tracking_number: str = ""
+
+
+class OrderPage(msgspec.Struct, frozen=True):
+    """One page of an account's orders."""
+
+    orders: list[OrderView]
+    next: str = ""
+
+
+class Level(msgspec.Struct, frozen=True):
+    """What is available of a sku."""
+
+    sku: str
+    available: int
+
+
+class Api:
+    """Handlers over one `Store`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def doors(self) -> list[Door]:
+        """All verbs of the API."""
+        base = "/commerce/api"
+        user, critical = Priority.USER, Priority.CRITICAL
+        return [
+            Route("GET", f"{base}/products", self.products, "Search products", answer=ProductPage, priority=Priority.DEGRADED),
+            Route("GET", f"{base}/products/{{product_id}}", self.product, "One product", answer=ProductDetail),
+            Route("GET", f"{base}/stock/{{sku}}", self.stock, "What is available of a sku", answer=Level),
+            Route("POST", f"{base}/carts", self.new_cart, "A new cart", answer=NewCart, priority=user),
+            Route("GET", f"{base}/carts/{{cart_id}}", self.cart, "A cart, priced", answer=CartView),
+            Route("POST", f"{base}/carts/{{cart_id}}/lines", self.add, "Put into a cart", body=AddLine, answer=CartView),
+            Route("PUT", f"{base}/carts/{{cart_id}}/lines/{{sku}}", self.put, "Set a line", body=SetLine, answer=CartView),
+            Route("DELETE", f"{base}/carts/{{cart_id}}/lines/{{sku}}", self.remove, "Remove a line", answer=CartView),
+            Route("POST", f"{base}/carts/{{cart_id}}/codes", self.code, "A promotion code", body=SetCode, answer=CartView),
+            Route("POST", f"{base}/carts/{{cart_id}}/orders", self.place, "Order and pay a cart",
+                  body=PlaceOrder, answer=OrderView, priority=critical, body_max=16_384),
+            Route("GET", f"{base}/orders", self.orders, "My orders", answer=OrderPage, access="user"),
+            Route("GET", f"{base}/orders/{{order_id}}", self.order, "An order and its parcel", answer=OrderView),
+            Route("POST", f"{base}/orders/{{order_id}}/cancel", self.cancel, "Cancel an order", answer=OrderView),
+            Route("POST", f"{base}/catalog/import", self.import_catalog, "Import a catalog file (operators)", body=bytes,
+                  body_max=256 << 20, answer=ImportReport, access="operator", priority=Priority.BULK),
+            Route("GET", f"{base}/catalog/export", self.export_catalog, "The catalog as JSON lines (operators)",
+                  access="operator", priority=Priority.BULK),
+        ]  # fmt: skip
+
+    async def products(self, call: Call[None]) -> ProductPage:
+        """Search by words and facets, with a cursor."""
+        market = market_of(call.query.get("country", "US"))
+        limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
+        words = call.query.get("q", "")
+        sort = call.query.get("sort", "relevance" if words else "popular")
+        if sort not in SORTS:
+            raise Rejected("unknown sort", code="bad_sort", known=sorted(SORTS))
+        field, descending = SORTS[sort]
+        offset = _cursor(call.query.get("cursor", ""))
+        facets = {facet: [call.query[facet][:60]] for facet in FACETS if call.query.get(facet)}
+        query = Query(words, facets, {}, field, descending, offset, limit, FACETS)
+        products, total, counts, _ = await self._store.browse(query)
+        views = [
+            ProductView(
+                id=product.id,
+                name=product.name,
+                department=product.department,
+                style=product.style,
+                price=product.least_price(market.currency),
+                currency=market.currency,
+                image=image_path(product),
+                in_stock=self._store.in_stock(product),
+            )
+            for product in products
+        ]
+        more = offset + limit
+        following = urlsafe_b64encode(str(more).encode()).decode() if more < total else ""
+        return ProductPage(views, total, {name: dict(values) for name, values in counts.items()}, following)
+
+    async def product(self, call: Call[None]) -> Reply:
+        """One product; 304 when the client's copy is still right."""
+        product = await self._store.product(call.params["product_id"])
+        stock, _, _ = await self._store.around(product)
+        return _tagged(call, msgspec.json.encode(ProductDetail(product, stock)))
+
+    async def stock(self, call: Call[None]) -> Level:
+        """What is available now."""
+        sku = call.params["sku"][:200]
+        return Level(sku, await self._store.inventory.available(sku))
+
+    async def new_cart(self, call: Call[None]) -> NewCart:
+        """An id for a new cart; nothing is stored until something is put in."""
+        if call.identity is not None:
+            return NewCart(await self._store.account_cart(call.identity.account_id, ""))
+        return NewCart(ids.capability())
+
+    async def cart(self, call: Call[None]) -> Reply:
+        """The cart, priced; 304 when unchanged."""
+        return _tagged(call, msgspec.json.encode(await self._view(call)))
+
+    async def add(self, call: Call[AddLine]) -> CartView:
+        """Put into a cart."""
+        body = call.body
+        await self._store.add(
+            _cart_id(call),
+            body.sku,
+            body.quantity,
+            operation=body.operation or call.request_id[:80],
+            country=_country(call),
+        )
+        return await self._view(call)
+
+    async def put(self, call: Call[SetLine]) -> CartView:
+        """Set a line."""
+        await self._set(call, call.body.quantity, call.body.operation)
+        return await self._view(call)
+
+    async def remove(self, call: Call[None]) -> CartView:
+        """Remove a line; one that is not there is fine."""
+        await self._set(call, 0, "")
+        return await self._view(call)
+
+    async def code(self, call: Call[SetCode]) -> CartView:
+        """Enter or withdraw a code."""
+        await self._store.code(_cart_id(call), call.body.code, on=call.body.on)
+        return await self._view(call)
+
+    async def place(self, call: Call[PlaceOrder]) -> Reply:
+        """Order and pay; 201 with the order, the same again for the same key."""
+        attempt = call.headers.get("idempotency-key", "")
+        if not attempt:
+            raise Rejected("an order needs the header Idempotency-Key", code="key_missing")
+        account = call.identity.account_id if call.identity else 0
+        order = await self._store.place(_cart_id(call), attempt, call.body, account=account)
+        body = msgspec.json.encode(_order_view(order))
+        headers = {"location": f"/commerce/api/orders/{order.id}", "cache-control": "no-store"}
+        return Reply(body, status=201, media_type="application/json", headers=headers)
+
+    async def orders(self, call: Call[None]) -> OrderPage:
+        """An account's orders, newest first."""
+        assert call.identity is not None, "the gateway lets only accounts in"
+        cursor = call.query.get("cursor", "")
+        before = ids.decode("order", cursor) if cursor else (1 << 63) - 1
+        limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
+        found = await self._store.orders.of_account(call.identity.account_id, before=before, limit=limit)
+        return OrderPage([_order_view(order) for order in found], found[-1].id if len(found) == limit else "")
+
+    async def order(self, call: Call[None]) -> OrderView:
+        """An order with its story and parcel; a guest proves it with the cart's id in the header X-Cart."""
+        order, story, parcel, number = await self._store.order_story(
+            call.params["order_id"], call.headers.get("x-cart", ""), call.identity
+        )
+        return _order_view(order, story, parcel, number)
+
+    async def cancel(self, call: Call[None]) -> OrderView:
+        """Cancel, refund, restock."""
+        order = await self._store.cancel(call.params["order_id"], call.headers.get("x-cart", ""), call.identity)
+        return _order_view(order)
+
+    async def import_catalog(self, call: Call[bytes]) -> ImportReport:
+        """Import YAML, JSON or CSV; `?dry_run=1` only reports."""
+        rows = parse(call.body, call.query.get("format", "yaml"))
+        dry = call.query.get("dry_run", "") not in ("", "0", "false")
+        return await import_rows(rows, catalog=self._store.catalog, inventory=self._store.inventory, dry_run=dry)
+
+    async def export_catalog(self, call: Call[None]) -> Reply:
+        """The whole catalog, one product a line."""
+        assert call.identity is not None, "the gateway lets only operators in"
+        return Reply(export_rows(self._store.catalog), media_type="application/x-ndjson")
+
+    async def _view(self, call: Call[B]) -> CartView:
+        shipping = call.query.get("shipping", "standard")
+        return await self._store.view(_cart_id(call), _country(call), shipping=shipping)
+
+    async def _set(self, call: Call[B], quantity: int, operation: str) -> None:
+        await self._store.set_quantity(
+            _cart_id(call),
+            call.params["sku"][:200],
+            quantity,
+            operation=operation or call.request_id[:80],
+            country=_country(call),
+        )
+
+
+def _cart_id(call: Call[B]) -> str:
+    cart_id = call.params["cart_id"]
+    if cart_id.startswith("account-"):
+        mine = f"account-{call.identity.account_id:012d}" if call.identity else ""
+        if cart_id != mine:
+            raise Forbidden("this cart belongs to an account", code="not_your_cart")
+    return cart_id
+
+
+def _country(call: Call[B]) -> str:
+    return call.query.get("country", "US")
+
+
+def _order_view(
+    order: Order, story: list[OrderEvent] | None = None, parcel: list[TrackingEvent] | None = None, number: str = ""
+) -> OrderView:
+    quote = order.body.quote
+    return OrderView(
+        order.id, order.state, quote.total, quote.currency, order.created_us, quote, story or [], parcel or [], number
+    )
+
+
+def _tagged(call: Call[None], body: bytes) -> Reply:
+    tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if tag in call.headers.get("if-none-match", ""):
+        return Reply(status=304, headers=headers)
+    return Reply(body, media_type="application/json", headers=headers)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) <= most):
+        raise Rejected(f"limit is {least} to {most}", code="bad_limit")
+    return int(text)
+
+
+def _cursor(text: str) -> int:
+    if not text:
+        return 0
+    try:
+        return int(urlsafe_b64decode(text.encode("ascii")))
+    except (ValueError, UnicodeEncodeError):
+        raise Rejected("not a cursor of this API", code="bad_cursor") from None

@@ -1,0 +1,184 @@
+"""The commerce system: its rooms put together, its doors, its boxes on the diagram.
+
+Start: tables, the inventory's epoch, recovery of the two-phase commit, the catalog into search; only then the doors open. A store
+without products gets a catalog of its own (see catalog_seed.py), so a first visit finds a shop and not an empty shelf.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fourplane.commerce.api import Api
+from fourplane.commerce.cart_store import CartSettings, CartStore
+from fourplane.commerce.catalog import Catalog, CatalogSettings
+from fourplane.commerce.catalog_import import ImportReport, Progress, import_rows, parse
+from fourplane.commerce.catalog_seed import enriched, generated_rows
+from fourplane.commerce.checkout import Checkout, CheckoutSettings
+from fourplane.commerce.diagram import boxes_of
+from fourplane.commerce.fulfilment import Fulfilment, FulfilmentSettings
+from fourplane.commerce.inventory import Inventory, InventorySettings
+from fourplane.commerce.orders import Orders
+from fourplane.commerce.payment import Payments, PaymentSettings
+from fourplane.commerce.promotion_book import STANDING, PromotionBook
+from fourplane.commerce.schema import SHARD, STORE
+from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
+from fourplane.commerce.store import Boxes, Store, StoreStatistics
+from fourplane.commerce.storefront import Storefront
+from fourplane.control.nodes import Node
+from fourplane.edge.routes import Door
+from fourplane.foundation.blocking import Pool
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.payment_gateway import PaymentGateway
+from fourplane.service.two_phase_commit import CommitSettings, Coordinator
+from fourplane.state import schema
+from fourplane.state.contracts import Records, Search, Sql
+
+
+class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set about the shop."""
+
+    cart: CartSettings = CartSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    checkout: CheckoutSettings = CheckoutSettings()
+    inventory: InventorySettings = InventorySettings()
+    payment: PaymentSettings = PaymentSettings()
+    shipping: ShippingSettings = ShippingSettings()
+    fulfilment: FulfilmentSettings = FulfilmentSettings()
+    commit: CommitSettings = CommitSettings()
+    name: str = "commerce"
+    catalog_file: str = ""
+    generated_products: int = 1_200
+    standing_offers: bool = True
+
+
+class Commerce:
+    """A lifecycle part: the whole shop."""
+
+    def __init__(
+        self,
+        settings: CommerceSettings,
+        *,
+        sql: Sql,
+        records: Records,
+        search: Search,
+        payments: PaymentGateway,
+        ids: IdGenerator,
+        registry: Registry,
+        shards: Sequence[Sql] = (),
+    ) -> None:
+        self._settings = settings
+        self._sql = sql
+        self._registry = registry
+        self._shards = list(shards) or [sql]
+        boxes = Boxes()
+        self.catalog = Catalog(settings.catalog, sql=sql, search=search)
+        self.inventory = Inventory(settings.inventory, shards=self._shards, ids=ids)
+        self.carts = CartStore(settings.cart, records=records, replica=settings.name)
+        self.orders = Orders(sql=sql)
+        self.payments = Payments(settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch)
+        carrier = BuiltInCarrier(settings.shipping)
+        participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}
+        self.coordinator = Coordinator(
+            sql,
+            settings.name,
+            {"order": self.orders, "payment": self.payments, **participants},
+            ids=ids,
+            settings=settings.commit,
+        )
+        self.checkout = Checkout(
+            settings.checkout,
+            carts=self.carts,
+            catalog=self.catalog,
+            inventory=self.inventory,
+            orders=self.orders,
+            coordinator=self.coordinator,
+            carrier=carrier,
+            ids=ids,
+        )
+        self.promotions = PromotionBook(sql=sql, checkout=self.checkout)
+        self.store = Store(
+            boxes=boxes,
+            catalog=self.catalog,
+            carts=self.carts,
+            inventory=self.inventory,
+            orders=self.orders,
+            payments=self.payments,
+            checkout=self.checkout,
+            carrier=carrier,
+        )
+        self.fulfilment = Fulfilment(
+            settings.fulfilment, orders=self.orders, payments=self.payments, carrier=carrier, inventory=self.inventory
+        )
+        self.storefront = Storefront(self.store)
+        self._api = Api(self.store)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Be open: tables, ownership, recovery, catalog, search."""
+        await schema.ensure(self._sql, "commerce", STORE)
+        for shard in self._shards:
+            await schema.ensure(shard, "commerce-inventory", SHARD)
+        await self.inventory.open()
+        await self.coordinator.start(tasks)
+        await self.promotions.open(STANDING if self._settings.standing_offers else ())
+        await self.catalog.seed_stock(await self.inventory.levels())
+        await self.catalog.open()
+        if self.catalog.products_count == 0:
+            await self.fill()
+        tasks.start(self.fulfilment.run(), "fulfilment")
+
+    async def drain(self) -> None:
+        """Finish every checkout that has begun."""
+        await self.coordinator.drain()
+
+    async def stop(self) -> None:
+        """Nothing to release: the stores are closed by whoever opened them."""
+        await self.coordinator.stop()
+
+    async def fill(self, progress: Progress | None = None) -> ImportReport:
+        """Import the configured catalog file, or make a believable catalog."""
+        path = Path(self._settings.catalog_file) if self._settings.catalog_file else None
+        if path is not None and path.is_file():
+            reader = Pool("catalog", threads=1)
+            try:
+                rows = await reader.run(lambda: [enriched(row) for row in parse(path.read_bytes(), path.suffix)])
+            finally:
+                reader.close()
+        else:
+            rows = generated_rows(self._settings.generated_products)
+        report = await self.import_rows(rows, progress=progress)
+        self._registry.event("info", "commerce", f"The shelves are filled: {report.taken:,} products")
+        return report
+
+    async def import_rows(
+        self, rows: Sequence[Mapping[str, object]], *, progress: Progress | None = None, dry_run: bool = False
+    ) -> ImportReport:
+        """Import checked rows into catalog, inventory and search."""
+        return await import_rows(
+            rows, catalog=self.catalog, inventory=self.inventory, progress=progress, dry_run=dry_run
+        )
+
+    def doors(self) -> list[Door]:
+        """Pages and API."""
+        return [*self.storefront.doors(), *self._api.doors()]
+
+    def nodes(self) -> list[Node]:
+        """The boxes of the study's diagrams."""
+        return boxes_of(self)
+
+    def statistics(self) -> StoreStatistics:
+        """The shop in numbers."""
+        checkout, inventory = self.checkout.statistics(), self.inventory.statistics()
+        return StoreStatistics(
+            products=self.catalog.products_count,
+            placed=checkout.placed,
+            repeated=checkout.repeated,
+            open=checkout.open,
+            refused=checkout.refused,
+            sold=inventory.sold,
+            races=inventory.races,
+            captured=self.payments.captured,
+            declined=self.payments.declined,
+        )

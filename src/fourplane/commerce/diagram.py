@@ -1,0 +1,188 @@
+"""The Amazon study's boxes as they exist here: what each one is, its figures, its switch; hollow where nothing is built."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fourplane.commerce.store import Meter
+from fourplane.control.nodes import Figures, Node, Plane, hollow
+
+if TYPE_CHECKING:
+    from fourplane.commerce.app import Commerce
+
+JOURNEY = "journeys/commerce.md"
+HOLLOW: tuple[tuple[str, Plane, str], ...] = (
+    (
+        "CF",
+        "edge",
+        "A delivery network in front of the shop comes with the edge nodes; pictures already carry year-long validators.",
+    ),
+    ("ALB", "edge", "One listener shares connections among workers; a balancer between machines comes with placement."),
+    ("WAF", "edge", "Host and origin checks and limits are in the gateway; a rule engine is not built yet."),
+    ("ROUTE53", "edge", "Answers by region and health come with the DNS server."),
+    ("REDSHIFT", "state", "The warehouse of sales events is not built yet."),
+    ("CONFIG", "control", "Compliance rules over the running configuration are not built yet."),
+    ("AUTOSCALING", "control", "Scaling groups are not built yet."),
+    ("FORECAST", "control", "The traffic forecast is not built yet."),
+    ("CAPACITY", "control", "The capacity plan is not built yet."),
+    ("PRESCALE", "control", "Scaling before an event is not built yet."),
+    ("SESSION", "service", "Session affinity between regions is not built yet; one region needs none."),
+    ("BACKUP", "state", "The copy of carts in another region is not built yet; carts already merge."),
+    ("COMPRESS", "edge", "Compressed answers are not built yet."),
+    ("CLICK", "edge", "Click events are not collected yet."),
+    ("VIEW", "edge", "Page views are not collected yet."),
+    ("PURCHASE", "edge", "Purchases are not fed to recommendations yet."),
+    ("KINESIS", "state", "The event stream of recommendations is not built yet."),
+    ("SPARK", "service", "Streaming features are not built yet."),
+    ("SAGEMAKER", "service", "Model training is not built yet."),
+    ("LAMBDA", "service", "Inference is not built yet."),
+    ("ELASTICACHE", "state", "The cache of hot recommendations is not built yet."),
+    ("PERSONALIZE", "service", "Personal recommendations are not built yet."),
+    ("AB_TEST", "control", "Experiments are not built yet."),
+)
+
+
+def boxes_of(shop: "Commerce") -> list[Node]:
+    """All boxes with live figures, then the hollow ones."""
+    return [*_services(shop), *_stores(shop), *_cart(shop), *_load(shop), *(hollow(*one) for one in HOLLOW)]
+
+
+def _services(shop: "Commerce") -> list[Node]:
+    boxes = shop.store.boxes
+
+    def gateway() -> Figures:
+        page = shop.storefront
+        return Figures(page.shown, facts={"pages": page.shown, "degraded pages": page.degraded})
+
+    def order() -> Figures:
+        checkout = shop.checkout.statistics()
+        facts: dict[str, float | int | str] = {"placed": checkout.placed, "repeated": checkout.repeated}
+        facts |= {f"refused {code}": count for code, count in sorted(checkout.refused.items())[:6]}
+        return Figures(boxes.order.requests, boxes.order.errors, checkout.open / 5_000, checkout.seconds, facts)
+
+    def inventory() -> Figures:
+        s = shop.inventory.statistics()
+        return boxes.inventory.figures(
+            holds=s.holds, sold=s.sold, released=s.released, refused=s.refused, races=s.races
+        )
+
+    def payment() -> Figures:
+        pay = shop.payments
+        return boxes.payment.figures(captured=pay.captured, declined=pay.declined, voided=pay.voided)
+
+    def shipping() -> Figures:
+        work = shop.fulfilment
+        return boxes.shipping.figures(packed=work.packed, shipped=work.shipped, delivered=work.delivered)
+
+    def catalog() -> Figures:
+        s = shop.catalog.statistics()
+        return boxes.catalog.figures(
+            products=shop.catalog.products_count,
+            decoded=s.decoded,
+            hit_ratio=round(s.hits / max(1, s.hits + s.misses), 4),
+        )
+
+    return [
+        _node("GATEWAY", "service", "The shop's pages and API behind the platform's gateway", "storefront.py", gateway),
+        _node(
+            "CATALOG",
+            "service",
+            "Products, variants, prices; decoded once and kept",
+            "catalog.py",
+            catalog,
+            boxes.catalog,
+        ),
+        _node("CART", "service", "Carts that converge whatever happens", "cart.py", boxes.cart.figures, boxes.cart),
+        _node("ORDER", "service", "One request places an order, exactly once", "checkout.py", order, boxes.order),
+        _node(
+            "INVENTORY",
+            "service",
+            "Stock with holds; it is never sold twice",
+            "inventory.py",
+            inventory,
+            boxes.inventory,
+        ),
+        _node("PAYMENT", "service", "Authorise, capture, void, refund", "payment.py", payment, boxes.payment),
+        _node("SHIPPING", "service", "Rates, parcels, tracking", "shipping.py", shipping, boxes.shipping),
+    ]
+
+
+def _stores(shop: "Commerce") -> list[Node]:
+    boxes = shop.store.boxes
+
+    def search() -> Figures:
+        return boxes.search.figures(searches=shop.catalog.statistics().searches)
+
+    def rows() -> Figures:
+        stats = shop.coordinator.statistics()
+        return Figures(
+            stats.committed, stats.aborted, latency=stats.seconds,
+            facts={"epoch": stats.epoch, "committed": stats.committed, "aborted": stats.aborted, "recovered": stats.recovered,
+                   "decision writes": stats.decision_writes},
+        )  # fmt: skip
+
+    return [
+        _node("DYNAMODB", "state", "Carts as records with compare-and-set", "cart_store.py", boxes.cart.figures),
+        _node("RDS", "state", "Orders, stock and the decisions of the two-phase commit in Sql", "orders.py", rows),
+        _node(
+            "ELASTICSEARCH", "state", "The search index, fed by catalog and stock", "catalog.py", search, boxes.search
+        ),
+        _node("S3_CATALOG", "state", "Product pictures, drawn where there are none", "tiles.py", Figures),
+        _node("CLOUDWATCH", "control", "Figures of every box, read by the console", "diagram.py", Figures),
+        _node("XRAY", "control", "The steps of a transaction: Coordinator.story", "checkout.py", rows),
+    ]
+
+
+def _cart(shop: "Commerce") -> list[Node]:
+    boxes = shop.store.boxes
+
+    def catalog() -> Figures:
+        s = shop.catalog.statistics()
+        return Figures(s.hits + s.misses, facts={"hit_ratio": round(s.hits / max(1, s.hits + s.misses), 4)})
+
+    return [
+        _node("ADD", "service", "A counter entry under the client's operation id", "cart.py", boxes.cart.figures),
+        _node("UPDATE", "service", "The last write on a hybrid logical clock counts", "cart.py", boxes.cart.figures),
+        _node("REMOVE", "service", "Takes away what it has seen; again changes nothing", "cart.py", boxes.cart.figures),
+        _node("CHECKOUT", "service", "Two-phase commit over order, stock and card", "checkout.py", boxes.order.figures),
+        _node("EVENTUAL", "state", "Copies of a cart merge in any order", "cart.py", boxes.cart.figures),
+        _node(
+            "CONFLICT", "service", "Limits, new prices and lost lines after a merge", "checkout.py", boxes.cart.figures
+        ),
+        _node("CACHE", "state", "Decoded products in the process", "catalog.py", catalog),
+        _node("BATCH", "state", "Commits of all buyers share a sync", "inventory.py", boxes.inventory.figures),
+        _node("PRELOAD", "service", "Related products come with the page", "store.py", boxes.catalog.figures),
+    ]
+
+
+def _load(shop: "Commerce") -> list[Node]:
+    page = shop.storefront
+
+    def degraded() -> Figures:
+        return Figures(page.degraded, facts={"degraded pages": page.degraded})
+
+    return [
+        _node("WARMUP", "service", "The catalog is read and indexed before the doors open", "catalog.py", Figures),
+        _node("PRIORITY", "edge", "Checkout first, then cart, pages, search", "storefront.py", Figures),
+        _node("SHED", "edge", "The platform's admission turns away the least important first", "api.py", Figures),
+        _node("QUEUE", "edge", "Bounded checkouts; what is too much hears so at once", "checkout.py", Figures),
+        _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", Figures),
+        _node("STALE", "service", "Availability as last heard while the inventory is away", "store.py", degraded),
+        _node("DEGRADE", "service", "Pages answer without search, stock or carts, and say so", "store.py", degraded),
+        _node("STATIC", "edge", "A plain page of the shop where nothing else is left", "pages.py", degraded),
+        _node("FALLBACK", "service", "Popular products where nothing personal is known", "store.py", Figures),
+    ]
+
+
+def _node(  # noqa: PLR0917 - a table is read by columns
+    name: str, plane: Plane, what: str, source: str, figures: Callable[[], Figures], meter: Meter | None = None
+) -> Node:
+    return Node(
+        id=name,
+        plane=plane,
+        what=what,
+        source=f"commerce/{source}",
+        figures=figures,
+        switch=meter.switch if meter else None,
+        journey=JOURNEY,
+        page="/commerce/",
+    )

@@ -1,0 +1,184 @@
+// What the storefront gains with JavaScript: search as you type, a cart drawer, forms without a page load.
+// Every form works without it; what fails here falls back to the plain form.
+
+const body = document.body;
+const cart = body.dataset.cart;
+const country = body.dataset.country || "US";
+const symbols = { USD: "$", EUR: "€", GBP: "£" };
+const money = (amount, currency) =>
+  (symbols[currency] || currency + " ") + (amount / 100).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+function toast(text) {
+  document.querySelector(".toast")?.remove();
+  const box = make("div", { class: "toast", role: "status" }, text);
+  body.append(box);
+  setTimeout(() => box.remove(), 4000);
+}
+
+async function call(method, path, data) {
+  const answer = await fetch(`/commerce/api${path}`, {
+    method,
+    headers: data ? { "content-type": "application/json" } : {},
+    body: data ? JSON.stringify(data) : undefined,
+  });
+  const found = answer.status === 204 ? null : await answer.json();
+  if (!answer.ok) throw new Error(found?.error?.message || "that did not work");
+  return found;
+}
+
+// -- search as you type
+
+const field = document.getElementById("q");
+const list = document.getElementById("suggestions");
+let waiting = 0;
+let asked = 0;
+
+function hideSuggestions() {
+  list.hidden = true;
+  field.setAttribute("aria-expanded", "false");
+}
+
+async function suggest() {
+  const words = field.value.trim();
+  if (words.length < 2) return hideSuggestions();
+  const number = ++asked;
+  try {
+    const found = await call("GET", `/products?limit=6&country=${country}&q=${encodeURIComponent(words)}`);
+    if (number !== asked) return;
+    list.replaceChildren(
+      ...found.products.map((product) =>
+        make("a", { href: `/commerce/p/${encodeURIComponent(product.id)}`, role: "option" },
+          make("img", { src: product.image, alt: "", width: 40, height: 40 }),
+          make("span", {}, product.name),
+          make("span", { class: "price" }, money(product.price, product.currency)))),
+      make("a", { href: `/commerce/search?q=${encodeURIComponent(words)}`, class: "all", role: "option" },
+        found.total ? `All ${found.total.toLocaleString("en")} results` : "Nothing found yet"),
+    );
+    list.hidden = false;
+    field.setAttribute("aria-expanded", "true");
+  } catch {
+    hideSuggestions();
+  }
+}
+
+if (field && list) {
+  field.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(suggest, 120);
+  });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest(".search")) hideSuggestions();
+  });
+  document.querySelector(".search").addEventListener("keydown", (event) => {
+    if (event.key === "Escape") return hideSuggestions();
+    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+    const links = [...list.querySelectorAll("a")];
+    if (list.hidden || !links.length) return;
+    event.preventDefault();
+    const next = links.indexOf(document.activeElement) + (event.key === "ArrowDown" ? 1 : -1);
+    (links[next] || field).focus();
+  });
+}
+
+// -- cart drawer
+
+const drawer = document.getElementById("drawer");
+let before = null;
+
+function closeDrawer() {
+  drawer.hidden = true;
+  before?.focus();
+}
+
+function showDrawer(view) {
+  const quote = view.quote;
+  before = document.activeElement;
+  const close = make("button", { class: "link", onclick: closeDrawer, "aria-label": "Close the cart" }, "Close");
+  drawer.replaceChildren(
+    make("div", { class: "shade", onclick: closeDrawer }),
+    make("section", { role: "dialog", "aria-modal": "true", "aria-label": "Your cart" },
+      make("header", {}, make("h2", {}, "In your cart"), close),
+      make("ul", { class: "mini" }, ...view.lines.map((line) =>
+        make("li", {},
+          make("img", { src: `/commerce/image/${encodeURIComponent(line.department)}/${encodeURIComponent(line.product)}.any.svg`, alt: "", width: 48, height: 48 }),
+          `${line.quantity} x ${line.name}`, make("span", {}, quote ? money(line.unit * line.quantity, quote.currency) : "")))),
+      ...view.notices.map((notice) => make("p", { class: "warn" }, notice.text)),
+      quote ? make("p", { class: "grand" }, "Total ", make("strong", {}, money(quote.total, quote.currency))) : null,
+      make("div", { class: "buttons" },
+        make("a", { href: "/commerce/cart", class: "button quiet" }, "View cart"),
+        make("a", { href: "/commerce/checkout", class: "button" }, "Checkout"))));
+  drawer.hidden = false;
+  close.focus();
+}
+
+function count(view) {
+  const total = view.lines.reduce((sum, line) => sum + line.quantity, 0);
+  const badge = document.getElementById("cart-count");
+  badge.textContent = total;
+  badge.toggleAttribute("data-empty", total === 0);
+  document.querySelector(".cart-link").setAttribute("aria-label", `Cart, ${total} items`);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && drawer && !drawer.hidden) closeDrawer();
+});
+
+const id = () => crypto.getRandomValues(new Uint32Array(2)).join("");
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  const kind = form.dataset.enhance;
+  if (!kind || !cart) return;
+  if (kind === "checkout") {
+    const button = form.querySelector("#place");
+    button.disabled = true;
+    button.textContent = "One moment…";
+    return;
+  }
+  const fields = new FormData(form);
+  if (kind !== "add") return;
+  event.preventDefault();
+  const button = form.querySelector("[type=submit]");
+  button.disabled = true;
+  try {
+    const view = await call("POST", `/carts/${cart}/lines?country=${country}`, {
+      sku: fields.get("sku"), quantity: Number(fields.get("quantity")), operation: id(),
+    });
+    count(view);
+    showDrawer(view);
+  } catch (error) {
+    toast(error.message[0].toUpperCase() + error.message.slice(1));
+  } finally {
+    button.disabled = false;
+  }
+});
+
+// A page restored by the back button must not keep its order button disabled.
+addEventListener("pageshow", (event) => {
+  if (event.persisted) location.reload();
+});
+
+// -- filters and choices that show at once
+
+document.querySelector(".facets")?.addEventListener("change", (event) => event.currentTarget.requestSubmit());
+document.querySelector(".country select")?.addEventListener("change", (event) => event.target.form.requestSubmit());
+for (const choice of document.querySelectorAll("[data-reload=checkout]")) {
+  choice.addEventListener("change", () => {
+    const fields = new FormData(choice.form);
+    for (const name of ["attempt", "expected_total"]) fields.delete(name);
+    location.replace(`/commerce/checkout?${new URLSearchParams(fields)}`);
+  });
+}
+const filters = document.querySelector(".filters");
+if (filters && matchMedia("(max-width: 760px)").matches) filters.open = false;
+body.classList.add("enhanced");

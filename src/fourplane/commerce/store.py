@@ -1,0 +1,324 @@
+"""What a shop can do, for pages and API alike: look, put into the cart, order, follow, cancel.
+
+Every operation passes the switch of the box it stands for in the study's diagram, so an operator who stops a box sees what
+depends on it. Looking has fallbacks: without search the shelves come from the catalog's rows, without the
+inventory everything counts as available until the checkout, which never guesses.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from fourplane.commerce.cart import Cart, Stamp
+from fourplane.commerce.cart_store import CartStore
+from fourplane.commerce.catalog import Catalog, Product
+from fourplane.commerce.checkout import CartView, Checkout, PlaceOrder
+from fourplane.commerce.inventory import Inventory, Piece
+from fourplane.commerce.orders import Order, OrderEvent, Orders
+from fourplane.commerce.payment import Payments
+from fourplane.commerce.pricing import market_of
+from fourplane.commerce.shipping import BuiltInCarrier, TrackingEvent
+from fourplane.control.nodes import Figures, Switch
+from fourplane.edge.routes import Identity
+from fourplane.foundation import clock, ids
+from fourplane.foundation.errors import FourplaneError, NotFound, Overloaded, Rejected, Unavailable
+from fourplane.foundation.money import Money
+from fourplane.foundation.telemetry import Histogram
+from fourplane.state.contracts import Query
+
+ADD_MAX = 999
+SHELF = 12
+
+
+class Meter:
+    """A switch and the figures of one box."""
+
+    __slots__ = ("errors", "latency", "requests", "switch")
+
+    def __init__(self, name: str) -> None:
+        self.switch = Switch(name)
+        self.requests = self.errors = 0
+        self.latency = Histogram()
+
+    def enter(self) -> float:
+        """Count one piece of work and when it began; raises Unavailable while stopped."""
+        self.requests += 1
+        try:
+            self.switch.check()
+        except Unavailable:
+            self.errors += 1
+            raise
+        return clock.monotonic_s()
+
+    def leave(self, began: float) -> None:
+        """The work that began then is done."""
+        self.latency.record(clock.monotonic_s() - began)
+
+    def figures(self, **facts: float | str) -> Figures:
+        """As the console reads it."""
+        return Figures(self.requests, self.errors, 0.0, self.latency, dict(facts))
+
+
+class Boxes:
+    """The boxes of the diagram that do the work here."""
+
+    def __init__(self) -> None:
+        self.catalog = Meter("CATALOG")
+        self.search = Meter("ELASTICSEARCH")
+        self.cart = Meter("CART")
+        self.order = Meter("ORDER")
+        self.inventory = Meter("INVENTORY")
+        self.payment = Meter("PAYMENT")
+        self.shipping = Meter("SHIPPING")
+
+
+class Store:
+    """The shop's operations."""
+
+    def __init__(
+        self,
+        *,
+        boxes: Boxes,
+        catalog: Catalog,
+        carts: CartStore,
+        inventory: Inventory,
+        orders: Orders,
+        payments: Payments,
+        checkout: Checkout,
+        carrier: BuiltInCarrier,
+    ) -> None:
+        self.boxes = boxes
+        self.catalog = catalog
+        self.carts = carts
+        self.inventory = inventory
+        self.orders = orders
+        self.payments = payments
+        self.checkout = checkout
+        self.carrier = carrier
+        self._shelves: tuple[float, list[Product], list[Product]] | None = None
+
+    # -- looking
+
+    def departments(self) -> Mapping[str, Mapping[str, int]]:
+        """Departments with their styles and counts; known even when everything else is away."""
+        return self.catalog.departments
+
+    def in_stock(self, product: Product) -> bool:
+        """As last heard from the inventory."""
+        return self.catalog.in_stock(product)
+
+    async def home_shelves(self) -> tuple[list[Product], list[Product], str]:
+        """Popular products, offers, and what is missing; remembered for ten seconds."""
+        now = clock.monotonic_s()
+        if self._shelves is not None and now - self._shelves[0] < 10.0 and self.boxes.search.switch.on:
+            return self._shelves[1], self._shelves[2], ""
+        popular, _, _, missing = await self.browse(
+            Query(facets={"in_stock": ["yes"]}, sort="popularity", descending=True, limit=SHELF)
+        )
+        offers, _, _, _ = await self.browse(
+            Query(facets={"on_sale": ["yes"], "in_stock": ["yes"]}, sort="popularity", descending=True, limit=SHELF)
+        )
+        if not missing:
+            self._shelves = (now, popular, offers)
+        return popular, [] if missing else offers, missing
+
+    async def browse(self, query: Query) -> tuple[list[Product], int, Mapping[str, Mapping[str, int]], str]:
+        """Products, how many in all, facet counts, and what is missing when search is away."""
+        began = self.boxes.catalog.enter()
+        missing = ""
+        try:
+            searched = self.boxes.search.enter()
+            products, found = await self.catalog.find(query)
+            self.boxes.search.leave(searched)
+            total, counts = found.total, found.facet_counts
+        except (Unavailable, Overloaded):
+            products = await self.catalog.page("", query.limit)
+            total, counts = len(products), {}
+            missing = "Search is away for a moment; here is a part of the catalog."
+        self.boxes.catalog.leave(began)
+        return products, total, counts, missing
+
+    async def product(self, product_id: str) -> Product:
+        """One product; raises NotFound."""
+        began = self.boxes.catalog.enter()
+        product = await self.catalog.fetch(product_id)
+        self.boxes.catalog.leave(began)
+        return product
+
+    async def around(self, product: Product) -> tuple[dict[str, int], list[Product], str]:
+        """Stock by sku, related products, and what is missing."""
+        missing = ""
+        try:
+            began = self.boxes.inventory.enter()
+            stock = {variant.sku: await self.inventory.available(variant.sku) for variant in product.variants}
+            self.boxes.inventory.leave(began)
+        except Unavailable:
+            stock = {variant.sku: 10 for variant in product.variants}
+            missing = "Stock is being counted; the checkout will know."
+        query = Query(
+            facets={"style": [product.style], "in_stock": ["yes"]}, sort="popularity", descending=True, limit=7
+        )
+        try:
+            self.boxes.search.switch.check()
+            related, _ = await self.catalog.find(query)
+        except FourplaneError:
+            related = []
+        return stock, [one for one in related if one.id != product.id][:6], missing
+
+    # -- cart
+
+    async def cart(self, cart_id: str) -> Cart:
+        """The cart as it is kept."""
+        began = self.boxes.cart.enter()
+        cart = await self.carts.find(cart_id)
+        self.boxes.cart.leave(began)
+        return cart
+
+    async def view(self, cart_id: str, country: str, *, shipping: str = "standard") -> CartView:
+        """The cart as it can be bought."""
+        return await self.checkout.view(cart_id, await self.cart(cart_id), country, shipping=shipping)
+
+    async def add(self, cart_id: str, sku: str, quantity: int, *, operation: str, country: str) -> Cart:
+        """Put so many more in; the same operation counts once. Raises NotFound for a sku that is not sold."""
+        if not 1 <= quantity <= ADD_MAX:
+            raise Rejected(f"a quantity is 1 to {ADD_MAX}, not {quantity}", code="bad_quantity")
+        unit = await self._unit(sku, country)
+
+        def edit(cart: Cart, stamp: Stamp) -> None:
+            cart.add(sku, quantity, operation=operation, stamp=stamp, price=unit)
+
+        return await self._change(cart_id, edit)
+
+    async def set_quantity(self, cart_id: str, sku: str, quantity: int, *, operation: str, country: str) -> Cart:
+        """Make a line so many; 0 removes it, also one that is no longer sold."""
+        if not 0 <= quantity <= ADD_MAX:
+            raise Rejected(f"a quantity is 0 to {ADD_MAX}, not {quantity}", code="bad_quantity")
+        unit = await self._unit(sku, country) if quantity else 0
+
+        def edit(cart: Cart, stamp: Stamp) -> None:
+            cart.set(sku, quantity, operation=operation, stamp=stamp, price=unit)
+
+        return await self._change(cart_id, edit)
+
+    async def code(self, cart_id: str, code: str, *, on: bool) -> Cart:
+        """Enter or withdraw a promotion code."""
+        word = code.strip().upper()
+        if not (1 <= len(word) <= 30 and word.isascii() and word.isprintable()):
+            raise Rejected("a code has up to 30 letters and digits", code="bad_code")
+
+        def edit(cart: Cart, stamp: Stamp) -> None:
+            cart.apply_code(word, on=on, stamp=stamp)
+
+        return await self._change(cart_id, edit)
+
+    async def account_cart(self, account: int, guest: str) -> str:
+        """The cart of an account; what a guest put in before logging in is merged once."""
+        mine = f"account-{account:012d}"
+        if guest and guest != mine:
+            before = await self.carts.find(guest)
+            if before.entries or before.codes:
+                await self.carts.absorb(mine, before)
+
+                def leave(cart: Cart, stamp: Stamp) -> None:
+                    cart.clear(list(before.entries), stamp=stamp)
+                    cart.codes = {}
+
+                await self.carts.change(guest, leave)
+        return mine
+
+    # -- orders
+
+    async def place(self, cart_id: str, attempt: str, request: PlaceOrder, *, account: int = 0) -> Order:
+        """Order and pay, exactly once per attempt."""
+        boxes = self.boxes
+        began = boxes.order.enter()
+        started = [(box, box.enter()) for box in (boxes.inventory, boxes.payment, boxes.shipping)]
+        try:
+            order, _ = await self.checkout.place(cart_id, attempt, request, account=account)
+        except FourplaneError as error:
+            if error.http_status >= 500:
+                boxes.order.errors += 1
+            raise
+        for box, when in started:
+            box.leave(when)
+        boxes.order.leave(began)
+        return order
+
+    async def order(self, order_id: str, cart_id: str, identity: Identity | None) -> Order:
+        """An order for whoever made it: the same cart, the same account, or an operator. Raises NotFound for all others."""
+        try:
+            number = ids.decode("order", order_id)
+        except Rejected:
+            raise NotFound("no such order", code="no_such_order") from None
+        order = await self.orders.fetch(number)
+        mine = order.cart == cart_id or (
+            identity is not None and (order.account == identity.account_id or "operator" in identity.roles)
+        )
+        if not mine or order.state in ("placing", "failed"):
+            raise NotFound("no such order", code="no_such_order")
+        return order
+
+    async def order_story(
+        self, order_id: str, cart_id: str, identity: Identity | None
+    ) -> tuple[Order, list[OrderEvent], list[TrackingEvent], str]:
+        """An order, its story, its parcel's stations and tracking number."""
+        order = await self.order(order_id, cart_id, identity)
+        story = await self.orders.story(order.number)
+        handed = next((event for event in story if event.state == "shipped"), None)
+        if handed is None:
+            return order, story, [], ""
+        warehouse, number = handed.note.split(" ", 1) if " " in handed.note else ("", handed.note)
+        parcel = self.carrier.track(
+            number, handed_us=handed.at_us, now_us=clock.now_us(), warehouse=warehouse, place=order.body.address.city
+        )
+        return order, story, parcel, number
+
+    async def cancel(self, order_id: str, cart_id: str, identity: Identity | None) -> Order:
+        """Cancel an order that has not left: its state first, then the money and the stock, each once. Repeating finishes it."""
+        order = await self.order(order_id, cart_id, identity)
+        if order.state != "cancelled":
+            await self.orders.advance(order.number, "cancelled", "cancelled by the buyer")
+        quote = order.body.quote
+        if quote.total > 0:
+            await self.payments.refund(order.transaction, Money(quote.total, quote.currency), "cancel")
+        await self._restock(order)
+        return await self.orders.fetch(order.number)
+
+    async def _restock(self, order: Order) -> None:
+        levels: dict[str, int] = {}
+        for number, shard in enumerate(self.inventory.shards):
+            pieces: Sequence[Piece] = await shard.sold_in(order.transaction)
+            if pieces:
+                await shard.give_back(order.id, pieces, "cancelled")
+                levels |= {
+                    piece.sku: await self.inventory.available(piece.sku)
+                    for piece in pieces
+                    if self.inventory.shard_of(piece.sku) == number
+                }
+        await self.catalog.stock_changed(levels)
+
+    async def _unit(self, sku: str, country: str) -> int:
+        product = await self.catalog.find_by_sku(sku[:200])
+        if product is None:
+            raise NotFound("we do not sell that", code="no_such_sku", sku=sku[:60])
+        return product.item(sku, 1, market_of(country)).unit
+
+    async def _change(self, cart_id: str, edit: Callable[[Cart, Stamp], object]) -> Cart:
+        began = self.boxes.cart.enter()
+        cart = await self.carts.change(cart_id, edit)
+        self.boxes.cart.leave(began)
+        return cart
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    """The shop in numbers, for console and tests."""
+
+    products: int
+    placed: int
+    repeated: int
+    open: int
+    refused: dict[str, int]
+    sold: int
+    races: int
+    captured: int
+    declined: int
