@@ -54,14 +54,14 @@ _END = "INSERT INTO hold_ends (transaction_id, outcome, at_us) VALUES (?1, ?2, ?
 _DROP = "DELETE FROM holds WHERE transaction_id = ?1"
 
 
+NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark", "reno")}
+
+
 class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where stock lies and how long a hold may stay undecided."""
 
     warehouses: tuple[str, ...] = ("newark", "reno", "rotterdam")
-    near: dict[str, tuple[str, ...]] = {
-        "us": ("newark", "reno", "rotterdam"),
-        "europe": ("rotterdam", "newark", "reno"),
-    }
+    near: dict[str, tuple[str, ...]] = msgspec.field(default_factory=lambda: dict(NEAR))
     hold_s: float = 120.0
     attempts_max: int = 12
     ends_keep_s: float = 86_400.0

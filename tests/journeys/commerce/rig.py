@@ -1,0 +1,130 @@
+"""A whole shop behind a real listener, for journeys, the failure tests and the simulator."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from fourplane.commerce.app import Commerce, CommerceSettings
+from fourplane.edge.gateway import Gateway, GatewaySettings
+from fourplane.edge.http_client import HttpClient, HttpClientSettings
+from fourplane.edge.http_server import HttpServer, HttpServerSettings
+from fourplane.edge.listener import ListenerSettings
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.accounts import Accounts
+from fourplane.service.card_simulator import CardSettings, CardSimulator
+from fourplane.state.stores import Stores, StoresSettings
+
+QUICK = CommerceSettings(generated_products=40)
+ADDRESS = {
+    "name": "Ada Vale",
+    "street": "12 Harbour Road",
+    "city": "Porto",
+    "postcode": "4000-001",
+    "country": "PT",
+    "email": "ada@example.org",
+}
+MEMORY = StoresSettings(sql="memory://", records="memory://", search="memory://")
+
+
+class Shop:
+    """A running shop and a client to it."""
+
+    def __init__(self, commerce: Commerce, server: HttpServer, accounts: Accounts, cards: CardSimulator, host: str) -> None:
+        self.commerce = commerce
+        self.server = server
+        self.accounts = accounts
+        self.cards = cards
+        self.client = HttpClient(host, server.port, settings=HttpClientSettings(connections_max=200))
+
+    async def call(self, method: str, path: str, body: object = None, **headers: str):
+        answer = await self.client.request(
+            method,
+            path,
+            body=b"" if body is None else msgspec.json.encode(body),
+            headers={"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()},
+            timeout_s=30.0,
+        )
+        json = answer.headers.get("content-type", "").startswith("application/json")
+        return answer.status, msgspec.json.decode(answer.body) if json and answer.body else answer.body
+
+    async def cart_with(self, sku: str, quantity: int = 1) -> str:
+        cart = (await self.call("POST", "/commerce/api/carts"))[1]["id"]
+        status, view = await self.call("POST", f"/commerce/api/carts/{cart}/lines?country=PT", {"sku": sku, "quantity": quantity})
+        assert status == 200, view
+        return cart
+
+    async def order(self, cart: str, attempt: str, **changes: object):
+        body = {"address": ADDRESS} | changes
+        return await self.call("POST", f"/commerce/api/carts/{cart}/orders", body, idempotency_key=attempt)
+
+    async def some_sku(self, stock: int) -> str:
+        """A sku of the shop with exactly this much on hand."""
+        product = (await self.commerce.catalog.page("", 1))[0]
+        sku = product.variants[0].sku
+        await self.set_stock(sku, stock)
+        return sku
+
+    async def set_stock(self, sku: str, stock: int) -> None:
+        from fourplane.commerce.inventory import Adjustment
+
+        await self.commerce.inventory.set_stock([Adjustment(sku, stock, "count")])
+
+    async def money(self) -> dict[str, dict[str, int]]:
+        return await self.cards.balances()
+
+
+@asynccontextmanager
+async def shop(
+    *,
+    data: Path | None = None,
+    settings: CommerceSettings = QUICK,
+    host: str = "127.0.0.1",
+    stores_settings: StoresSettings | None = None,
+    disk=None,
+) -> AsyncIterator[Shop]:
+    registry, ids = Registry(), IdGenerator()
+    given = stores_settings or (StoresSettings(search="memory://") if data else MEMORY)
+    stores = Stores(given, data=data or Path("unused"), disk=disk)
+    sql = await stores.sql("commerce")
+    cards = CardSimulator(await stores.sql("payments"), ids=ids, settings=CardSettings(slow_s=0.05, silent_s=20.0))
+    accounts = Accounts(await stores.sql("accounts"), ids=ids)
+    commerce = Commerce(
+        settings,
+        sql=sql,
+        records=await stores.records("commerce"),
+        search=await stores.search("commerce"),
+        payments=cards,
+        ids=ids,
+        registry=registry,
+        shards=[await stores.sql("stock-0"), await stores.sql("stock-1")],
+    )
+    gateway = Gateway(
+        commerce.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
+    )
+    server = HttpServer(
+        HttpServerSettings(listener=ListenerSettings(host=host, port=0)),
+        gateway,
+        registry=registry,
+        classify=gateway.classify,
+    )
+    life = Lifecycle(registry)
+    for name, part in (("stores", stores), ("accounts", accounts), ("cards", cards), ("commerce", commerce), ("http", server)):
+        life.add(name, part)
+    await life.start()
+    built = Shop(commerce, server, accounts, cards, host)
+    try:
+        yield built
+    finally:
+        built.client.close()
+        await life.drain()
+        await life.stop()
+        gateway.close()
+
+
+def wait(work) -> None:
+    asyncio.run(work)
