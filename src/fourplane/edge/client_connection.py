@@ -42,6 +42,7 @@ class ClientConnection(asyncio.Protocol):
         self._body_done = False
         self._until_close = False
         self._keep = True
+        self._extra = False
         self._head_only = False
         self._paused = False
         self._lost: str | None = None
@@ -86,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._asked = False
         self._parts.clear()
         self._buffered = 0
-        if not whole or not self.usable or not self._keep:
+        if not whole or not self.usable or not self._keep or self._extra:
             return False
         if self._paused and self._transport is not None:
             self._paused = False
@@ -128,11 +129,17 @@ class ClientConnection(asyncio.Protocol):
         if not self._head_done and self._head_bytes > HEAD_BYTES_MAX:
             self._fail("the head of the answer is too large")
 
+    def on_message_begin(self) -> None:
+        if self._body_done:
+            self._extra = True  # a second answer to one question: nothing after it can be trusted
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_done:
+        if not self._head_done and not self._extra:
             self.fields.append((name.decode("latin-1").lower(), value.decode("latin-1").strip()))
 
     def on_headers_complete(self) -> None:
+        if self._extra:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self.fields = []
@@ -148,7 +155,7 @@ class ClientConnection(asyncio.Protocol):
         self._wake()
 
     def on_body(self, body: bytes) -> None:
-        if self._head_only or not self._asked:
+        if self._head_only or self._extra or not self._asked:
             return
         self._parts.append(body)
         self._buffered += len(body)

@@ -265,7 +265,7 @@ class HttpProtocol(asyncio.Protocol):
             if self.session is not None:
                 self.session.data_received(data)
             else:
-                self._refuse(400, "too_early", "data before the WebSocket was accepted")
+                self._hold(self._held + data)
         elif self._mode is Mode.LINGER:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES_MAX:
@@ -423,6 +423,16 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._rest_for_next()
         self._continue_held()
+
+    def socket_opened(self, session: "WebSocketSession") -> None:
+        """The handshake is out: what the peer sent meanwhile, and all that follows, are frames."""
+        self.session = session
+        self._since_tick = self.server.deadlines.now
+        self.deadline_tick = self.server.deadlines.ticks(self.server.settings.socket_ping_s)
+        if self._held:
+            early, self._held = self._held, b""
+            self.transport.resume_reading()
+            session.data_received(early)
 
     def socket_refused(self, answer: bytes) -> None:
         """The application did not want this WebSocket: say so in HTTP and end."""

@@ -243,8 +243,7 @@ async def serve_socket(protocol: "HttpProtocol", request: HttpRequest, door: Soc
         connection.send(AcceptConnection(subprotocol=plan.subprotocol, extensions=list(extensions)))
     )
     session = WebSocketSession(protocol, request, plan, connection)
-    protocol.session = session
-    protocol.deadline_tick = protocol.server.deadlines.ticks(protocol.server.settings.socket_ping_s)
+    protocol.socket_opened(session)
     code, reason = 1000, ""
     try:
         await plan.handler(session)

@@ -10,7 +10,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-
 from tests.unit.edge.serving import serving, talk
 
 
@@ -174,7 +173,7 @@ def test_receive_tells_of_a_disconnect(on):
         left.set()
 
     async def work(_client, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         while not seen:
             await asyncio.sleep(0.001)
@@ -208,7 +207,11 @@ def test_headers_are_bytes_in_lower_case_and_repeated_fields_stay(on):
     async def app(scope, receive, send):
         seen.append([field for field in scope["headers"] if field[0].startswith(b"x-")])
         await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]}
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")],
+            }
         )
         await send({"type": "http.response.body", "body": b""})
 

@@ -4,9 +4,9 @@ import asyncio
 import gc
 
 import pytest
+from tests.unit.edge.serving import HOST, answers, echo_app, serving, settings, talk
 
 from fourplane.edge.http_answers import answer
-from tests.unit.edge.serving import HOST, answers, echo_app, serving, settings, talk
 
 HOT = answer(200, b"hot", media_type="text/plain", dated=False)
 HOTS = [("GET", "/hot", lambda _request: HOT), ("POST", "/hot", lambda request: answer(200, request.body))]
@@ -75,7 +75,9 @@ def test_chunked_bodies_are_joined_and_extensions_and_trailers_dropped():
 def test_hot_routes_take_bodies():
     body = b"x" * 1000
     head = b"POST /hot HTTP/1.1\r\n" + HOST
-    found = answers(said(head + length(body) + b"\r\n\r\n" + body + head + CHUNKED + b"\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"))
+    found = answers(
+        said(head + length(body) + b"\r\n\r\n" + body + head + CHUNKED + b"\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n")
+    )
     assert [one.body for one in found] == [body, b"abc"]
 
 
@@ -223,7 +225,9 @@ def test_statuses_of_refusals():
 
 
 def test_bounds_have_their_statuses():
-    bounds = settings(target_bytes_max=100, head_bytes_max=1_000, header_count_max=5, body_bytes_max=10, hot_body_max=10)
+    bounds = settings(
+        target_bytes_max=100, head_bytes_max=1_000, header_count_max=5, body_bytes_max=10, hot_body_max=10
+    )
     cases = {
         414: get(b"/" + b"a" * 101),
         431: get(b"/", b"X: " + b"a" * 1_000),
