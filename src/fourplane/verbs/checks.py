@@ -35,8 +35,8 @@ def checks() -> list[Check]:
     """All checks in the order in which they are quickest to tell."""
     code = ("src", "tests", "benchmarks")
     return [
-        Check("ruff check", (*python("ruff"), "check", "--quiet", *code)),
-        Check("ruff format", (*python("ruff"), "format", "--check", "--quiet", *code)),
+        Check("ruff check", (*python("ruff"), "check", "--quiet", "--output-format=concise", *code)),
+        Check("ruff format", (*python("ruff"), "format", "--check", "--quiet", "--output-format=concise", *code)),
         Check("import directions", (sys.executable, "-P", "-c", _IMPORTS, "--no-logo")),
         Check("mypy --strict", (*python("mypy"), "--no-error-summary")),
     ]

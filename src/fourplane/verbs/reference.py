@@ -73,7 +73,7 @@ def errors_page(source: Path) -> str:
     places: dict[tuple[str, str], set[str]] = {}
     for path, tree in _trees(source):
         for kind, code in _codes(tree, set(kinds)):
-            places.setdefault((code, kind), set()).add(path)
+            places.setdefault((code, kind), set()).add(path.partition("/")[0].removesuffix(".py"))
     drawing = "\n".join(line for line in (errors.__doc__ or "").splitlines() if line.startswith("    "))
     lines = [
         WRITTEN,
@@ -82,7 +82,7 @@ def errors_page(source: Path) -> str:
         "```",
         inspect.cleandoc(drawing),
         "```\n",
-        "| code | error | HTTP | raised in |",
+        "| code | error | HTTP | raised by |",
         "|---|---|---|---|",
     ]
     general = [(kind.code, name, kind.http_status, "any") for name, kind in kinds.items()]

@@ -1,0 +1,70 @@
+"""Start the systems on this machine, all four unless some are named; Ctrl-C stops them in order."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fourplane import __version__
+from fourplane.verbs import settings, systems
+
+if TYPE_CHECKING:
+    from fourplane.compose import Settings
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="streaming, dispatch, commerce, messaging")
+    parser.add_argument("--demo", action="store_true", help="drive all of them gently, to have something to see")
+    parser.add_argument("--port", type=int, metavar="N", help="HTTP port (default 8000; 0 takes any free one)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the data folder (default ./data)")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes")
+    settings.add(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Stay until a signal asks to stop; the exit code of the deployment."""
+    from fourplane import compose  # noqa: PLC0415 - loads every system, so not for --help
+
+    loaded = settings.load(options).settings
+    assert isinstance(loaded, compose.Settings)
+    chosen = _chosen(loaded, options)
+    if not options.json:
+        print(f"Fourplane {__version__} starts {', '.join(chosen.systems)} with data in {chosen.data}", flush=True)
+    announce = _announce_json if options.json else _announce
+    return compose.up(chosen, demo=options.demo, say=_say, announce=announce)
+
+
+def _chosen(loaded: "Settings", options: argparse.Namespace) -> "Settings":
+    """The settings with what the command line says on top."""
+    replace = msgspec.structs.replace
+    chosen = replace(loaded, systems=systems.chosen(options.systems, loaded.systems)) if options.systems else loaded
+    if options.data is not None:
+        chosen = replace(chosen, data=options.data)
+    if options.workers is not None:
+        chosen = replace(chosen, fleet=replace(chosen.fleet, workers=options.workers))
+    if options.port is not None:
+        listener = replace(chosen.http.listener, port=options.port)
+        chosen = replace(chosen, http=replace(chosen.http, listener=listener))
+    return chosen
+
+
+def _say(line: str) -> None:
+    print(f"fourplane: {line}", file=sys.stderr, flush=True)
+
+
+def _announce(facts: dict[str, str]) -> None:
+    lines = [
+        "",
+        f"  console   {facts['address']}",
+        f"  operator  {facts['link']}",
+        "            (opens once, within an hour: lets this browser stop and start things)",
+        "",
+        "Ctrl-C stops everything in order.",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _announce_json(facts: dict[str, str]) -> None:
+    print(msgspec.json.encode(facts).decode(), flush=True)
