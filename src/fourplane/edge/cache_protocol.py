@@ -1,0 +1,337 @@
+"""HTTP/1.1 on the client side of a cache node: requests in, prebuilt heads and mapped bodies out.
+
+llhttp reads the grammar (smuggling, bare line feeds, double lengths are its errors). A request is answered inside
+`data_received` when the node has the response; otherwise the connection waits while a task of the node answers, and what
+the client pipelined meanwhile is kept, bounded, with reading paused. Answers leave in order.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from fourplane.edge.cache_fields import Fields
+from fourplane.edge.http_answers import date_line, error_answer
+from fourplane.edge.http_request import BadTarget, host_is_valid, split_target
+
+if TYPE_CHECKING:
+    from fourplane.edge.cache_node import CacheNode
+
+HEAD_BYTES_MAX = 32 << 10
+FIELDS_MAX = 100
+PIPELINED_MAX = 32
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE = b"connection: close\r\n"
+SPECIAL = frozenset(
+    {
+        b"range",
+        b"if-none-match",
+        b"if-modified-since",
+        b"if-match",
+        b"if-unmodified-since",
+        b"cache-control",
+        b"pragma",
+        b"authorization",
+    }
+)
+
+
+class CacheRequest:
+    """One request of a client. `special`: it carries a field that a plain hit need not look at."""
+
+    __slots__ = ("body", "expects", "fields", "host", "http_1_0", "keep_alive", "method", "special", "target")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.host = b""
+        self.fields: Fields = []
+        self.body = b""
+        self.special = False
+        self.keep_alive = True
+        self.http_1_0 = False
+        self.expects = False
+
+    def value(self, name: bytes) -> bytes | None:
+        """The first value of a field, name in lower case."""
+        for found, value in self.fields:
+            if found == name:
+                return value
+        return None
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class CacheProtocol(asyncio.Protocol):
+    """One client connection of a cache node."""
+
+    __slots__ = (
+        "_answering",
+        "_drained",
+        "_head_bytes",
+        "_node",
+        "_parser",
+        "_pending",
+        "_request",
+        "_task",
+        "busy",
+        "chunked",
+        "deadline_tick",
+        "gone",
+        "peer",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, node: "CacheNode") -> None:
+        self._node = node
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = CacheRequest()
+        self._pending: list[CacheRequest] = []
+        self._answering: CacheRequest | None = None
+        self._head_bytes = 0
+        self._drained: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.busy = False
+        self.chunked = False
+        self.gone = False
+        self.peer = ""
+        self.write_paused = False
+        self.deadline_tick = 0
+
+    # -- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        address = transport.get_extra_info("peername")
+        self.peer = str(address[0]) if isinstance(address, tuple) and address else "local"
+        if not self._node.opened(self):
+            self.gone = True
+            self.transport.abort()
+            return
+        self.rest()
+        self._node.deadlines.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
+        if not self.gone:
+            self._node.closed(self)
+        self.gone = True
+        self._pending.clear()
+        self._wake()
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._wake()
+        self.rest()
+        if not self.busy:
+            self._continue()
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrade", "a cache node does not change protocols")
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, _Refused):
+                raise
+            self._refuse(cause.status, cause.code, cause.message)
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse(501, "unknown_method", "this method is not known here")
+        except httptools.HttpParserError as error:
+            self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
+
+    def expire(self) -> None:
+        """The coarse timer: nothing asked, nothing taken for too long."""
+        if self.busy and not self.write_paused:
+            self.rest()
+        elif self.write_paused or self.busy:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def rest(self) -> None:
+        """Count the patience with this client from now."""
+        self.deadline_tick = self._node.deadlines.ticks(self._node.settings.idle_s)
+
+    # -- the parser's side
+
+    def on_message_begin(self) -> None:
+        self._request = CacheRequest()
+
+    def on_url(self, url: bytes) -> None:
+        self._request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        request = self._request
+        request.fields.append((name, value))
+        if name in SPECIAL:
+            request.special = True
+        elif name == b"host":
+            if request.host or not host_is_valid(value):
+                raise _Refused(400, "bad_host", "a request has one valid Host")
+            request.host = value
+        elif name == b"expect":
+            request.expects = value.lower() == b"100-continue"
+
+    def on_headers_complete(self) -> None:
+        request, parser = self._request, self._parser
+        request.method = parser.get_method()
+        request.keep_alive = parser.should_keep_alive()
+        request.http_1_0 = parser.get_http_version() == "1.0"
+        if len(request.fields) > FIELDS_MAX or self._head_bytes > HEAD_BYTES_MAX + self._node.settings.body_bytes_max:
+            raise _Refused(431, "head_too_large", "the request head is too large")
+        if not request.host and not request.http_1_0:
+            raise _Refused(400, "no_host", "a request has a Host")
+        if not request.target.startswith(b"/"):
+            try:
+                path, query, authority = split_target(request.method, request.target)
+            except BadTarget as error:
+                raise _Refused(400, "bad_target", str(error)) from None
+            if not path:
+                raise _Refused(405, "no_tunnels", "a cache node opens no tunnels")
+            request.target = path + b"?" * bool(query) + query
+            request.host = authority or request.host
+        if request.expects:
+            self.transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        self._request.body += body
+        if len(self._request.body) > self._node.settings.body_bytes_max:
+            raise _Refused(413, "too_large", "the request body is too large")
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        if self.busy or self.write_paused or self._pending:
+            self._pending.append(self._request)
+            if len(self._pending) >= PIPELINED_MAX:
+                self.transport.pause_reading()
+            if len(self._pending) > 64 * PIPELINED_MAX:
+                raise _Refused(429, "too_many", "too many requests without waiting for an answer")
+            return
+        self._handle(self._request)
+
+    # -- answering
+
+    def _handle(self, request: CacheRequest) -> None:
+        self._answering = request
+        work = self._node.handle(self, request)
+        if work is None:
+            self.finished(request)
+            return
+        self.busy = True
+        self._task = self._node.start_task(work)
+
+    def answer(self, request: CacheRequest, *parts: bytes | memoryview) -> None:
+        """Send one whole answer whose head lacks its last empty line: `parts[0]`; the rest is its body."""
+        head = parts[0]
+        assert isinstance(head, bytes)
+        if not request.keep_alive:
+            head += CLOSE
+        if len(parts) == 1 or request.method == b"HEAD":
+            self.transport.write(head + b"\r\n")
+        elif len(parts[1]) < 16_384:
+            self.transport.write(b"".join((head, b"\r\n", parts[1])))
+        else:
+            self.transport.write(head + b"\r\n")
+            self.transport.write(parts[1])
+
+    def begin(self, request: CacheRequest, head: bytes, length: int | None) -> None:
+        """Send a head whose body follows in pieces; `head` without length and last empty line."""
+        self.chunked = False
+        if length is not None:
+            head += b"content-length: %d\r\n" % length
+        elif request.http_1_0:
+            request.keep_alive = False
+        else:
+            head += b"transfer-encoding: chunked\r\n"
+            self.chunked = True
+        self.transport.write(head + (b"\r\n" if request.keep_alive else CLOSE + b"\r\n"))
+
+    async def send(self, piece: bytes) -> None:
+        """Send a piece of a body and wait until the client has taken enough; raises ConnectionError when it left."""
+        if self.gone:
+            raise ConnectionResetError
+        if self.chunked:
+            self.transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+        else:
+            self.transport.write(piece)
+        while self.write_paused and not self.gone:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def end(self) -> None:
+        """The body is complete."""
+        if self.chunked:
+            self.transport.write(b"0\r\n\r\n")
+            self.chunked = False
+
+    def fail(self) -> None:
+        """The body cannot be completed: the client must not take it for whole."""
+        self.transport.abort()
+
+    def interim(self, request: CacheRequest, status: int, reason: bytes, fields: Fields) -> None:
+        """Hand an interim response on; HTTP/1.0 knows none."""
+        if not request.http_1_0 and not self.gone:
+            lines = [b"HTTP/1.1 %d %s\r\n" % (status, reason), *(b"%s: %s\r\n" % field for field in fields), b"\r\n"]
+            self.transport.write(b"".join(lines))
+
+    def refuse(self, request: CacheRequest, status: int, code: str, message: str) -> None:
+        """Answer with an error of the node itself."""
+        whole = error_answer(status, code, message, close=not request.keep_alive)
+        if request.method == b"HEAD":
+            whole = whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        self.transport.write(whole)
+
+    def finished(self, request: CacheRequest) -> None:
+        """The answer is out: go on with the next request."""
+        self.busy = False
+        self._task = None
+        self._answering = None
+        if self.gone:
+            return
+        if not request.keep_alive or self._node.draining:
+            self.transport.close()
+            return
+        self.rest()
+        if self._pending and not self.write_paused:
+            asyncio.get_running_loop().call_soon(self._continue)
+
+    def _continue(self) -> None:
+        while self._pending and not self.busy and not self.write_paused and not self.gone:
+            self._handle(self._pending.pop(0))
+        if not self.gone and not self.write_paused and len(self._pending) < PIPELINED_MAX:
+            self.transport.resume_reading()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if not self.gone:
+            self._node.counted(code)
+            if not self.busy:
+                self.transport.write(error_answer(status, code, message, close=True))
+            self.transport.close()
+
+    def _wake(self) -> None:
+        waiter, self._drained = self._drained, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def dated(head: bytes) -> bytes:
+    """A head of the node itself with the current date."""
+    return head + date_line()

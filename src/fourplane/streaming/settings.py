@@ -1,0 +1,62 @@
+"""What an operator may set about streaming, with every bound in one place."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class EncodingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a source becomes renditions."""
+
+    preset: str = "veryfast"
+    rungs_max: int = 5
+    height_max: int = 2160
+    segment_s: float = 2.0
+    audio_kbps: int = 128
+    duration_s_max: float = 0.0  # encode only the first seconds; 0 = all
+    source_bytes_max: int = 64 << 30
+    jobs_max: int = 100  # waiting imports
+    threads: int = 0  # of x264; 0 = ffmpeg decides
+    nice: int = 10
+
+
+class CdnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One cache node of the tree: `parent` empty means it fills from the origin."""
+
+    id: str
+    port: int
+    region: str
+    parent: str = ""
+    bytes_max: int = 2 << 30
+
+
+TREE = (
+    CdnSettings("EDGE1", 8101, "us"),
+    CdnSettings("EDGE2", 8102, "eu"),
+    CdnSettings("EDGE3", 8103, "asia"),
+    CdnSettings("ISP1", 8104, "us", "EDGE1", 1000 << 20),
+    CdnSettings("ISP2", 8105, "us", "EDGE1", 800 << 20),
+    CdnSettings("ISP3", 8106, "eu", "EDGE2", 1200 << 20),
+)
+
+
+class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ports, bounds and times of the streaming system; port 0 takes any free one."""
+
+    ffmpeg: str = ""  # empty: the imageio-ffmpeg wheel, then PATH
+    host: str = "127.0.0.1"
+    public_host: str = ""  # what players are told; empty: the host they asked
+    origin_port: int = 8100
+    cdn: tuple[CdnSettings, ...] = TREE
+    folder: Path = Path("data/streaming")  # uploads and work of running encodes
+    cache_folder: Path | None = Path("data/cdn")  # None keeps cached bytes in memory
+    token_s: float = 4 * 3600.0
+    encoding: EncodingSettings = EncodingSettings()
+    upload_bytes_max: int = 16 << 30
+    upload_chunk_max: int = 8 << 20
+    uploads_max: int = 20
+    sessions_max: int = 100_000  # playback sessions watched for quality
+    session_idle_s: float = 120.0
+    streams_per_viewer_max: int = 4
+    steering_ttl_s: int = 10
+    cost_per_gb: float = 0.02
