@@ -9,7 +9,7 @@ expected, and for an unknown key the nearest right name. Each value remembers wh
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
@@ -25,6 +25,7 @@ ELSEWHERE = frozenset({"FOURPLANE_CONFIG", "FOURPLANE_SHARED_DATA"})  # read by 
 Kind = Literal["default", "file", "environment"]
 S = TypeVar("S", bound=msgspec.Struct)
 
+_CLOSE = 0.6  # how alike two names must be (1.0 is the same) for one to be offered instead of the other
 _HEADER = re.compile(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"\s*([A-Za-z0-9_\-.\"']+)\s*=")
 _SECRET = re.compile(r"(^|_)(password|secret|token|key)$")
@@ -67,7 +68,7 @@ def load(
     `aliases` maps names of the environment without sections to keys, such as FOURPLANE_FFMPEG to streaming.ffmpeg.
     Raises Misconfigured whose message has one line per mistake.
     """
-    reader = _Reader()
+    reader = _Reader(schema)
     known = {key for key, _ in _leaves(schema)}
     found = {}
     if file is not None and file.exists():
@@ -90,8 +91,26 @@ def options(schema: type[msgspec.Struct]) -> list[Option]:
 
 def nearest(name: str, known: "Mapping[str, object] | set[str] | list[str] | tuple[str, ...]") -> str:
     """` (did you mean "x"?)` for the closest of the known names, an empty string when none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=_CLOSE)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """The same for a dotted key: a close name in its own section, else in a section like it, else anywhere."""
+    parts = key.split(".")
+
+    def likeness(candidate: str) -> float:
+        theirs = candidate.split(".")
+        last = _alike(parts[-1], theirs[-1])
+        path = _alike(".".join(parts[:-1]), ".".join(theirs[:-1])) if len(parts) > 1 or len(theirs) > 1 else 1.0
+        return 2 * last + path if last >= _CLOSE else 0.0
+
+    best = max(sorted(known), key=likeness, default="")
+    return best if best and likeness(best) >= 2 * _CLOSE else ""
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 class _Found(NamedTuple):
@@ -103,8 +122,10 @@ class _Found(NamedTuple):
 class _Reader:
     """Collects what was found and what was wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: type[msgspec.Struct]) -> None:
         self.mistakes: list[str] = []
+        keys = [key for key, _ in _leaves(schema)]
+        self._names = {*keys, *(key.rpartition(".")[0] for key in keys if "." in key)}
 
     def read_file(self, file: Path, schema: type[msgspec.Struct]) -> dict[str, _Found]:
         try:
@@ -138,14 +159,17 @@ class _Reader:
             key = prefix + name
             field = known.get(name)
             if field is None:
-                siblings = [prefix + sibling for sibling in known]
-                self.mistakes.append(f'{place(key)}: unknown setting "{key}"{nearest(key, siblings)}')
+                self.mistakes.append(f'{place(key)}: unknown setting "{key}"{self._instead(key)}')
             elif (section := _section(field)) is None:
                 found[key] = _Found(value, "file", place(key))
             elif isinstance(value, dict):
                 self._walk(value, section, key + ".", place, found)
             else:
                 self.mistakes.append(f'{place(key)}: "{key}" is a section, not a value')
+
+    def _instead(self, key: str) -> str:
+        near = nearest_key(key, self._names)
+        return f' (did you mean "{near}"?)' if near else ""
 
     def read_environment(
         self, environment: Mapping[str, str], known: set[str], aliases: Mapping[str, str]
@@ -157,7 +181,10 @@ class _Reader:
                 continue
             key = names.get(name)
             if key is None:
-                self.mistakes.append(f"environment: unknown setting {name}{nearest(name, names)}")
+                asked = name.removeprefix(PREFIX).lower().replace("__", ".")
+                near = nearest_key(asked, known)
+                offered = f' (did you mean "{PREFIX}{near.upper().replace(".", "__")}"?)' if near else ""
+                self.mistakes.append(f"environment: unknown setting {name}{offered}")
             elif key in known:
                 found[key] = _Found(environment[name], "environment", name)
         return found

@@ -89,6 +89,20 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("messaging.prot", "messaging.port"),
+        ("messaging.count_max", "messaging.mailbox.count_max"),
+        ("prot", "messaging.port"),
+        ("messaging.mailbox.cuont_max", "messaging.mailbox.count_max"),
+        ("xyzzy", ""),
+    ],
+)
+def test_the_nearest_key_is_sought_in_its_section_then_in_those_around(wrong, right):
+    assert config.nearest_key(wrong, [option.key for option in config.options(Settings)]) == right
+
+
 def test_a_wrong_type_says_place_value_and_what_was_expected(tmp_path):
     assert refusal(tmp_path, '[messaging]\nport = "5222"') == (
         'fourplane.toml:2: "messaging.port" = "5222": expected int, got str'
