@@ -78,7 +78,9 @@ class ControlServer:
             self._server.close()
 
     async def stop(self) -> None:
-        await self.drain()
+        if self._server is None:
+            return  # never listened: the socket file is somebody else's
+        self._server.close()
         for connection in list(self.connections):
             connection.close()
         self.path.unlink(missing_ok=True)

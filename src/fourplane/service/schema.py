@@ -1,10 +1,12 @@
-"""Tables of the service plane: accounts and sessions, payments and their ledger, decisions of two-phase commits."""
+"""Tables of the service plane: accounts, payments and their ledger, decisions of two-phase commits, outbox, ownership."""
 
 import sqlalchemy as sa
 
 ACCOUNTS = sa.MetaData()
 PAYMENTS = sa.MetaData()
 DECISIONS = sa.MetaData()
+OUTBOX = sa.MetaData()
+OWNERSHIP = sa.MetaData()
 
 accounts = sa.Table(
     "accounts",
@@ -103,4 +105,41 @@ decisions = sa.Table(
     sa.Column("participants", sa.Text, nullable=False),  # names joined by a space
     sa.Column("decided_us", sa.BigInteger, nullable=False),
     sa.Index("decisions_coordinator", "coordinator"),
+)
+
+outbox = sa.Table(
+    "outbox",
+    OUTBOX,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("topic", sa.Text, nullable=False),
+    sa.Column("partition", sa.BigInteger, nullable=False),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+)
+
+owners = sa.Table(
+    "owners",
+    OWNERSHIP,
+    sa.Column("shard", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("granted_us", sa.BigInteger, nullable=False),
+    sa.Column("moving_to", sa.Text, nullable=False, server_default=""),
+)
+
+owner_moves = sa.Table(
+    "owner_moves",
+    OWNERSHIP,
+    sa.Column("shard", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+)
+
+shard_epochs = sa.Table(
+    "shard_epochs",
+    OWNERSHIP,
+    sa.Column("shard", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
 )
