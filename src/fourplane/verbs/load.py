@@ -12,6 +12,8 @@ from fourplane.verbs import deployment, systems
 from fourplane.verbs.progress import ProgressLine
 from fourplane.verbs.table import table
 
+WITH_ACCOUNTS = ("messaging",)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="streaming, dispatch, commerce, messaging")
@@ -49,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
             shares[name] = share
             line.show(sum(shares.values()) / len(shares), f"{name}: {text}")
 
-        await roll_call.crowd(name).drive(target, plan, tallies[name], told)
+        accounts = await deployment.ask(settings, "crowd", {"count": plan.users}) if name in WITH_ACCOUNTS else []
+        await roll_call.crowd(name, accounts).drive(target, plan, tallies[name], told)
 
     async def all_of_them() -> None:
         async with asyncio.TaskGroup() as group:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourplane import __version__
+from fourplane.control.fleet import limit_native_threads
 from fourplane.verbs import settings, systems
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Stay until a signal asks to stop; the exit code of the deployment."""
+    limit_native_threads()  # before numpy is loaded: a process with threads must not fork
     from fourplane import compose  # noqa: PLC0415 - loads every system, so not for --help
 
     loaded = settings.load(options).settings

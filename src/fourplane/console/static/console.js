@@ -59,7 +59,7 @@ function remember(nodes) {
 function tell(events) {
   const feed = $("feed");
   for (const event of events) {
-    const when = new Date(event.at_us / 1000).toLocaleTimeString();
+    const when = new Date(event.at_us / 1000).toLocaleTimeString([], { hourCycle: "h23" });
     const fields = Object.entries(event.fields ?? {}).map(([key, value]) => `${key} ${value}`).join(", ");
     const line = document.createElement("li");
     line.className = event.level;
@@ -168,8 +168,16 @@ function study(system, diagramId) {
   };
   state.system = system;
   state.drawing = new Drawing(diagram, describe, (box, known) => openPanel(system, box, known));
-  const width = Math.max(340, Math.min(1680, $("diagram").clientWidth - 18));
-  $("diagram").append(state.drawing.draw(width));
+  redraw();
+}
+
+function redraw() {
+  const holder = $("diagram");
+  if (!holder || !state.drawing) return;
+  const width = Math.max(330, Math.min(1680, holder.clientWidth - 18));
+  holder.replaceChildren(state.drawing.draw(width));
+  if (state.chosen) document.querySelector(`.node[data-node="${CSS.escape(state.chosen.box.id)}"]`)?.classList.add("chosen");
+  if (state.frame && state.system) state.drawing.paint(state.frame.nodes[state.system] ?? {});
 }
 
 function openPanel(system, box, known) {
@@ -196,13 +204,16 @@ function openPanel(system, box, known) {
     panel.querySelector("#actions").append(button);
   }
   panel.querySelector(".close").addEventListener("click", closePanel);
-  panel.hidden = false;
+  if (panel.hidden) { panel.hidden = false; document.body.classList.add("panel-open"); redraw(); }
   paintPanel();
 }
 
 function closePanel() {
+  if ($("panel").hidden) return;
   $("panel").hidden = true;
   state.chosen = null;
+  document.body.classList.remove("panel-open");
+  redraw();
   document.querySelectorAll(".node.chosen").forEach((one) => one.classList.remove("chosen"));
 }
 
@@ -251,5 +262,5 @@ $("demo").addEventListener("click", async () => {
 addEventListener("hashchange", route);
 addEventListener("keydown", (event) => { if (event.key === "Escape") closePanel(); });
 let resizing = 0;
-addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(route, 150); });
+addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(redraw, 150); });
 connect();

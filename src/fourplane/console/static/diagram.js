@@ -1,8 +1,7 @@
 // Lays a study's diagram out as SVG and paints live figures into it: layout once, figures every second.
 
 const SVG = "http://www.w3.org/2000/svg";
-const PLANE_OF_GROUP = [[/edge|cdn|global access|frontend|client/i, "edge"], [/service|engine|pipeline|erlang/i, "service"],
-  [/state|data/i, "state"], [/control|operations|platform/i, "control"]];
+const PLANE = /^(edge|service|state|control) plane/i;
 const TINT = { edge: "#0066CC", service: "#00AA00", state: "#FF8800", control: "#CC0000", outside: "#66707d" };
 
 export function element(name, attributes = {}, ...children) {
@@ -72,14 +71,15 @@ function place(diagram, width) {
   }
   for (const group of groups) {
     const members = inside.get(group.id);
-    const fit = Math.max(1, Math.floor((width - 16 - size.pad * 2 + size.gapX) / (size.w + size.gapX)));
+    const gapX = members.length > 5 ? 20 : size.gapX;
+    const fit = Math.max(1, Math.floor((width - 16 - size.pad * 2 + gapX) / (148 + gapX)));
     const rows = Math.max(1, Math.ceil(members.length / fit));
     const perRow = Math.ceil(members.length / rows);
-    const w = Math.min(230, (width - 16 - size.pad * 2 - (perRow - 1) * size.gapX) / perRow);
+    const w = Math.min(230, (width - 16 - size.pad * 2 - (perRow - 1) * gapX) / perRow);
     members.forEach((box, at) => {
       const row = Math.floor(at / perRow), inRow = Math.min(perRow, members.length - row * perRow);
-      const left = 8 + (width - 16 - inRow * w - (inRow - 1) * size.gapX) / 2;
-      boxes.set(box.id, { x: left + (at % perRow) * (w + size.gapX), y: y + size.head + 6 + row * (size.h + 24), w, h: size.h });
+      const left = 8 + (width - 16 - inRow * w - (inRow - 1) * gapX) / 2;
+      boxes.set(box.id, { x: left + (at % perRow) * (w + gapX), y: y + size.head + 6 + row * (size.h + 24), w, h: size.h });
     });
     const h = size.head + 6 + rows * (size.h + 24) - 24 + size.pad;
     frames.set(group.id, { x: 8, y, w: width - 16, h });
@@ -119,6 +119,8 @@ export class Drawing {
   }
 
   draw(width) {
+    this.nodes.clear();
+    this.arrows = [];
     const { boxes, frames, height } = place(this.diagram, width);
     const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": this.diagram.title });
     svg.append(element("defs", {}, element("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
@@ -141,9 +143,9 @@ export class Drawing {
   }
 
   frame(group, at) {
-    const plane = PLANE_OF_GROUP.find(([words]) => words.test(group.label));
+    const plane = PLANE.exec(group.label);
     const made = element("g", { class: "group" }, element("rect", { x: at.x, y: at.y, width: at.w, height: at.h, rx: 12 }));
-    if (/plane/i.test(group.label) && plane) made.style.setProperty("--tint", TINT[plane[1]]);
+    if (plane) made.style.setProperty("--tint", TINT[plane[1].toLowerCase()]);
     const title = element("text", { x: at.x + 14, y: at.y + 19 });
     title.textContent = group.label;
     made.append(title);

@@ -1,0 +1,399 @@
+"""The only place that knows everything: settings in, a running deployment out.
+
+`Settings` is the root of `fourplane.toml`. A `Deployment` opens the stores, makes what the systems share (accounts, keys,
+payments, ids), builds the chosen systems, and puts one HTTP server with one gateway in front of them; its lifecycle
+starts all of it in this order and stops it in reverse. The parent process calls `up`, each worker runs `_serve`.
+"""
+
+import asyncio
+import resource
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from fourplane import __version__
+from fourplane.commerce.app import Commerce, CommerceSettings
+from fourplane.commerce.catalog_import import parse
+from fourplane.commerce.catalog_seed import enriched
+from fourplane.console.app import Console, ConsoleSettings, Demo
+from fourplane.control import exporters
+from fourplane.control.fleet import Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.nodes import Node
+from fourplane.edge import certificate
+from fourplane.edge.gateway import Gateway, GatewaySettings
+from fourplane.edge.http_server import HttpServer, HttpServerSettings
+from fourplane.edge.routes import Door, StaticFolder
+from fourplane.foundation import ids, processes
+from fourplane.foundation.errors import Misconfigured, Rejected
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.app import Messaging
+from fourplane.messaging.settings import MessagingSettings
+from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
+from fourplane.service.card_simulator import CardSettings, CardSimulator
+from fourplane.service.control_socket import Arguments, ControlServer, Progress
+from fourplane.service.key_ring import KeyRing
+from fourplane.service.tokens import Signer
+from fourplane.simulator.crowds import Target
+from fourplane.state import data_folder
+from fourplane.state.format import ensure_format
+from fourplane.state.stores import Stores, StoresSettings
+
+SYSTEMS = ("commerce", "messaging")
+CONTROL_SOCKET = "control.sock"
+CHECKOUT = Path(__file__).resolve().parents[2]
+CROWD_MAX = 20_000
+PRELOAD = ("numpy", "msgspec", "starlette.applications", "apsw")
+MIB = 1 << 20
+
+T = TypeVar("T")
+Systems = dict[str, Commerce | Messaging]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The root of the settings; each section is the struct of the module that reads it."""
+
+    data: Path = Path("data")
+    systems: tuple[str, ...] = SYSTEMS
+    fleet: FleetSettings = FleetSettings()
+    http: HttpServerSettings = HttpServerSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    stores: StoresSettings = StoresSettings()
+    accounts: AccountSettings = AccountSettings()
+    cards: CardSettings = CardSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    commerce: CommerceSettings = CommerceSettings()
+    messaging: MessagingSettings = MessagingSettings()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.systems if name not in SYSTEMS]
+        if unknown:
+            raise Misconfigured(f"unknown system {unknown[0]!r}; there are {', '.join(SYSTEMS)}", code="unknown_system")
+
+
+class Deployment:
+    """Everything of one worker process, built but not started: `lifecycle.start()` opens the doors."""
+
+    def __init__(
+        self, settings: Settings, *, slot: int = 0, sockets: Mapping[str, socket.socket] | None = None
+    ) -> None:
+        self.settings = settings
+        self.sockets = sockets or {}
+        self.registry = Registry()
+        self.lifecycle = Lifecycle(self.registry)
+        self.stores = Stores(settings.stores, data=settings.data)
+        self.ids = IdGenerator(slot)
+        self.systems: Systems = {}
+        self.demo = Demo(self._start_demo, self._stop_demo)
+        self._crowd: processes.Child | None = None
+        self.server: HttpServer
+        self.accounts: Accounts
+        self._payments: CardSimulator
+        self._signer: Signer
+
+    async def build(self) -> "Deployment":
+        """Open the stores and make every part, in the order in which they will start."""
+        settings, registry = self.settings, self.registry
+        secrets = settings.data / "secrets"
+        self.lifecycle.add("stores", self.stores)
+        self.accounts = Accounts(await self.stores.sql("accounts"), ids=self.ids, settings=settings.accounts)
+        self.lifecycle.add("accounts", self.accounts)
+        self._payments = CardSimulator(await self.stores.sql("payments"), ids=self.ids, settings=settings.cards)
+        self.lifecycle.add("payments", self._payments)
+        self._signer = Signer(KeyRing.open(secrets / "keys.json"))
+        builders: dict[str, Callable[[], Awaitable[Commerce | Messaging]]] = {
+            "commerce": self._commerce,
+            "messaging": self._messaging,
+        }
+        for name in SYSTEMS:
+            if name in settings.systems:
+                self.systems[name] = await builders[name]()
+                self.lifecycle.add(name, self.systems[name])
+        nodes: dict[str, Sequence[Node]] = {name: system.nodes() for name, system in self.systems.items()}
+        console = Console(settings.console, systems=nodes, registry=registry, demo=self.demo, memory_mb=memory_mb)
+        doors: list[Door] = [*console.doors(), *exporters.doors(registry, lambda: self.lifecycle.ready)]
+        doors += _browser_libraries()
+        for system in self.systems.values():
+            doors += system.doors()
+        gateway = Gateway(doors, self.accounts, registry=registry, settings=settings.gateway, version=__version__)
+        self.server = HttpServer(
+            settings.http,
+            gateway,
+            registry=registry,
+            sockets=gateway.open_socket,
+            classify=gateway.classify,
+            inherited=self.sockets.get("http"),
+        )
+        for system in self.systems.values():
+            for method, path, handler in getattr(system, "hot_routes", list)():
+                self.server.hot(method, path, handler)
+        self.lifecycle.add("console", console)
+        self.lifecycle.add("http", self.server)
+        self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
+        return self
+
+    def target(self) -> Target:
+        """Where the doors of this deployment really are."""
+        found: dict[str, int] = {"http_port": self.server.port}
+        messaging = self.systems.get("messaging")
+        if isinstance(messaging, Messaging):
+            found |= {"xmpp_port": messaging.port, "xmpp_tls_port": messaging.tls_port}
+        return msgspec.structs.replace(Target(host=self.settings.http.listener.host), **found)
+
+    # -- the systems
+
+    async def _commerce(self) -> Commerce:
+        return Commerce(
+            self.settings.commerce,
+            sql=await self.stores.sql("commerce"),
+            records=await self.stores.records("commerce"),
+            search=await self.stores.search("commerce"),
+            payments=self._payments,
+            ids=self.ids,
+            registry=self.registry,
+        )
+
+    async def _messaging(self) -> Messaging:
+        paths = certificate.ensure_certificate(self.settings.data / "secrets")
+        return Messaging(
+            self.settings.messaging,
+            records=await self.stores.records("messaging"),
+            accounts=self.accounts,
+            ids=self.ids,
+            registry=self.registry,
+            tls=certificate.server_context(*paths, alpn=()),
+            sockets=self.sockets,
+        )
+
+    # -- what the owner may ask through the control socket
+
+    def _verbs(self) -> dict[str, Callable[[Arguments, Progress], Awaitable[object]]]:
+        return {
+            "target": self._tell_target,
+            "operator": self._tell_operator,
+            "status": self._tell_status,
+            "import": self._import,
+            "users": self._add_users,
+            "demo": self._order_demo,
+            "crowd": self._crowd_accounts,
+        }
+
+    async def _tell_target(self, _: Arguments, __: Progress) -> Target:
+        account = await self.accounts.find("operator")
+        if account is None:
+            token = await self.accounts.redeem(await self.accounts.operator_link())
+        else:
+            token = await self.accounts.open_session(account)
+        return msgspec.structs.replace(self.target(), operator_token=token)
+
+    async def _tell_operator(self, _: Arguments, __: Progress) -> dict[str, str]:
+        return {"link": await operator_link(self)}
+
+    async def _tell_status(self, _: Arguments, __: Progress) -> dict[str, object]:
+        return {name: system.statistics() for name, system in self.systems.items()}
+
+    async def _import(self, arguments: Arguments, progress: Progress) -> object:
+        kind, file = str(arguments.get("kind")), Path(str(arguments.get("file")))
+        return await import_file(self, kind, file, progress, dry_run=bool(arguments.get("dry_run")))
+
+    async def _add_users(self, arguments: Arguments, _: Progress) -> dict[str, str]:
+        name, password = str(arguments.get("name", "")), str(arguments.get("password", ""))
+        roles = tuple(str(role) for role in arguments.get("roles", ()))
+        account = await self.accounts.create(name, password, roles=roles)
+        return {"name": account.name, "roles": " ".join(sorted(account.roles))}
+
+    async def _order_demo(self, arguments: Arguments, _: Progress) -> dict[str, bool]:
+        running = bool(arguments.get("running", True))
+        if running != self.demo.running:
+            await (self.demo.start() if running else self.demo.stop())
+            self.demo.running = running
+        return {"running": self.demo.running}
+
+    async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
+        """Names and passwords of `count` accounts for a crowd, made on first use; the password lies in data/secrets."""
+        names = [f"crowd-{number}" for number in range(1, min(CROWD_MAX, int(arguments.get("count", 10))) + 1)]
+        password = _crowd_password(self.settings.data / "secrets" / "crowd")
+        missing = [name for name in names if await self.accounts.find(name) is None]
+        if missing:
+            keys = await self.accounts.derive_keys(password)
+            await self.accounts.create_many([NewAccount(name, keys=keys) for name in missing])
+        return [(name, password) for name in names]
+
+    # -- the demonstration: the crowds of all systems in a process of their own
+
+    async def _start_demo(self) -> None:
+        def told(line: str) -> None:
+            self.registry.event("info", "demo", line[:300])
+
+        command = processes.python("fourplane", "load", *self.systems, "--gentle")
+        environment = {"FOURPLANE_DATA": str(self.settings.data.absolute())}
+        self._crowd = await processes.start(command, on_line=told, env=environment, nice=5)
+        self.registry.event("info", "demo", "The demonstration runs: gentle crowds drive every system")
+
+    async def _stop_demo(self) -> None:
+        crowd, self._crowd = self._crowd, None
+        if crowd is not None:
+            await crowd.stop()
+            self.registry.event("info", "demo", "The demonstration stopped")
+
+    async def stop_demo(self) -> None:
+        """End the demonstration, if it runs; before the doors close."""
+        if self.demo.running:
+            self.demo.running = False
+            await self._stop_demo()
+
+
+async def import_file(
+    deployment: Deployment, kind: str, file: Path, progress: Progress, *, dry_run: bool = False
+) -> object:
+    """Bring a file of this kind into the system it belongs to; raises Rejected for an unknown kind or a stopped system."""
+    if not file.is_file():  # noqa: ASYNC240 - one look at a local file
+        raise Rejected(f"no such file: {file}", code="no_file")
+    owners = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
+    if kind not in owners:
+        raise Rejected(f"unknown kind {kind!r}; there are {', '.join(owners)}", code="unknown_kind")
+    match deployment.systems.get(owners[kind]):
+        case Commerce() as commerce:
+            rows = [enriched(row) for row in parse(file.read_bytes(), file.suffix)]  # noqa: ASYNC240 - see above
+            return await commerce.import_rows(rows, progress=_steps(progress), dry_run=dry_run)
+    raise Rejected(f"{owners[kind]} is not part of this deployment", code="system_not_running")
+
+
+async def import_alone(settings: Settings, system: str, arguments: Arguments, progress: Progress) -> object:
+    """Import where nothing runs: hold the data folder, start one system on free ports, import, stop."""
+    folder = data_folder.hold(settings.data)
+    try:
+        ensure_format(settings.data, program=f"fourplane {__version__}")
+        deployment = await Deployment(_unexposed(settings, system)).build()
+        await deployment.lifecycle.start()
+        try:
+            kind, file = str(arguments["kind"]), Path(str(arguments["file"]))
+            result = await import_file(deployment, kind, file, progress, dry_run=bool(arguments.get("dry_run")))
+            return msgspec.to_builtins(result)
+        finally:
+            await deployment.lifecycle.drain()
+            await deployment.lifecycle.stop()
+    finally:
+        folder.release()
+
+
+async def operator_link(deployment: Deployment) -> str:
+    """The address that makes the browser which opens it first an operator's."""
+    host, port = deployment.settings.http.listener.host, deployment.server.port
+    token = await deployment.accounts.operator_link()
+    return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/api/operator?token={token}"
+
+
+def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str, str]], None]) -> int:
+    """Hold the data folder, bind the ports, fork the workers, and stay until they end; the exit code."""
+    folder = data_folder.hold(settings.data)
+    try:
+        ensure_format(settings.data, program=f"fourplane {__version__}")
+        address = f"http://{settings.http.listener.host}:{settings.http.listener.port}"
+        folder.announce(address)
+        fleet = Fleet(
+            _ports(settings),
+            lambda worker: run_loop(_serve(worker, settings, demo=demo)),
+            say=say,
+            settings=settings.fleet,
+            preload=PRELOAD,
+            on_ready=lambda facts: announce(facts[0]),
+        )
+        return fleet.run()
+    finally:
+        folder.release()
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where it is installed, else on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - an extra
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
+    deployment = await Deployment(settings, slot=worker.slot, sockets=worker.sockets).build()
+    facts: dict[str, str] = {}
+
+    class Announced:
+        """The last part: knows the address, and runs the demonstration when `up --demo` asked for it."""
+
+        async def start(self, _: object) -> None:
+            facts["link"] = await operator_link(deployment)
+            facts["address"] = facts["link"].partition("/api/")[0] + "/"
+            facts.update({name: str(value) for name, value in msgspec.to_builtins(deployment.target()).items()})
+            if demo:
+                deployment.demo.running = True
+                await deployment.demo.start()
+
+        async def drain(self) -> None:
+            await deployment.stop_demo()
+
+        async def stop(self) -> None:
+            await deployment.stop_demo()
+
+    deployment.lifecycle.add("announcement", Announced())
+    return await serve_until_asked(worker, deployment.lifecycle, lambda: facts)
+
+
+def _unexposed(settings: Settings, system: str) -> Settings:
+    """The same settings with one system and every port free to choose."""
+    replace = msgspec.structs.replace
+    listener = replace(settings.http.listener, port=0)
+    return replace(
+        settings,
+        systems=(system,),
+        http=replace(settings.http, listener=listener),
+        messaging=replace(settings.messaging, port=0, tls_port=0),
+    )
+
+
+def _ports(settings: Settings) -> list[Port]:
+    """Every port the parent binds for its workers, with the setting that names it."""
+    listener = settings.http.listener
+    ports = [Port("http", listener.host, listener.port, "http.listener.port")]
+    if "messaging" in settings.systems:
+        own = settings.messaging
+        ports.append(Port("xmpp", own.host, own.port, "messaging.port"))
+        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port"))
+    return ports
+
+
+def _browser_libraries() -> list[StaticFolder]:
+    """What npm installed for the pages; without it they fall back to what browsers bring."""
+    return [
+        StaticFolder(f"/vendor/{name}/dist", base / name / "dist", 86_400)
+        for base in (CHECKOUT / "node_modules", Path(__file__).parent / "vendor")
+        for name in ("hls.js", "leaflet")
+        if (base / name / "dist").is_dir()
+    ]
+
+
+def _crowd_password(path: Path) -> str:
+    """The password all crowd accounts of this data folder share; random, made once, readable by the owner only."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(ids.capability(), encoding="ascii")
+    return path.read_text(encoding="ascii")
+
+
+def _steps(progress: Progress) -> Callable[[float, str], None]:
+    """A share and a line of text as the control socket sends them."""
+    return lambda share, text: progress({"share": share, "text": text})
+
+
+def memory_mb() -> float:
+    """Resident memory of this process."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize() / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
