@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +133,29 @@ def test_an_unreachable_index_is_one_line(checkout):
     checkout.lock(hashlib.sha256(next(checkout.wheels.iterdir()).read_bytes()).hexdigest())
     assert refused.returncode == 4
     assert refused.stderr.splitlines()[-1].startswith("fourplane: the package index cannot be reached;")
+
+
+def test_an_interrupted_download_is_one_line_and_leaves_no_program(checkout):
+    (checkout.root / "requirements.lock").write_text(f"stone==2.0 \\\n    --hash=sha256:{'1' * 64}\n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that takes the connection and says nothing
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        started = subprocess.Popen(
+            checkout.command("up"),
+            env=checkout.environment(PIP_INDEX_URL=index, PIP_NO_INDEX="0"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        asking, _ = silent.accept()
+        started.send_signal(signal.SIGINT)
+        _, told = started.communicate()
+        left = asking.recv(1 << 16)
+        while left:  # the request, then the end: pip is gone
+            left = asking.recv(1 << 16)
+        asking.close()
+    assert started.returncode == 130
+    assert told.splitlines()[-1] == "fourplane: set-up interrupted; the next start goes on where it stopped"
+    checkout.lock(hashlib.sha256(next(checkout.wheels.iterdir()).read_bytes()).hexdigest())
+    assert checkout.start("up").stdout == "verb up 7\n"
 
 
 def test_two_at_once_wait_for_each_other(checkout):
