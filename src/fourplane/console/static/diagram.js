@@ -161,7 +161,7 @@ export class Drawing {
     made.style.setProperty("--paint", colour);
     made.style.setProperty("--ink", /^#ff/i.test(colour) ? "#1c1000" : "#fff");
     const [name, sub] = split(box.label);
-    const fits = Math.floor(at.w / 7.1);
+    const fits = Math.floor((at.w - 22) / 7.7);
     const text = (cls, dy, content, room = fits) => {
       const line = element("text", { class: cls, x: at.x + 12, y: at.y + dy });
       line.textContent = content.length > room ? `${content.slice(0, room - 1)}…` : content;
@@ -171,7 +171,7 @@ export class Drawing {
     const rates = text("rate", 55, hollow ? "not built yet" : "", 40);
     const level = element("rect", { class: "level", x: at.x + 12, y: at.y + at.h - 9, width: 0, height: 3, rx: 1.5 });
     made.append(full, element("rect", { class: "body", x: at.x, y: at.y, width: at.w, height: at.h, rx: box.store ? 20 : 9 }),
-      text("name", 21, name), text("sub", 37, sub, Math.floor(at.w / 5.8)), rates,
+      text("name", 21, name), text("sub", 37, sub, Math.floor((at.w - 20) / 5.7)), rates,
       element("circle", { class: "lamp", cx: at.x + at.w - 13, cy: at.y + 14, r: 4 }));
     if (!hollow) made.append(element("rect", { class: "bar", x: at.x + 12, y: at.y + at.h - 9, width: at.w - 24, height: 3, rx: 1.5 }), level);
     const chosen = () => this.choose(box, known);
@@ -189,7 +189,8 @@ export class Drawing {
       const [rps, eps, , p99, saturation, running, facts] = now;
       const first = Object.entries(facts)[0];
       const counted = rps > 0 || p99 > 0 || !first;
-      node.rates.textContent = !running ? "stopped" : counted ? `${rate(rps)}/s${p99 ? ` · p99 ${duration(p99)}` : ""}` : `${first[0]} ${typeof first[1] === "number" ? rate(first[1]) : first[1]}`;
+      const said = !running ? "stopped" : counted ? `${rate(rps)}/s${p99 ? ` · p99 ${duration(p99)}` : ""}` : `${first[0]} ${typeof first[1] === "number" ? rate(first[1]) : first[1]}`;
+      node.rates.textContent = said.slice(0, Math.floor(node.room / 7.2));
       node.level.setAttribute("width", (node.room * saturation).toFixed(1));
       node.made.classList.toggle("busy", rps > 0);
       node.made.classList.toggle("failing", eps > 0);
