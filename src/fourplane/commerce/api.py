@@ -14,7 +14,6 @@ from fourplane.commerce.catalog import FACETS, SORTS, Product
 from fourplane.commerce.catalog_import import ImportReport, export_rows, import_rows, parse
 from fourplane.commerce.checkout import CartView, PlaceOrder
 from fourplane.commerce.orders import Order, OrderEvent
-from fourplane.commerce.pages import image_path
 from fourplane.commerce.pricing import Quote, market_of
 from fourplane.commerce.shipping import TrackingEvent
 from fourplane.commerce.store import Store
@@ -164,7 +163,7 @@ class Api:
                 style=product.style,
                 price=product.least_price(market.currency),
                 currency=market.currency,
-                image=image_path(product),
+                image=product.image(),
                 in_stock=self._store.in_stock(product),
             )
             for product in products

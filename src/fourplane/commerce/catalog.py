@@ -8,6 +8,7 @@ Cost: a decoded product 0.1 us; a cold one about 30 us; search see state/embedde
 """
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 import msgspec
 
@@ -62,6 +63,13 @@ class Product(msgspec.Struct, frozen=True):
     def least_price(self, currency: str) -> int:
         """The cheapest variant's price; 0 where it is not sold in that currency."""
         return min((v.prices[currency] for v in self.variants if currency in v.prices), default=0)
+
+    def image(self) -> str:
+        """The address of its picture; it says everything the picture depends on."""
+        color = self.attributes.get("color", "any")
+        return (
+            f"/commerce/image/{quote(self.department)}/{quote(self.id)}.{quote(self.style, safe='')}.{quote(color)}.svg"
+        )
 
     def item(self, sku: str, quantity: int, market: Market) -> Item:
         """One line to be priced; raises Rejected where the variant has no price in the market's currency."""

@@ -64,7 +64,7 @@ class CartLine(msgspec.Struct, frozen=True):
     options: dict[str, str]
     quantity: int
     unit: int
-    department: str
+    image: str
     available: int
 
 
@@ -299,7 +299,7 @@ class Checkout:
                     product.variant(sku).options,
                     item.quantity,
                     item.unit,
-                    product.department,
+                    product.image(),
                     available,
                 )
             )

@@ -137,7 +137,7 @@ def _footer(frame: Frame) -> Markup:
             action="/commerce/country",
             method="post",
             class_="country",
-        ),  # fmt: skip
+        ),
         el("p", el("a", "All systems", href="/"), " · ", el("a", "API", href="/openapi.json"), class_="muted"),
         el("p", "A demonstration store: nothing is sold, no card is charged.", class_="muted"),
         class_="shop",
@@ -153,7 +153,7 @@ def card(product: Product, market: Market, *, sold_out: bool = False, eager: boo
         "article",
         el(
             "a",
-            el("img", src=image_path(product), alt="", width=240, height=240,
+            el("img", src=product.image(), alt="", width=240, height=240,
                loading="eager" if eager else "lazy", decoding="async"),
             href=product_path(product), class_="picture", tabindex="-1", aria_hidden="true",
         ),
@@ -192,7 +192,7 @@ def home_page(frame: Frame, popular: Sequence[Product], offers: Sequence[Product
                el("a", "Browse everything", href="/commerce/search?sort=popular", class_="button quiet")),
             class_="hero-text",
         ),
-        el("div", [el("img", src=image_path(p), alt="", width=150, height=150) for p in popular[:4]],
+        el("div", [el("img", src=p.image(), alt="", width=150, height=150) for p in popular[:4]],
            class_="hero-tiles", aria_hidden="true"),
         class_="hero",
     )  # fmt: skip
@@ -329,7 +329,7 @@ def product_page(
         el("dl", [[el("dt", key), el("dd", value)] for key, value in facts], class_="facts"),
         class_="info",
     )  # fmt: skip
-    picture = el("img", src=image_path(product), alt=product.name, width=480, height=480, class_="hero-picture")
+    picture = el("img", src=product.image(), alt=product.name, width=480, height=480, class_="hero-picture")
     return layout(
         frame,
         product.name,
@@ -370,12 +370,6 @@ def message_page(
 def product_path(product: Product) -> str:
     """Where a product's page is."""
     return f"/commerce/p/{quote(product.id)}"
-
-
-def image_path(product: Product) -> str:
-    """Where a product's picture is."""
-    color = product.attributes.get("color", "any")
-    return f"/commerce/image/{quote(product.department)}/{quote(product.id)}.{quote(color)}.svg"
 
 
 def category_path(department: str, style: str = "") -> str:

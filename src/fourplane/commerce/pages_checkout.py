@@ -18,6 +18,7 @@ METHODS = {
 }
 STEPS = ("paid", "packed", "shipped", "delivered")
 STEP_NAMES = {"paid": "Paid", "packed": "Packed", "shipped": "On its way", "delivered": "Delivered"}
+HEADLINES = {"paid": "Thank you, your order is placed.", "shipped": "Your order is on its way."}
 TRACK_NAMES = {
     "label_created": "Label created",
     "picked_up": "Picked up",
@@ -73,11 +74,11 @@ def cart_page(frame: Frame, view: CartView, operation: str) -> bytes:
 
 def _cart_line(line: CartLine, quote_: Quote | None, currency: str, operation: str) -> Markup:
     priced = next((one for one in quote_.lines if one.sku == line.sku), None) if quote_ else None
-    image = f"/commerce/image/{quote(line.department)}/{quote(line.product)}.any.svg"
+    paid = priced.gross - priced.discount if priced else line.unit * line.quantity
     path = f"/commerce/p/{quote(line.product)}"
     return el(
         "article",
-        el("a", el("img", src=image, alt="", width=84, height=84), href=path, tabindex="-1", aria_hidden="true"),
+        el("a", el("img", src=line.image, alt="", width=84, height=84), href=path, tabindex="-1", aria_hidden="true"),
         el(
             "div",
             el("h3", el("a", line.name, href=path)),
@@ -94,7 +95,7 @@ def _cart_line(line: CartLine, quote_: Quote | None, currency: str, operation: s
             ),
         ),
         el("div",
-           el("p", amount_text(priced.gross - priced.discount if priced else line.unit * line.quantity, currency), class_="price"),
+           el("p", amount_text(paid, currency), class_="price"),
            el("s", amount_text(priced.gross, currency), class_="was") if priced and priced.discount else None,
            el("p", f"{amount_text(line.unit, currency)} each", class_="muted") if line.quantity > 1 else None,
            class_="line-price"),
@@ -153,6 +154,14 @@ def _explanation(quote_: Quote) -> Markup:
     return el("details", el("summary", "How this was calculated"), el("ul", lines), class_="why muted")
 
 
+def _mini(quote_: Quote) -> Markup:
+    lines = [
+        el("li", f"{one.quantity} x {one.name}", el("span", amount_text(one.gross - one.discount, quote_.currency)))
+        for one in quote_.lines
+    ]
+    return el("ul", lines, class_="mini")
+
+
 def checkout_page(
     frame: Frame,
     view: CartView,
@@ -198,8 +207,7 @@ def checkout_page(
     summary = el(
         "aside",
         el("h2", "Your order"),
-        el("ul", [el("li", f"{line.quantity} x {line.name}", el("span", amount_text(line.total, view.quote.currency)))
-                  for line in view.quote.lines], class_="mini"),
+        _mini(view.quote),
         _totals(view.quote),
         el("button", f"Order and pay {amount_text(view.quote.total, view.quote.currency)}", type="submit",
            class_="button big", id="place"),
@@ -264,12 +272,14 @@ def order_page(
            aria_current="step" if index == reached else None)
         for index, step in enumerate(STEPS)
     ]  # fmt: skip
-    headline = "Thank you, your order is placed." if order.state == "paid" else f"Your order is {order.state}."
+    headline = HEADLINES.get(order.state, f"Your order is {order.state}.")
     address: Any = order.body.address
     where = [el("span", part) for part in (address.name, address.street, f"{address.postcode} {address.city}",
                                            MARKETS[address.country].name)]  # fmt: skip
     events = [(event.at_us, TRACK_NAMES.get(event.state, event.state), event.place) for event in parcel]
-    events += [(event.at_us, STEP_NAMES.get(event.state, event.state.capitalize()), event.note) for event in story]
+    events += [
+        (event.at_us, STEP_NAMES.get(event.state, event.state.capitalize()), event.note.capitalize()) for event in story
+    ]
     history = [
         el("li", el("strong", name), el("span", place, class_="muted"))
         for _, name, place in sorted(events, reverse=True)
@@ -286,8 +296,7 @@ def order_page(
                el("section", el("h2", "What happened"), el("ul", history, class_="history"), class_="card"),
                el("section", el("h2", "Delivered to"), el("address", where), class_="card")),
             el("aside", el("h2", "Your order"),
-               el("ul", [el("li", f"{line.quantity} x {line.name}", el("span", amount_text(line.total, quote_.currency)))
-                         for line in quote_.lines], class_="mini"),
+               _mini(quote_),
                _totals(quote_),
                el("form", el("button", "Cancel this order", type="submit", class_="button quiet"),
                   action=f"/commerce/orders/{order.id}/cancel", method="post")

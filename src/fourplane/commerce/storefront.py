@@ -118,8 +118,8 @@ class Storefront:
         name, _, rest = unquote(call.params["name"])[:FIELD_MAX].rpartition(".")
         if rest != "svg":
             raise NotFound("no such picture")
-        product, _, color = name.rpartition(".")
-        drawn = tile(product or name, call.params["department"][:60], color)
+        product, style, color = (*name.rsplit(".", 2), "", "")[:3]
+        drawn = tile(product, call.params["department"][:60], style, color)
         headers = {"cache-control": "public, max-age=604800, immutable"}
         return Reply(drawn, media_type="image/svg+xml", headers=headers)
 

@@ -62,6 +62,36 @@ DRAWINGS = {
     "seasonal": '<path d="M50 12l14 20H54l16 20H58l18 22H24l18-22H30l16-20H36z" fill="{p}"/><rect x="45" y="74" width="10" '
     'height="12" fill="#7d5638"/><g fill="{l}"><circle cx="46" cy="40" r="3"/><circle cx="58" cy="50" r="3"/><circle cx="40" '
     'cy="64" r="3"/><circle cx="62" cy="67" r="3"/></g>',
+    "watch": '<rect x="40" y="8" width="20" height="84" rx="6" fill="{d}"/><circle cx="50" cy="50" r="25" fill="{p}"/><circle cx="50" cy="50" '
+    'r="19" fill="{l}"/><path d="M50 38v13l9 6" stroke="{d}" stroke-width="3.5" fill="none" stroke-linecap="round"/><rect x="74" y="46" width="6" height="8" rx="2" fill="{d}"/>',
+    "glasses": '<circle cx="30" cy="54" r="18" fill="{d}"/><circle cx="70" cy="54" r="18" fill="{d}"/><path d="M46 50q4-5 8 0M12 50q-2-14 8-16M88 50q2-14-8-16" '
+    'stroke="{p}" stroke-width="5" fill="none"/><path d="M19 50q5-9 13-8M59 50q5-9 13-8" stroke="{l}" stroke-width="3.5" fill="none" stroke-linecap="round"/>',
+    "belt": '<path d="M10 44h80v16H10z" fill="{p}"/><rect x="30" y="36" width="30" height="32" rx="6" fill="none" stroke="#c9a648" stroke-width="6"/>'
+    '<path d="M45 52h20" stroke="#c9a648" stroke-width="5"/><g fill="{d}"><circle cx="70" cy="52" r="2"/><circle cx="77" cy="52" r="2"/><circle cx="84" cy="52" r="2"/></g>',
+    "backpack": '<path d="M40 22q0-10 10-10t10 10" fill="none" stroke="{d}" stroke-width="4"/><rect x="26" y="20" width="48" height="66" rx="18" fill="{p}"/>'
+    '<rect x="33" y="54" width="34" height="24" rx="7" fill="{d}"/><path d="M34 40h32" stroke="{l}" stroke-width="4" stroke-linecap="round"/><path d="M44 64h12" stroke="{l}" stroke-width="3"/>',
+    "jacket": '<path d="M36 16l14 8 14-8 18 12 4 44-12 3-3-32v43H29V43l-3 32-12-3 4-44z" fill="{p}"/><path d="M50 24v62" stroke="{d}" stroke-width="2.5"/>'
+    '<path d="M36 16l8 22 6-14 6 14 8-22-14 8z" fill="{l}"/><path d="M34 60h8M58 60h8" stroke="{d}" stroke-width="3"/>',
+    "scarf": '<path d="M26 26q24-16 48 0 4 12-6 16-18 8-36 0-10-4-6-16z" fill="{p}"/><path d="M40 40l16 2 4 44H38z" fill="{d}"/><path d="M39 72h20M40 62h19" stroke="{l}" stroke-width="4"/>'
+    '<path d="M40 86v5M46 86v5M52 86v5M58 86v5" stroke="{d}" stroke-width="2.5"/>',
+    "socks": '<path d="M34 12h22v38l18 14q8 8-1 16-8 6-16 1L38 66q-5-4-4-10z" fill="{p}"/><path d="M34 12h22v10H34z" fill="{l}"/><path d="M34 32h22M34 40h22" stroke="{d}" stroke-width="3"/>'
+    '<path d="M60 86q8 2 14-5 6-8 0-15z" fill="{d}"/>',
+    "camera": '<path d="M36 26l5-8h18l5 8" fill="{d}"/><rect x="14" y="26" width="72" height="52" rx="9" fill="{p}"/><circle cx="50" cy="52" r="19" fill="{d}"/><circle cx="50" cy="52" r="12" fill="{l}"/>'
+    '<circle cx="46" cy="48" r="4" fill="#fff" opacity=".8"/><rect x="70" y="32" width="10" height="6" rx="2" fill="{l}"/>',
+    "speaker": '<rect x="28" y="12" width="44" height="76" rx="10" fill="{p}"/><circle cx="50" cy="60" r="16" fill="{d}"/><circle cx="50" cy="60" r="7" fill="{l}"/><circle cx="50" cy="29" r="8" fill="{d}"/><circle cx="50" cy="29" r="3" fill="{l}"/>',
+    "television": '<rect x="10" y="20" width="80" height="50" rx="5" fill="{d}"/><rect x="14" y="24" width="72" height="42" rx="2" fill="{p}"/><path d="M14 58l22-18 16 12 14-10 20 16v8H14z" fill="{l}"/><path d="M36 82h28M50 70v12" stroke="{d}" stroke-width="5"/>',
+    "boot": '<path d="M34 12h26v36q14 4 22 12 6 6 6 16H34z" fill="{p}"/><path d="M32 76h56v7q0 5-5 5H37q-5 0-5-5z" fill="{d}"/><path d="M34 12h26v9H34z" fill="{l}"/><path d="M58 30h-12M58 39h-12M60 48l-12 3" stroke="{l}" stroke-width="3.5" stroke-linecap="round"/>',
+    "sandals": '<path d="M12 62q20-8 40-2t36 6q4 10-6 12-40 6-66-2-10-4-4-14z" fill="{d}"/><path d="M28 60q4-26 22-26 12 8 18 30" fill="none" stroke="{p}" stroke-width="9"/><path d="M50 36q12-6 26 26" fill="none" stroke="{l}" stroke-width="6"/>',
+    "tables": '<rect x="10" y="36" width="80" height="11" rx="4" fill="{p}"/><path d="M20 47l-4 38M80 47l4 38M34 47v26M66 47v26" stroke="{d}" stroke-width="6" stroke-linecap="round"/><rect x="16" y="38" width="66" height="3" rx="1" fill="{l}"/>',
+    "dressers": '<rect x="16" y="22" width="68" height="58" rx="5" fill="{p}"/><path d="M18 42h64M18 61h64M50 24v54" stroke="{d}" stroke-width="2.5"/><g fill="{l}"><circle cx="33" cy="33" r="3"/><circle cx="67" cy="33" r="3"/><circle cx="33" cy="52" r="3"/><circle cx="67" cy="52" r="3"/><circle cx="33" cy="70" r="3"/><circle cx="67" cy="70" r="3"/></g><path d="M24 80v8M76 80v8" stroke="{d}" stroke-width="5"/>',
+    "clock": '<circle cx="50" cy="50" r="36" fill="{p}"/><circle cx="50" cy="50" r="29" fill="{l}"/><path d="M50 30v21l14 9" stroke="{d}" stroke-width="4.5" fill="none" stroke-linecap="round"/><circle cx="50" cy="50" r="3.5" fill="{d}"/>',
+    "bowls": '<path d="M12 46h76q-2 34-38 36-36-2-38-36z" fill="{p}"/><ellipse cx="50" cy="46" rx="38" ry="9" fill="{d}"/><path d="M24 60q6 12 18 15" stroke="{l}" stroke-width="4" fill="none" stroke-linecap="round"/><path d="M38 82h24v6H38z" fill="{d}"/>',
+    "keys": '<rect x="10" y="30" width="80" height="44" rx="6" fill="{p}"/><rect x="16" y="44" width="68" height="26" fill="#faf7f0"/><path d="M26 44v26M36 44v26M46 44v26M56 44v26M66 44v26M76 44v26" stroke="#bbb" stroke-width="1.2"/><path d="M23 44h6v15h-6zM33 44h6v15h-6zM53 44h6v15h-6zM63 44h6v15h-6zM73 44h6v15h-6z" fill="#26282d"/><path d="M18 37h20" stroke="{l}" stroke-width="3"/>',
+    "percussion": '<path d="M20 38h60v36q-30 16-60 0z" fill="{p}"/><ellipse cx="50" cy="38" rx="30" ry="10" fill="{l}"/><path d="M20 50l12 26M44 46l-12 30M44 46l12 34M68 76L56 46M80 50L68 76" stroke="{d}" stroke-width="2"/><path d="M30 10l22 24M76 12L58 34" stroke="#8a5a32" stroke-width="4.5" stroke-linecap="round"/>',
+    "plant": '<path d="M34 62h32l-5 26H39z" fill="{p}"/><path d="M50 62q-2-24-24-28 0 24 24 28zM50 62q2-30 24-40 4 30-24 40zM50 62q-8-22 0-46 10 24 0 46z" fill="#5b9c5c"/><path d="M50 62V26M50 60q-8-14-20-22M50 60q6-18 18-30" stroke="#3c7440" stroke-width="1.8" fill="none"/><path d="M33 62h34v6H33z" fill="{d}"/>',
+    "halloween": '<path d="M50 26q30-10 36 24-2 34-36 34T14 50q6-34 36-24z" fill="#e07b2f"/><path d="M50 26q-10 28 0 58M30 28q-8 28 4 52M70 28q8 28-4 52" stroke="#b95a1c" stroke-width="2.5" fill="none"/><path d="M50 26q0-10 8-14" stroke="#4c7a3c" stroke-width="6" fill="none"/><path d="M30 48l10-9 5 11zM70 48l-10-9-5 11zM28 60q22 18 44 0l-7 12-7-6-8 8-8-8-7 6z" fill="#3b2213"/>',
+    "valentine": '<path d="M50 84Q8 56 16 32q10-20 34 0 24-20 34 0 8 24-34 52z" fill="#c8373d"/><path d="M26 36q4-9 13-7" stroke="#f3a9ac" stroke-width="5" fill="none" stroke-linecap="round"/>',
+    "easter": '<path d="M50 12q28 26 28 48 0 26-28 26T22 60q0-22 28-48z" fill="{p}"/><path d="M24 54l9-7 8 7 9-7 9 7 8-7 9 7M26 70q24 10 48 0" stroke="{l}" stroke-width="4.5" fill="none"/>',
     "tools": '<path d="M28 20h36q10 0 14 12l-12-2H28q-6 0-6-5t6-5z" fill="{d}"/><rect x="44" y="30" width="12" height="56" rx="5" '
     'fill="{p}"/><path d="M47 40v40" stroke="{l}" stroke-width="2.5"/>',
 }  # fmt: skip
@@ -71,12 +101,12 @@ FALLBACK = (
 )
 
 
-def tile(product_id: str, department: str, color: str = "") -> bytes:
+def tile(product_id: str, department: str, style: str = "", color: str = "") -> bytes:
     """The tile of a product as SVG."""
     seed = blake2b(product_id.encode(), digest_size=6).digest()
     hue = (GROUNDS.get(department, seed[0]) + seed[1] % 26 - 13) % 360
     paint = PAINTS.get(color) or f"hsl({(hue + 150 + seed[2] % 60) % 360} 46% {44 + seed[3] % 14}%)"
-    drawing = DRAWINGS.get(department, FALLBACK)
+    drawing = DRAWINGS.get(style) or DRAWINGS.get(department, FALLBACK)
     painted = (
         drawing.replace("{p}", paint)
         .replace("{d}", f"color-mix(in srgb, {paint} 70%, #000)")

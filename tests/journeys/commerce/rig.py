@@ -1,6 +1,5 @@
 """A whole shop behind a real listener, for journeys, the failure tests and the simulator."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,7 +33,9 @@ MEMORY = StoresSettings(sql="memory://", records="memory://", search="memory://"
 class Shop:
     """A running shop and a client to it."""
 
-    def __init__(self, commerce: Commerce, server: HttpServer, accounts: Accounts, cards: CardSimulator, host: str) -> None:
+    def __init__(
+        self, commerce: Commerce, server: HttpServer, accounts: Accounts, cards: CardSimulator, host: str
+    ) -> None:
         self.commerce = commerce
         self.server = server
         self.accounts = accounts
@@ -54,7 +55,9 @@ class Shop:
 
     async def cart_with(self, sku: str, quantity: int = 1) -> str:
         cart = (await self.call("POST", "/commerce/api/carts"))[1]["id"]
-        status, view = await self.call("POST", f"/commerce/api/carts/{cart}/lines?country=PT", {"sku": sku, "quantity": quantity})
+        status, view = await self.call(
+            "POST", f"/commerce/api/carts/{cart}/lines?country=PT", {"sku": sku, "quantity": quantity}
+        )
         assert status == 200, view
         return cart
 
@@ -78,30 +81,32 @@ class Shop:
         return await self.cards.balances()
 
 
-@asynccontextmanager
-async def shop(
+async def build(
     *,
     data: Path | None = None,
     settings: CommerceSettings = QUICK,
     host: str = "127.0.0.1",
     stores_settings: StoresSettings | None = None,
     disk=None,
-) -> AsyncIterator[Shop]:
+    wrap=lambda store: store,
+) -> Shop:
+    """Open a shop; `wrap` may put something between it and its stores."""
     registry, ids = Registry(), IdGenerator()
     given = stores_settings or (StoresSettings(search="memory://") if data else MEMORY)
     stores = Stores(given, data=data or Path("unused"), disk=disk)
-    sql = await stores.sql("commerce")
-    cards = CardSimulator(await stores.sql("payments"), ids=ids, settings=CardSettings(slow_s=0.05, silent_s=20.0))
+    cards = CardSimulator(
+        wrap(await stores.sql("payments")), ids=ids, settings=CardSettings(slow_s=0.05, silent_s=20.0)
+    )
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
     commerce = Commerce(
         settings,
-        sql=sql,
-        records=await stores.records("commerce"),
+        sql=wrap(await stores.sql("commerce")),
+        records=wrap(await stores.records("commerce")),
         search=await stores.search("commerce"),
         payments=cards,
         ids=ids,
         registry=registry,
-        shards=[await stores.sql("stock-0"), await stores.sql("stock-1")],
+        shards=[wrap(await stores.sql("stock-0")), wrap(await stores.sql("stock-1"))],
     )
     gateway = Gateway(
         commerce.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
@@ -113,18 +118,28 @@ async def shop(
         classify=gateway.classify,
     )
     life = Lifecycle(registry)
-    for name, part in (("stores", stores), ("accounts", accounts), ("cards", cards), ("commerce", commerce), ("http", server)):
+    for name, part in (
+        ("stores", stores),
+        ("accounts", accounts),
+        ("cards", cards),
+        ("commerce", commerce),
+        ("http", server),
+    ):
         life.add(name, part)
     await life.start()
     built = Shop(commerce, server, accounts, cards, host)
+    built.life, built.stores, built.gateway = life, stores, gateway
+    return built
+
+
+@asynccontextmanager
+async def shop(**options) -> AsyncIterator[Shop]:
+    """A shop for the length of a block."""
+    built = await build(**options)
     try:
         yield built
     finally:
         built.client.close()
-        await life.drain()
-        await life.stop()
-        gateway.close()
-
-
-def wait(work) -> None:
-    asyncio.run(work)
+        await built.life.drain()
+        await built.life.stop()
+        built.gateway.close()

@@ -110,7 +110,7 @@ function showDrawer(view) {
       make("header", {}, make("h2", {}, "In your cart"), close),
       make("ul", { class: "mini" }, ...view.lines.map((line) =>
         make("li", {},
-          make("img", { src: `/commerce/image/${encodeURIComponent(line.department)}/${encodeURIComponent(line.product)}.any.svg`, alt: "", width: 48, height: 48 }),
+          make("img", { src: line.image, alt: "", width: 48, height: 48 }),
           `${line.quantity} x ${line.name}`, make("span", {}, quote ? money(line.unit * line.quantity, quote.currency) : "")))),
       ...view.notices.map((notice) => make("p", { class: "warn" }, notice.text)),
       quote ? make("p", { class: "grand" }, "Total ", make("strong", {}, money(quote.total, quote.currency))) : null,
