@@ -9,6 +9,7 @@ program knows is refused. SQLAlchemy never sees a connection: it is a renderer h
 
 import io
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 import sqlalchemy
@@ -102,9 +103,9 @@ class _ExpandOnly(Operations):
 def _dialect(name: str) -> Dialect:
     match name:
         case "sqlite":
-            return sqlite.dialect()
+            return cast("Dialect", sqlite.dialect())  # type: ignore[no-untyped-call,redundant-cast,unused-ignore]
         case "postgresql":
-            return postgresql.dialect()
+            return cast("Dialect", postgresql.dialect())  # type: ignore[no-untyped-call,redundant-cast,unused-ignore]
     raise Misconfigured(f"no renderer for the dialect {name}", code="dialect")
 
 

@@ -39,6 +39,7 @@ from fourplane.state.embedded.vfs import Disk, scrub
 
 T = TypeVar("T")
 Work = Callable[[apsw.Connection], T]
+_serial = iter(range(1, 1 << 62))
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,7 +110,7 @@ class Database:
         """Check, recover and open; raises Corrupt, or Unavailable when somebody else has the file."""
         assert not self._open, "a database opens once"
         if self._file is None:
-            self._writer = self._reader = self._memory()
+            self._memory()
         else:
             await self._worker.submit(self._file.open)
             self._writer, self._reader = self._file.writer, self._file.reader
@@ -200,6 +201,7 @@ class Database:
         await self.drain()
         self._open = False
         if self._file is None:
+            self._reader.close()
             self._writer.close()
             return
         if self._in_snapshot:
@@ -426,10 +428,13 @@ class Database:
         )
         self._give_up()
 
-    def _memory(self) -> apsw.Connection:
-        connection = apsw.Connection(":memory:", statementcachesize=self._settings.file.statement_cache)
-        connection.execute("PRAGMA foreign_keys=ON").fetchall()
-        return connection
+    def _memory(self) -> None:
+        """Two connections to one nameless place in memory, so that reading cannot write there either."""
+        flags = apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+        place, cached = f"file:/fourplane-{next(_serial)}?vfs=memdb", self._settings.file.statement_cache
+        self._writer, self._reader = (apsw.Connection(place, flags, statementcachesize=cached) for _ in range(2))
+        for connection, pragma in ((self._writer, "foreign_keys=ON"), (self._reader, "query_only=ON")):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def _told(self, error: BaseException) -> BaseException:
         return translate(error, self.name, self._file.disk.last_corrupt if self._file else None)

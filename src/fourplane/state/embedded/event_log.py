@@ -206,7 +206,8 @@ def take(body: bytes, first: int, offset: int, limit: int, into: list[LogEntry],
         end = at + lengths[index]
         into.append(LogEntry(first + index, body[at:end]))
         at = end
-    return at - began
+    taken: int = at - began
+    return taken
 
 
 def _create(writer: apsw.Connection) -> None:

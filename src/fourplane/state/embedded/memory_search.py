@@ -10,7 +10,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from fourplane.state.contracts import Document, Found, Hit, Query
-from fourplane.state.embedded.words import SearchStatistics, check_documents, check_query, typos_allowed, words_of
+from fourplane.state.embedded.words import (
+    WEIGHTS,
+    SearchStatistics,
+    check_documents,
+    check_query,
+    typos_allowed,
+    words_of,
+)
 
 K1, B = 1.2, 0.75
 PREFIX_WORDS_MAX = 200
@@ -20,7 +27,7 @@ class MemorySearch:
     """`Search` in dictionaries; what was given is visible at once."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = dict(weights or {})
+        self._weights = dict(WEIGHTS if weights is None else weights)
         self._documents: dict[str, Document] = {}
         self._postings: dict[str, dict[str, dict[str, int]]] = {}  # field -> word -> id -> times
         self._lengths: dict[str, dict[str, int]] = {}  # field -> id -> words

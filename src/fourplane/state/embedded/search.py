@@ -15,7 +15,7 @@ import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import tantivy
@@ -23,12 +23,18 @@ import tantivy
 from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import Rejected
 from fourplane.state.contracts import Document, Found, Hit, Query
-from fourplane.state.embedded.words import SearchStatistics, check_documents, check_query, typos_allowed, words_of
+from fourplane.state.embedded.words import (
+    WEIGHTS,
+    SearchStatistics,
+    check_documents,
+    check_query,
+    typos_allowed,
+    words_of,
+)
 
 TEXT_SLOTS, FACET_SLOTS, NUMBER_SLOTS = 8, 16, 16
 FACET_COUNT_MAX = 1_000
 FORMAT = 1
-WEIGHTS = {"title": 4.0, "name": 4.0, "brand": 2.0}
 
 
 class SearchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,12 +153,12 @@ class TantivySearch:
                     made.add_text(f"facet_{fields.facets[name]}", value)
             for name, number in document.numbers.items():
                 made.add_float(f"number_{fields.numbers[name]}", float(number))
-            self._writer.delete_documents("id", document.id)
+            self._writer.delete_documents_by_term("id", document.id)
             self._writer.add_document(made)
 
     def _delete(self, ids: tuple[str, ...]) -> None:
         for each in ids:
-            self._writer.delete_documents("id", each)
+            self._writer.delete_documents_by_term("id", each)
 
     def _commit(self) -> None:
         self._waiting = 0
@@ -208,7 +214,7 @@ class TantivySearch:
         wanted = self._query(words, query, fuzzy=fuzzy)
         if wanted is None:
             return Found((), 0, {name: {} for name in query.count_facets})
-        order = {}
+        order: dict[str, Any] = {}
         if query.sort:
             slot = self._fields.numbers.get(query.sort)
             if slot is None:
@@ -217,12 +223,12 @@ class TantivySearch:
                 "order_by_field": f"number_{slot}",
                 "order": tantivy.Order.Desc if query.descending else tantivy.Order.Asc,
             }
-        result = searcher.search(wanted, max(1, query.limit), count=True, offset=query.offset, **order)
+        result: Any = searcher.search(wanted, max(1, query.limit), count=True, offset=query.offset, **order)
         hits = []
         for key, address in result.hits[: query.limit]:
             document = searcher.doc(address)
             score = key if isinstance(key, float) and not query.sort else 1.0
-            hits.append(Hit(document.get_first("id"), score, bytes(document.get_first("payload") or b"")))
+            hits.append(Hit(str(document.get_first("id")), score, bytes(document.get_first("payload") or b"")))
         return Found(hits, int(result.count or 0), self._counts(searcher, wanted, query))
 
     def _query(self, words: list[str], query: Query, *, fuzzy: bool) -> tantivy.Query | None:

@@ -10,6 +10,9 @@ from fourplane.state.contracts import Row, SqlValue, Statement
 from fourplane.state.embedded.database import Database, DatabaseStatistics
 
 ALLOWED_MAX = 2_000
+CONTROL = frozenset(
+    "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE END ABORT START ATTACH DETACH PRAGMA VACUUM SET RESET".split()
+) | {"an empty statement"}
 
 
 class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +82,7 @@ def run(writer: apsw.Connection, statement: Statement, position: int) -> list[Ro
 
 
 def refuse_control(sql: str) -> None:
-    """Transactions are the engine's business; raises Rejected for BEGIN, COMMIT and their like."""
-    word = sql.lstrip().split(None, 1)[0].upper().rstrip(";") if sql.strip() else ""
-    if word in {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "END", "ATTACH", "DETACH", "PRAGMA", "VACUUM"}:
+    """Transactions are the engine's business; raises Rejected for BEGIN, COMMIT and their like, and for nothing at all."""
+    word = sql.lstrip().split(None, 1)[0].upper().rstrip(";") if sql.strip() else "an empty statement"
+    if word in CONTROL:
         raise Rejected(f"{word} is not for callers", code="bad_statement")

@@ -17,6 +17,7 @@ DOCUMENT_CHARS_MAX = 1 << 20
 DOCUMENTS_MAX = 10_000
 RESULTS_MAX = 1_000
 FACET_VALUES_MAX = 100
+WEIGHTS = {"title": 4.0, "name": 4.0, "brand": 2.0}
 _WORD = re.compile(r"\w+")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 

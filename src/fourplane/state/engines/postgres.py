@@ -11,7 +11,7 @@ no decimals. Each store lives in a schema called like itself. Bounds: `connectio
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, cast
@@ -34,7 +34,7 @@ from fourplane.state.contracts import Row, SqlValue, Statement
 from fourplane.state.embedded.sql import refuse_control
 
 _PLACES = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|\?(\d+)")
-_ROWS = re.compile(r"\b(returning|select|values|with)\b", re.IGNORECASE)
+_ROWS = re.compile(r"^\s*(?:select|values|with)\b|\breturning\b", re.IGNORECASE)
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -112,10 +112,8 @@ class PostgresSql:
         except ValueError as error:
             raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
         store = cls(pool, schema, bounds)
-        try:
+        with suppress(Conflict):  # two processes made it at the same moment
             await store.commit([Statement(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')])
-        except Conflict:
-            pass  # two processes made it at the same moment
         return store
 
     async def read(self, sql: str, *parameters: SqlValue) -> list[Row]:
@@ -225,8 +223,6 @@ async def _run(connection: Any, statement: Statement, position: int) -> list[Row
     if _ROWS.search(text):
         rows = await connection.fetch(text, *statement.parameters)
         changed = len(rows)
-        if not rows and statement.expect_rows is not None and "returning" not in text.lower():
-            changed = 0
     else:
         status = cast("str", await connection.execute(text, *statement.parameters))
         last = status.rpartition(" ")[2]

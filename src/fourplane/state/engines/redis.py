@@ -13,7 +13,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
@@ -23,7 +23,7 @@ from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Misconfigured, Overloaded, Rejected, Unavailable
 from fourplane.state.embedded.cache import check_entry
 
-Reply = bytes | int | str | list["Reply"] | None
+Reply = bytes | int | str | list["Reply"] | Exception | None
 Part = str | bytes | int
 WRITE_BYTES_MAX = 16 << 20
 
@@ -108,7 +108,9 @@ class RedisCache:
         check_entry(key, b"", ttl_s, self._settings.value_bytes_max)
         name = self._prefix + key
         # one transaction, so that the key cannot expire between being made with a lifetime and being counted up
-        pipe = self._pipe or await self._connected()
+        pipe = self._pipe
+        if pipe is None or not pipe.alive:
+            pipe = await self._connected()
         for command in (("MULTI",), ("SET", name, "0", "PX", _milliseconds(ttl_s), "NX"), ("INCRBY", name, amount)):
             pipe.send(command).add_done_callback(_ignore)
         answers = await self._sent(pipe, ("EXEC",))
@@ -182,6 +184,7 @@ class RedisCache:
             self._writes += self._pipe.writes
             self._pipe = None
         timeout_s = self._settings.timeout_s
+        pipe: _Pipe | None = None
         try:
             async with asyncio.timeout(self._settings.connect_s):
                 _, pipe = await network.connect(lambda: _Pipe(timeout_s), self._host, self._port, tls=self._tls)
@@ -191,6 +194,8 @@ class RedisCache:
                         pipe.abort("refused")
                         raise _told(str(reply))
         except (OSError, TimeoutError) as error:
+            if pipe is not None:
+                pipe.abort("too slow")
             raise Unavailable(f"no Redis at {self._host}:{self._port}", code="redis_unreachable") from error
         self._connects += 1
         self._pipe = pipe
@@ -232,7 +237,7 @@ class _Pipe(asyncio.Protocol):
             return future
         if not self._buffer:
             self._loop.call_soon(self._flush)
-        self._buffer.append(hiredis.pack_command(command))
+        self._buffer.append(hiredis.pack_command(cast("Any", command)))
         self._waiting.append(future)
         self.commands += 1
         if self._watch is None:
