@@ -1,7 +1,9 @@
 """The messaging system: listeners, router, stores and services put together, and what the console sees of them."""
 
 import asyncio
+import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -9,9 +11,11 @@ import msgspec
 from fourplane.control.nodes import Node
 from fourplane.edge.routes import Call, Door, Reply, Route, SocketRoute, SocketSession, StaticFolder
 from fourplane.foundation import clock, network
+from fourplane.foundation.errors import Forbidden
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.addresses import prepare_local
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.diagram import diagram
 from fourplane.messaging.routing import Router
@@ -52,7 +56,15 @@ class WebConfiguration(msgspec.Struct, frozen=True):
     """What the page must know before it logs in."""
 
     domain: str
+    registration: bool
     socket: str = "/messaging/ws"
+
+
+class NewAccount(msgspec.Struct, forbid_unknown_fields=True):
+    """What somebody who registers sends."""
+
+    name: str
+    password: str
 
 
 class Messaging:
@@ -68,11 +80,13 @@ class Messaging:
         registry: Registry,
         tls: ssl.SSLContext | None = None,
         certificate_hash: bytes = b"",
+        sockets: Mapping[str, socket.socket] | None = None,
     ) -> None:
         """`certificate_hash`: SHA-256 of the certificate in DER; offers SCRAM with channel binding when given."""
         self._settings = settings
         self._registry = registry
         self._tls = tls
+        self._sockets = sockets or {}  # bound by the parent process: "xmpp" and "xmpps"
         self.store = UserStore(records, settings.offline_s)
         self.router = Router(settings, store=self.store, accounts=accounts, ids=ids, registry=registry)
         self.queries = ServerQueries(self.router)
@@ -86,11 +100,13 @@ class Messaging:
         settings = self._settings
         self.store.start(tasks)
         self.router.start(tasks)
-        server = await network.listen(self._stream, settings.host, settings.port)
+        server = await network.listen(self._stream, settings.host, settings.port, inherited=self._sockets.get("xmpp"))
         self._servers.append(server)
         self.port = network.port_of(server)
         if self._tls is not None:
-            secured = await network.listen(self._stream, settings.host, settings.tls_port, tls=self._tls)
+            secured = await network.listen(
+                self._stream, settings.host, settings.tls_port, tls=self._tls, inherited=self._sockets.get("xmpps")
+            )
             self._servers.append(secured)
             self.tls_port = network.port_of(secured)
         self._registry.event("info", "messaging", f"XMPP listens on port {self.port}, with TLS on {self.tls_port}")
@@ -122,6 +138,15 @@ class Messaging:
                 self._configuration,
                 "Domain and socket of the web client",
                 answer=WebConfiguration,
+            ),
+            Route(
+                "POST",
+                "/messaging/api/accounts",
+                self._register,
+                "Make an account, where registration is open",
+                body=NewAccount,
+                body_max=4_096,
+                rate_per_s=0.2,
             ),
             SocketRoute("/messaging/ws", self._web_socket, "XMPP over WebSocket (RFC 7395)", subprotocols=("xmpp",)),
             StaticFolder("/messaging/static", STATIC),
@@ -157,10 +182,17 @@ class Messaging:
         return TcpStream(self.streams, self._tls)
 
     async def _web_socket(self, socket: SocketSession) -> None:
-        await WebStream(self.streams, socket, secure=True).run()
+        await WebStream(self.streams, socket).run()
 
     async def _page(self, _call: Call[None]) -> Reply:
         return Reply((STATIC / "index.html").read_bytes())
 
     async def _configuration(self, _call: Call[None]) -> WebConfiguration:
-        return WebConfiguration(self._settings.domains[0])
+        return WebConfiguration(self._settings.domains[0], self._settings.registration)
+
+    async def _register(self, call: Call[NewAccount]) -> None:
+        if not self._settings.registration:
+            raise Forbidden("accounts are made by an operator here", code="registration_closed")
+        name = prepare_local(call.body.name.strip().lower())
+        account = await self.router.accounts.create(name, call.body.password)
+        self._registry.event("info", "messaging", f"{account.name} made an account")

@@ -244,12 +244,7 @@ class ClientStream:
         if self.name:
             self.send(login.features_after_login(settings.stanza_max))
             return
-        offer = Offer(
-            secure=self.secure,
-            starttls=self.streams.tls_offered,
-            tls_required=settings.tls_required,
-            binding=self.streams.binding,
-        )
+        offer = self._offer()
         if self._login is None:
             self._login = Login(self.streams.router, offer)
         self.send(offer.features(tls_required=settings.tls_required))
@@ -437,6 +432,14 @@ class ClientStream:
         self.phase = Phase.OPENING
         self.opened = False
         self._framer = None
+
+    def _offer(self) -> Offer:
+        return Offer(
+            secure=self.secure,
+            starttls=self.streams.tls_offered,
+            tls_required=self.streams.settings.tls_required,
+            binding=self.streams.binding,
+        )
 
     def _start_tls(self) -> None:
         raise StreamError("unsupported-stanza-type")

@@ -12,6 +12,8 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     tls_port: int = 5223  # TLS from the first byte
     tls_required: bool = True  # no password is taken before TLS; PLAIN never is
 
+    registration: bool = False  # anybody may make an account: in the web client and by XEP-0077
+
     stanza_max: int = 256 * 1024  # advertised (XEP-0478); 16 KiB before login
     stanza_max_before_login: int = 16 * 1024
     depth_max: int = 64
@@ -32,7 +34,6 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     resume_s: float = 300.0  # how long a broken session may be resumed (XEP-0198)
     unacked_max: int = 1_000  # stanzas a session may owe an acknowledgement
-    ack_every: int = 20  # ask for an acknowledgement after this many stanzas
 
     archive: bool = True  # XEP-0313
     archive_s: float = 365 * 86_400.0

@@ -21,9 +21,9 @@ class StreamManagement:
         "acknowledged_h",
         "answered",
         "handled",
+        "requested",
         "resume_id",
         "sent_count",
-        "since_request",
         "unacked",
         "wanted",
     )
@@ -35,14 +35,13 @@ class StreamManagement:
         self.unacked: deque[tuple[bytes, Stanza | None]] = deque()
         self.acknowledged_h = 0  # the client's last h
         self.answered = -1  # the h we told last
-        self.since_request = 0
+        self.requested = False  # an acknowledgement was asked for and has not come yet
         self.wanted = False  # the client asked and its answer was held back
 
     def sent(self, data: bytes, message: Stanza | None) -> int:
         """Remember one stanza that goes to the client; how many it has not acknowledged."""
         self.unacked.append((data, message))
         self.sent_count += 1
-        self.since_request += 1
         return len(self.unacked)
 
     def acknowledged(self, h: int) -> None:

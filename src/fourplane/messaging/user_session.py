@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HOLDS_MAX = 500
 QUIET_MAX = 1_000
+ACK_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"  # one at a time: its answer asks for the next while something is owed
 SM_REQUEST = f"{SM} r"
 SM_ANSWER = f"{SM} a"
 CSI_ACTIVE = "urn:xmpp:csi:0 active"
@@ -79,15 +80,12 @@ class UserSession:
         stream = self.stream
         if management is not None:
             waiting = management.sent(data, message)
-            settings = self.user.router.settings
             if stream is not None:
                 stream.send(data)
-                if management.since_request >= settings.ack_every:
-                    management.since_request = 0
-                    stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
-                elif waiting == 1:
-                    stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
-            if waiting > settings.unacked_max:
+                if not management.requested:
+                    management.requested = True
+                    stream.send(ACK_REQUEST)
+            if waiting > self.user.router.settings.unacked_max:
                 self.close("policy-violation", "too many stanzas are not acknowledged")
         elif stream is not None:
             stream.send(data)
@@ -202,9 +200,9 @@ class UserSession:
         assert self.management is not None
         for data, _ in self.management.unacked:
             stream.send(data)
-        self.management.since_request = 0
-        if self.management.unacked:
-            stream.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+        self.management.requested = bool(self.management.unacked)
+        if self.management.requested:
+            stream.send(ACK_REQUEST)
 
     async def wait_taken(self) -> bool:
         """Wait until the client has acknowledged everything sent so far (without XEP-0198: until the network took it).
@@ -266,6 +264,9 @@ class UserSession:
             if not h.isdecimal() or len(h) > 10:
                 raise StreamError("undefined-condition", "an acknowledgement without h")
             management.acknowledged(int(h))
+            management.requested = bool(management.unacked)
+            if management.requested and self.stream is not None:
+                self.stream.send(ACK_REQUEST)
         elif name == CSI_INACTIVE:
             if self.quiet is None:
                 self.quiet = {}

@@ -6,6 +6,7 @@ from fourplane.edge.routes import SocketSession
 from fourplane.foundation.errors import FourplaneError
 from fourplane.messaging import stanzas
 from fourplane.messaging.client_stream import ClientStream, Phase, Streams
+from fourplane.messaging.login import Offer
 from fourplane.messaging.xml_stream import CLIENT, FRAMING, STREAMS, StreamError
 
 CONTENT = f" xmlns='{CLIENT}'".encode()
@@ -17,14 +18,13 @@ class WebStream(ClientStream):
 
     __slots__ = ("_closing", "_readable", "_socket")
 
-    def __init__(self, streams: Streams, socket: SocketSession, *, secure: bool) -> None:
+    def __init__(self, streams: Streams, socket: SocketSession) -> None:
         super().__init__(streams)
         self._socket = socket
         self._closing = False
         self._readable = asyncio.Event()
         self._readable.set()
         self.peer = socket.peer
-        self.secure = secure
 
     async def run(self) -> None:
         """Take messages until either side closes."""
@@ -67,6 +67,10 @@ class WebStream(ClientStream):
             self.open_stream(found[0].attributes)
         else:
             raise StreamError("invalid-namespace")
+
+    def _offer(self) -> Offer:
+        """SCRAM only: the gateway decides about TLS, and a password in the clear is never taken."""
+        return Offer(secure=False, starttls=False, tls_required=False, binding=b"")
 
     def _write(self, out: list[bytes]) -> None:
         try:
