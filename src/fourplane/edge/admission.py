@@ -50,7 +50,7 @@ class Admission:
         "limit",
         "rejection",
         "rejection_and_close",
-        "shedding",
+        "shed_at",
     )
 
     def __init__(self, settings: AdmissionSettings, classify: Classify | None = None) -> None:
@@ -60,7 +60,7 @@ class Admission:
         self._known: dict[bytes, Priority] = {}
         self._shed = [0] * len(Priority)
         self._closed_from = len(Priority)
-        self.shedding = False
+        self.shed_at = 0
         retry = {"retry-after": seconds_text(settings.retry_after_s)}
         text = "too much to do at the moment; try again soon"
         self.rejection = error_answer(503, "overloaded", text, close=False, headers=retry, dated=False)
@@ -103,19 +103,22 @@ class Admission:
         """An admitted request begins."""
         self._admitted += 1
         self.in_flight += 1
-        self.shedding = self.in_flight >= self._thresholds[-1] or self._closed_from < len(Priority)
 
     def left(self) -> None:
         """A request is through."""
         self.in_flight -= 1
         assert self.in_flight >= 0
-        self._look()
+
+    @property
+    def shedding(self) -> bool:
+        """Whether some class is turned away at the moment."""
+        return self.in_flight >= self.shed_at
 
     def statistics(self) -> AdmissionStatistics:
         return AdmissionStatistics(self.in_flight, self.limit, self._admitted, tuple(self._shed))
 
     def _look(self) -> None:
-        self.shedding = self.in_flight >= self._thresholds[-1] or self._closed_from < len(Priority)
+        self.shed_at = 0 if self._closed_from < len(Priority) else self._thresholds[-1]
 
 
 def _everyone_alike(_method: bytes, _path: bytes) -> Priority:

@@ -61,42 +61,24 @@ def http_scope(request: HttpRequest, *, scheme: str, server: tuple[str, int | No
 class AsgiExchange:
     """The two callables of one request and the state between them."""
 
-    __slots__ = (
-        "_body_done",
-        "_buffered",
-        "_chunked",
-        "_expected",
-        "_gone",
-        "_head",
-        "_head_only",
-        "_parts",
-        "_peer_done",
-        "_protocol",
-        "_receive_waiter",
-        "_request",
-        "_sent",
-        "finished",
-        "keep_alive",
-        "started",
-    )
+    started = False
+    finished = False
+    _gone = False
+    _peer_done = False
+    _head: bytes | None = None
+    _chunked = False
+    _expected = -1
+    _sent = 0
+    _buffered = 0
+    _body_done = False
+    _receive_waiter: "asyncio.Future[None] | None" = None
 
     def __init__(self, protocol: "HttpProtocol", request: HttpRequest) -> None:
         self._protocol = protocol
         self._request = request
         self.keep_alive = request.keep_alive
-        self.started = False
-        self.finished = False
-        self._gone = False
-        self._peer_done = False
-        self._head: bytes | None = None
         self._head_only = request.method == b"HEAD"
-        self._chunked = False
-        self._expected = -1
-        self._sent = 0
         self._parts: list[bytes] = []
-        self._buffered = 0
-        self._body_done = False
-        self._receive_waiter: asyncio.Future[None] | None = None
 
     # -- the protocol's side
 
@@ -278,7 +260,7 @@ class AsgiExchange:
 
     # -- when the application is through
 
-    def settle(self, failed: bool) -> None:  # noqa: FBT001 - one caller, right below the application's call
+    def settle(self, failed: bool) -> None:  # noqa: FBT001 - one caller, right after the application returned
         """The application returned or raised: an answer it did not finish becomes 500 or a cut connection."""
         if self.finished or self._gone:
             return

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from fourplane.foundation import clock
 
 COOKIE = "fourplane_session"
+KNOWN_MAX = 64
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
@@ -26,15 +27,22 @@ def host_name(host: str) -> str:
 class HostCheck:
     """The hosts this deployment answers to; `*` allows all."""
 
-    __slots__ = ("_allowed", "_everything")
+    __slots__ = ("_allowed", "_everything", "_known")
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(name.lower() for name in allowed)
         self._everything = "*" in self._allowed
+        self._known: set[str] = set()
 
     def passes(self, host: str) -> bool:
         """Whether a request for this Host is meant for us."""
-        return self._everything or host_name(host) in self._allowed
+        if host in self._known or self._everything:
+            return True
+        if host_name(host) not in self._allowed:
+            return False
+        if len(self._known) < KNOWN_MAX:  # ports differ, so the set is bounded
+            self._known.add(host)
+        return True
 
 
 def origin_passes(origin: str | None, host: str, allowed: frozenset[str]) -> bool:

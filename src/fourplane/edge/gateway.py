@@ -15,7 +15,7 @@ import msgspec
 
 from fourplane.edge import openapi
 from fourplane.edge.asgi import AsgiApp, ClientGone, Receive, Scope, Send
-from fourplane.edge.deadlines import Deadlines
+from fourplane.edge.deadlines import HandlerClock
 from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token, trace_of
 from fourplane.edge.http_answers import answer, error_body
 from fourplane.edge.http_request import HttpRequest
@@ -93,23 +93,6 @@ class _Served:
         )
 
 
-class _Guard:
-    """The deadline of one handler, on the coarse wheel."""
-
-    __slots__ = ("_task", "deadline_tick", "fired", "gone")
-
-    def __init__(self, task: "asyncio.Task[Any] | None", deadline_tick: int) -> None:
-        self._task = task
-        self.deadline_tick = deadline_tick
-        self.fired = False
-        self.gone = False
-
-    def expire(self) -> None:
-        self.fired = self.gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-
 class Gateway:
     """The table of doors; an ASGI application and a door of WebSockets."""
 
@@ -130,7 +113,7 @@ class Gateway:
         self._hosts = HostCheck(self.settings.hosts)
         self._origins = frozenset(self.settings.origins)
         self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
-        self._deadlines = Deadlines()
+        self._clock = HandlerClock(self.settings.handler_s_max)
         self._default_limit = self._new_limit(self.settings.rate_per_s)
         self._table: RouteTable[_Served] = RouteTable()
         self._sockets: RouteTable[SocketRoute] = RouteTable()
@@ -145,7 +128,7 @@ class Gateway:
     def close(self) -> None:
         """End the thread that reads static files."""
         self._files.close()
-        self._deadlines.close()
+        self._clock.close()
 
     # -- ASGI
 
@@ -173,7 +156,8 @@ class Gateway:
             else:
                 assert folder is not None
                 result = await self._files.reply(folder, scope["raw_path"].decode("latin-1"), headers)
-            status = await send_result(send, result, extra)
+            whole = (scope.get("extensions") or {}).get("fourplane.whole")
+            status = await send_result(send, result, extra, whole=whole)
         except FourplaneError as error:
             _explain(error, extra)
             status = await send_error(send, error, extra, wants_page=_wants_page(headers, scope))
@@ -265,8 +249,11 @@ class Gateway:
         extra: Headers,
     ) -> object:
         route = served.route
-        identity = await self._identify(headers)
-        _check_access(route.access, identity)
+        identity = None
+        if "cookie" in headers or "authorization" in headers:
+            identity = await self._identify(headers)
+        if route.access != "public":
+            _check_access(route.access, identity)
         client = scope.get("client")
         peer = client[0] if client else "local"
         self._check_rate(served.limit, peer if identity is None else f"account {identity.account_id}", extra)
@@ -284,12 +271,13 @@ class Gateway:
             request_id=extra[0][1].decode(),
             peer=peer,
         )
-        guard = _Guard(asyncio.current_task(), self._deadlines.ticks(self.settings.handler_s_max))
-        self._deadlines.add(guard)
+        task = asyncio.current_task()
+        assert task is not None
+        self._clock.enter(task, clock.monotonic_s())
         try:
             return await route.handler(call)
         except asyncio.CancelledError:
-            if guard.fired:
+            if self._clock.leave(task):
                 raise DeadlineExceeded("the work took too long") from None
             raise
         except (FourplaneError, ClientGone):
@@ -297,7 +285,7 @@ class Gateway:
         except Exception as error:  # noqa: BLE001 - a bug of one handler ends one request; people are told
             return self._failed(route, call.request_id, error)
         finally:
-            guard.gone = True
+            self._clock.leave(task)
 
     def _failed(self, route: Route, rid: str, error: Exception) -> NoReturn:
         where = error.__traceback__

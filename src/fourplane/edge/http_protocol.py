@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fourplane.edge.websocket import WebSocketSession
 
 HEAD_END: Final = b"\r\n\r\n"
-SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection"})
 LINGER_BYTES_MAX: Final = 1 << 20
 
 
@@ -64,13 +64,16 @@ class HttpProtocol(asyncio.Protocol):
     """One connection; made by the server's listener."""
 
     __slots__ = (
+        "_count_max",
         "_fed_in_head",
+        "_head_max",
         "_held",
         "_lingered",
         "_mode",
         "_parser",
         "_phase",
         "_since_tick",
+        "_target_max",
         "_write_waiter",
         "deadline_tick",
         "exchange",
@@ -94,6 +97,9 @@ class HttpProtocol(asyncio.Protocol):
         self.peer = ""
         self.write_paused = False
         self.deadline_tick = 0
+        limits = server.settings
+        self._target_max, self._head_max = limits.target_bytes_max, limits.head_bytes_max
+        self._count_max = limits.header_count_max
         self._since_tick = 0
         self._mode = Mode.HTTP
         self._phase = Phase.IDLE
@@ -168,9 +174,9 @@ class HttpProtocol(asyncio.Protocol):
             return
         if self._phase is Phase.IDLE:
             admission = self.server.admission
-            if admission.shedding and self._try_shed(data):
+            if admission.in_flight >= admission.shed_at and self._try_shed(data):
                 return
-            if data.endswith(HEAD_END) and data.find(HEAD_END) == len(data) - 4:
+            if data.find(HEAD_END) == len(data) - 4:
                 self._feed(data)
                 return
         self._feed_slices(data)
@@ -220,6 +226,9 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
         if self._phase is Phase.HEAD:
+            if self._fed_in_head == 0:  # a head in pieces: from now on it has its time limit
+                self._since_tick = self.server.deadlines.now
+                self.deadline_tick = self._since_tick + self.server.head_ticks
             self._fed_in_head += len(data)
             if self._fed_in_head > self.server.settings.head_bytes_max and self._mode is Mode.HTTP:
                 self._refuse(431, "head_too_large", "the request head is too large")
@@ -277,21 +286,17 @@ class HttpProtocol(asyncio.Protocol):
         self._phase = Phase.HEAD
         self._fed_in_head = 0
         self.request = HttpRequest(self.peer)
-        deadlines = self.server.deadlines
-        self._since_tick = deadlines.now
-        self.deadline_tick = deadlines.now + self.server.head_ticks
 
     def on_url(self, url: bytes) -> None:
         request = self.request
-        request.target += url
-        if len(request.target) > self.server.settings.target_bytes_max:
+        request.target = request.target + url if request.target else url
+        if len(request.target) > self._target_max:
             raise Refused(414, "target_too_long", "the request target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self.request
-        request.head_bytes += len(name) + len(value) + 4
-        limits = self.server.settings
-        if request.head_bytes > limits.head_bytes_max:
+        request.head_bytes = size = request.head_bytes + len(name) + len(value) + 4
+        if size > self._head_max:
             raise Refused(431, "head_too_large", "the request head is too large")
         if self._phase is Phase.BODY:
             return  # trailers are read, bounded and dropped (RFC 9110 6.5.1)
@@ -300,22 +305,22 @@ class HttpProtocol(asyncio.Protocol):
             value = value.rstrip(b" \t")
         headers = request.headers
         headers.append((name, value))
-        if len(headers) > limits.header_count_max:
-            raise Refused(431, "too_many_headers", "the request has too many header fields")
         if name in SPECIAL:
             _note_special(request, name, value)
+        if len(headers) > self._count_max:
+            raise Refused(431, "too_many_headers", "the request has too many header fields")
 
     def on_headers_complete(self) -> None:
         request, parser = self.request, self._parser
-        version = parser.get_http_version()
-        if version != "1.1":
-            _check_version(request, version)
-        elif request.host is None:
+        keep_alive = parser.should_keep_alive()
+        if request.connection_named or not keep_alive:  # otherwise it can only be HTTP/1.1
+            _check_version(request, parser.get_http_version())
+        if request.host is None and not request.http_1_0:
             raise Refused(400, "host_missing", "a request needs one Host")
         if request.upgrade is not None and not parser.should_upgrade():
             request.upgrade = None  # without Connection: upgrade the field is only a remark
         request.method = parser.get_method()
-        request.keep_alive = parser.should_keep_alive() and not self.server.draining
+        request.keep_alive = keep_alive and not self.server.draining
         target = request.target
         if target[0] == 47:
             mark = target.find(b"?")
@@ -331,12 +336,19 @@ class HttpProtocol(asyncio.Protocol):
         hot = self.server.hot_handler(request.method, request.path)
         if hot is not None and request.upgrade is None:
             request.hot = hot
+        else:
+            self._begin_exchange(request)
+        if request.has_body:
+            self._begin_body(request)
+
+    def _begin_body(self, request: HttpRequest) -> None:
+        self._since_tick = self.server.deadlines.now
+        self.deadline_tick = self._since_tick + self.server.head_ticks
+        if request.hot is not None:
             if request.remaining > self.server.settings.hot_body_max:
                 raise Refused(413, "too_large", "the body is too large")
             if request.expects_continue:
                 self.transport.write(http_answers.CONTINUE)
-        else:
-            self._begin_exchange(request)
 
     def on_body(self, body: bytes) -> None:
         request = self.request
@@ -383,7 +395,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self.transport.write(cast("bytes", answered))
         if request.keep_alive:
-            self._rest_for_next()
+            self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
         else:
             self._finish_connection()
 
@@ -400,7 +412,9 @@ class HttpProtocol(asyncio.Protocol):
         if request.remaining > server.settings.body_bytes_max:
             raise Refused(413, "too_large", "the body is too large")
         admission = server.admission
-        if admission.shedding and not admission.admits(admission.classify(request.method, request.path)):
+        if admission.in_flight >= admission.shed_at and not admission.admits(
+            admission.classify(request.method, request.path)
+        ):
             server.shed_total.value += 1
             if request.has_body or not request.keep_alive:
                 self._send_last(admission.rejection_and_close)
@@ -523,11 +537,15 @@ def _note_special(request: HttpRequest, name: bytes, value: bytes) -> None:
             if value.lower() != b"100-continue":
                 raise Refused(417, "expectation", "only 100-continue can be expected")
             request.expects_continue = True
+        case b"connection":
+            request.connection_named = True
         case _:
             request.upgrade = value.lower()
 
 
 def _check_version(request: HttpRequest, version: str) -> None:
+    if version == "1.1":
+        return
     if version != "1.0":
         raise Refused(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
     if request.chunked:

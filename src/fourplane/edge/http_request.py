@@ -6,7 +6,7 @@ from typing import Final
 HotAnswer = bytes | tuple[bytes | memoryview, ...] | None
 HotHandler = Callable[["HttpRequest"], HotAnswer]
 
-HOST_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:[]%!$&'()*+,;=")
+HOST_BYTES: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:[]%!$&'()*+,;="
 HOST_LENGTH_MAX: Final = 255
 
 
@@ -15,52 +15,34 @@ class BadTarget(Exception):
 
 
 class HttpRequest:
-    """Method, target, headers (names in lower case) and, on a hot route, the whole body."""
+    """Method, target, headers (names in lower case) and, on a hot route, the whole body.
 
-    __slots__ = (
-        "body",
-        "chunked",
-        "expects_continue",
-        "has_body",
-        "head_bytes",
-        "headers",
-        "host",
-        "hot",
-        "http_1_0",
-        "keep_alive",
-        "method",
-        "parts",
-        "path",
-        "peer",
-        "query",
-        "reading_paused",
-        "received",
-        "remaining",
-        "target",
-        "upgrade",
-    )
+    Made once per request on the hottest path, so most fields are class attributes until something differs.
+    """
+
+    method = b""
+    target = b""
+    path = b""
+    query = b""
+    host: bytes | None = None
+    hot: HotHandler | None = None
+    body = b""
+    remaining = 0  # bytes of a body with a length that have not come yet
+    received = 0
+    head_bytes = 0
+    keep_alive = True
+    connection_named = False
+    chunked = False
+    has_body = False
+    http_1_0 = False
+    expects_continue = False
+    reading_paused = False
+    upgrade: bytes | None = None
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
-        self.method = b""
-        self.target = b""
-        self.path = b""
-        self.query = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.host: bytes | None = None
-        self.hot: HotHandler | None = None
-        self.body = b""
         self.parts: list[bytes] = []
-        self.remaining = 0
-        self.received = 0
-        self.head_bytes = 0
-        self.keep_alive = True
-        self.chunked = False
-        self.has_body = False
-        self.http_1_0 = False
-        self.expects_continue = False
-        self.reading_paused = False
-        self.upgrade: bytes | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first field of this lower-case name."""
@@ -72,7 +54,7 @@ class HttpRequest:
 
 def host_is_valid(value: bytes) -> bool:
     """Whether a Host value can be a host with an optional port (RFC 9110 7.2); an empty one is allowed there, not here."""
-    return 0 < len(value) <= HOST_LENGTH_MAX and HOST_BYTES.issuperset(value)
+    return 0 < len(value) <= HOST_LENGTH_MAX and not value.translate(None, HOST_BYTES)
 
 
 def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | None]:

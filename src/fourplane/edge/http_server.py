@@ -83,6 +83,8 @@ class HttpServer:
         self.registry = registry
         self.admission = Admission(settings.admission, classify)
         self.deadlines = Deadlines()
+        self.idle_ticks = self.deadlines.ticks(settings.idle_s_max)
+        self.head_ticks = self.deadlines.ticks(settings.head_s_max)
         self.draining = False
         self.scheme = "https" if tls is not None else "http"
         self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
@@ -215,12 +217,13 @@ class HttpServer:
         """Remember why a connection was refused."""
         self._refused[code] = self._refused.get(code, 0) + 1
 
-    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest, priority: Priority) -> AsgiExchange:
+    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest) -> AsgiExchange:
         """Give a request to the application in a task of its own."""
-        exchange = AsgiExchange(connection, request, priority)
-        self.admission.entered(priority)
+        exchange = AsgiExchange(connection, request)
+        self.admission.entered()
         self.requests_total.value += 1
         scope = http_scope(request, scheme=self.scheme, server=self._server_address)
+        scope["extensions"] = {"fourplane.whole": exchange.send_whole}
         assert self._tasks is not None
         self._tasks.start(self._run(exchange, scope), "request")
         return exchange

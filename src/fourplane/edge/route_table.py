@@ -66,6 +66,27 @@ class RouteTable(Generic[T]):
             return None
         if "%" in path:
             segments = [unquote(segment) for segment in segments]
+        node = self._root
+        values: list[str] = []
+        for segment in segments:
+            fixed = node.fixed.get(segment)
+            if fixed is not None:
+                if node.child is not None or node.tail is not None:
+                    break
+                node = fixed
+            elif node.child is not None and segment and node.tail is None:
+                values.append(segment)
+                node = node.child
+            else:
+                break
+        else:
+            if node.methods:
+                return node.methods, dict(zip(node.names, values, strict=True)) if values else {}
+            return None
+        return self._find_ambiguous(segments)
+
+    def _find_ambiguous(self, segments: list[str]) -> tuple[dict[str, T], dict[str, str]] | None:
+        """The same where a segment could go two ways: take one, come back if it leads nowhere."""
         values: list[str] = []
         node = _walk(self._root, segments, 0, values)
         if node is None:
