@@ -2,7 +2,7 @@
 
 The top rung is the source's own height (never enlarged), the others follow the usual steps down to a start rung that a bad
 connection can play. Rates scale with the pixels per second to the power 0.75 around 3 Mb/s for 720p24, the relation that
-per-title ladders cluster around (Netflix's per-title study, 2015); x264 runs at constant quality below that cap, so a calm film costs
+per-title ladders cluster around (Netflix, 2015); x264 runs at constant quality below that cap, so a calm film costs
 less than its cap. Sizes are even and keep the source's shape.
 """
 

@@ -1,0 +1,278 @@
+"""The HTTP doors of streaming: browse, play, steer, report, upload, jobs, delivery; and the pages."""
+
+from pathlib import Path
+
+import msgspec
+
+from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
+from fourplane.foundation import clock
+from fourplane.foundation.errors import NotFound, Rejected
+from fourplane.streaming.jobs import Job
+from fourplane.streaming.playback import Play
+from fourplane.streaming.quality import Beacon, QualityStatistics
+from fourplane.streaming.system import StreamingRooms
+from fourplane.streaming.titles import Title
+
+STATIC = Path(__file__).parent / "static"
+REGIONS = ("us", "eu", "asia")
+STEERING_TYPE = "application/vnd.apple.steering-list"
+
+
+class PlayAsked(msgspec.Struct, frozen=True):
+    title: str
+    region: str = "us"
+    isp: str = ""
+
+
+class UploadAsked(msgspec.Struct, frozen=True):
+    name: str
+    size: int
+
+
+class ImportAsked(msgspec.Struct, frozen=True):
+    name: str = ""
+    description: str = ""
+    replace: str = ""  # a title whose next version this is
+
+
+class TitleList(msgspec.Struct, frozen=True):
+    titles: list[Title]
+
+
+class JobList(msgspec.Struct, frozen=True):
+    jobs: list[Job]
+
+
+class UploadState(msgspec.Struct, frozen=True):
+    id: str
+    offset: int
+    size: int
+
+
+class TrackFacts(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    codec: str
+    width: int
+    height: int
+    peak_bps: int
+    average_bps: int
+    segments: int
+
+
+class TitleFacts(msgspec.Struct, frozen=True):
+    title: Title
+    tracks: list[TrackFacts]
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    id: str
+    region: str
+    parent: str
+    port: int
+    on: bool
+    requests: int
+    hits: int
+    hit_ratio: float
+    bytes_out: int
+    bytes_filled: int
+    bytes_stored: int
+    bytes_max: int
+    entries: int
+    connections: int
+
+
+class DeliveryFacts(msgspec.Struct, frozen=True):
+    nodes: list[NodeFacts]
+    origin_requests: int
+    origin_bytes: int
+    quality: QualityStatistics
+    cost: float
+
+
+class Api:
+    """Handlers over the rooms of streaming."""
+
+    def __init__(self, rooms: StreamingRooms) -> None:
+        self._rooms = rooms
+        self._pages: dict[str, bytes] = {}
+
+    def doors(self) -> list[Door]:
+        """Every route of the system and its static files."""
+        chunk, base = self._rooms.settings.upload_chunk_max, "/streaming/api"
+        play, bulk = Priority.CRITICAL, Priority.BULK
+        return [
+            Route("GET", "/streaming/", self._page("index.html"), "browse and watch"),
+            Route("GET", "/streaming/watch/{title}", self._page("index.html"), "watch one title"),
+            Route("GET", "/streaming/studio", self._page("studio.html"), "upload films and follow their encoding"),
+            Route("GET", "/streaming/cdn", self._page("cdn.html"), "the delivery tree, live"),
+            Route("GET", f"{base}/titles", self.titles, "all titles, or those with ?q=words", answer=TitleList),
+            Route("GET", f"{base}/titles/{{title}}", self.title, "one title and its ladder", answer=TitleFacts),
+            Route("GET", f"{base}/titles/{{title}}/poster.jpg", self.poster, "its poster"),
+            Route("POST", f"{base}/play", self.play, "play a title", body=PlayAsked, answer=Play, priority=play),
+            Route(
+                "GET", f"{base}/sessions/{{session}}/master.m3u8", self.steered, "the steered playlist", priority=play
+            ),
+            Route(
+                "GET", f"{base}/sessions/{{session}}/steering", self.steering, "the steering manifest", priority=play
+            ),
+            Route("POST", f"{base}/beacons", self.beacon, "what a player measured", body=Beacon, priority=bulk),
+            Route("GET", f"{base}/delivery", self.delivery, "nodes, quality and cost", answer=DeliveryFacts),
+            Route("POST", f"{base}/uploads", self.upload, "begin an upload", body=UploadAsked, answer=UploadState),
+            Route("GET", f"{base}/uploads/{{upload}}", self.upload_state, "how far it is", answer=UploadState),
+            Route(
+                "PUT",
+                f"{base}/uploads/{{upload}}/{{offset}}",
+                self.piece,
+                "one piece of a file",
+                body=bytes,
+                answer=UploadState,
+                body_max=chunk,
+            ),
+            Route(
+                "POST", f"{base}/uploads/{{upload}}/import", self.imported, "encode it", body=ImportAsked, answer=Job
+            ),
+            Route("GET", f"{base}/jobs", self.jobs, "recent imports", answer=JobList),
+            Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", answer=Job),
+            Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import"),
+            StaticFolder("/streaming/static/", STATIC),
+        ]
+
+    def _page(self, name: str):  # type: ignore[no-untyped-def] # noqa: ANN202 - a Handler
+        async def show(_: Call[None]) -> Reply:
+            if name not in self._pages:
+                self._pages[name] = (STATIC / name).read_bytes()
+            return Reply(self._pages[name])
+
+        return show
+
+    # -- watching
+
+    async def titles(self, call: Call[None]) -> TitleList:
+        return TitleList(await self._rooms.titles.all(call.query.get("q", "")[:256]))
+
+    async def title(self, call: Call[None]) -> TitleFacts:
+        title = await self._rooms.titles.get(call.params["title"])
+        if not title.version:
+            return TitleFacts(title, [])
+        index = await self._rooms.origin.index(title.id, title.version)
+        tracks = [
+            TrackFacts(
+                track.name,
+                track.kind,
+                track.codec,
+                track.width,
+                track.height,
+                track.peak_bps(index.target_s),
+                track.average_bps(),
+                len(track.segments),
+            )
+            for track in [*index.video, *index.audio]
+        ]
+        return TitleFacts(title, tracks)
+
+    async def poster(self, call: Call[None]) -> Reply:
+        title = await self._rooms.titles.get(call.params["title"])
+        if not title.version:
+            raise NotFound("this title has no picture yet", code="no_poster")
+        found = await self._rooms.origin.fetch(f"/v/{title.id}/{title.version}/poster.jpg")
+        return Reply(
+            found.body, media_type="image/jpeg", headers={"etag": found.etag, "cache-control": "public, max-age=60"}
+        )
+
+    async def play(self, call: Call[PlayAsked]) -> Play:
+        asked = call.body
+        if asked.region not in REGIONS:
+            raise Rejected(f"a region is one of {', '.join(REGIONS)}", code="bad_region")
+        self._rooms.play_switch.check()
+        began_s = clock.monotonic_s()
+        host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
+        found = await self._rooms.playback.play(
+            asked.title, call.identity, host=host, region=asked.region, isp=asked.isp[:20]
+        )
+        self._rooms.play_seconds.record(clock.monotonic_s() - began_s)
+        return found
+
+    async def steered(self, call: Call[None]) -> Reply:
+        host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
+        text = await self._rooms.playback.steered_master(call.params["session"], host)
+        return Reply(text.encode(), media_type="application/vnd.apple.mpegurl", headers={"cache-control": "no-store"})
+
+    async def steering(self, call: Call[None]) -> Reply:
+        manifest = self._rooms.playback.steering(call.params["session"])
+        return Reply(msgspec.json.encode(manifest), media_type=STEERING_TYPE, headers={"cache-control": "no-store"})
+
+    async def beacon(self, call: Call[Beacon]) -> None:
+        self._rooms.quality.hear(call.body, clock.monotonic_s())
+
+    async def delivery(self, _: Call[None]) -> DeliveryFacts:
+        delivery, settings = self._rooms.delivery, self._rooms.settings
+        nodes = []
+        for node in settings.cdn:
+            if node.id in delivery.nodes:
+                seen = delivery.nodes[node.id].statistics()
+                nodes.append(
+                    NodeFacts(
+                        node.id,
+                        node.region,
+                        node.parent,
+                        delivery.nodes[node.id].port,
+                        delivery.is_on(node),
+                        seen.requests,
+                        seen.hits,
+                        seen.hits / seen.requests if seen.requests else 0.0,
+                        seen.bytes_out,
+                        seen.bytes_filled,
+                        seen.bytes_stored,
+                        seen.bytes_max,
+                        seen.entries,
+                        seen.connections,
+                    )
+                )
+        delivered = sum(node.bytes_out for node in nodes)
+        return DeliveryFacts(
+            nodes,
+            delivery.origin_requests,
+            delivery.origin_bytes,
+            self._rooms.quality.statistics(clock.monotonic_s()),
+            delivered / 1e9 * settings.cost_per_gb,
+        )
+
+    # -- the studio
+
+    async def upload(self, call: Call[UploadAsked]) -> UploadState:
+        self._rooms.studio_switch.check()
+        begun = self._rooms.uploads.open(call.body.name, call.body.size)
+        return UploadState(begun.id, begun.offset, begun.size)
+
+    async def upload_state(self, call: Call[None]) -> UploadState:
+        found = self._rooms.uploads.get(call.params["upload"])
+        return UploadState(found.id, found.offset, found.size)
+
+    async def piece(self, call: Call[bytes]) -> UploadState:
+        offset = call.params["offset"]
+        if not offset.isdecimal() or len(offset) > 15:
+            raise Rejected("the offset is not a number", code="bad_offset")
+        found = await self._rooms.uploads.put(call.params["upload"], int(offset), call.body)
+        return UploadState(found.id, found.offset, found.size)
+
+    async def imported(self, call: Call[ImportAsked]) -> Job:
+        upload = self._rooms.uploads.finish(call.params["upload"])
+        asked = call.body
+        return await self._rooms.submit(
+            upload.path, asked.name or Path(upload.name).stem, asked.description, replace=asked.replace, owned=True
+        )
+
+    async def jobs(self, _: Call[None]) -> JobList:
+        return JobList([_told(job) for job in await self._rooms.jobs.recent()])
+
+    async def job(self, call: Call[None]) -> Job:
+        return _told(await self._rooms.jobs.get(call.params["job"]))
+
+    async def cancel(self, call: Call[None]) -> None:
+        await self._rooms.jobs.cancel(call.params["job"])
+
+
+def _told(job: Job) -> Job:
+    """A job without the places of files on this machine."""
+    return msgspec.structs.replace(job, file=Path(job.file).name)

@@ -1,0 +1,184 @@
+"""The streaming system: a studio file becomes a film on every screen.
+
+Its rooms: `jobs` encode, `packaging` publishes, `origin` answers paths, `delivery` runs the cache nodes, `playback` signs
+addresses, `quality` listens to players. This module makes them a part of the process and tells the console what they are.
+"""
+
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fourplane.control.nodes import Node
+from fourplane.edge.cache_node import CacheStatistics
+from fourplane.edge.routes import Door
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Rejected
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.tokens import Signer
+from fourplane.state.contracts import Blobs, Sql
+from fourplane.state.schema import ensure
+from fourplane.streaming import ffmpeg
+from fourplane.streaming.api import Api
+from fourplane.streaming.diagram import nodes_of
+from fourplane.streaming.encoding import generate_clip
+from fourplane.streaming.jobs import JobStatistics
+from fourplane.streaming.playback import Entitlement
+from fourplane.streaming.quality import QualityStatistics
+from fourplane.streaming.schema import METADATA
+from fourplane.streaming.settings import StreamingSettings
+from fourplane.streaming.system import StreamingRooms, everybody
+
+Told = Callable[[dict[str, Any]], None]
+TELL_EVERY_S = 0.25
+
+
+class StreamingStatistics(msgspec.Struct, frozen=True):
+    """What streaming does now."""
+
+    quality: QualityStatistics
+    jobs: JobStatistics
+    nodes: dict[str, CacheStatistics]
+    origin_requests: int
+    origin_bytes: int
+
+
+class ImportedVideo(msgspec.Struct, frozen=True):
+    """What an import made."""
+
+    title: str
+    name: str
+    duration_s: float
+    rungs: int
+    height: int
+    bytes: int
+    took_s: float
+    page: str
+
+
+class Streaming:
+    """The system as a lifecycle part; `import_file` is the verb `import video`."""
+
+    def __init__(
+        self,
+        settings: StreamingSettings,
+        *,
+        sql: Sql,
+        blobs: Blobs,
+        signer: Signer,
+        ids: IdGenerator,
+        registry: Registry,
+        sockets: Mapping[str, socket.socket] | None = None,
+        entitlement: Entitlement = everybody,
+    ) -> None:
+        self._sql = sql
+        self.rooms = StreamingRooms(
+            settings,
+            sql=sql,
+            blobs=blobs,
+            signer=signer,
+            ids=ids,
+            registry=registry,
+            sockets=sockets or {},
+            entitlement=entitlement,
+        )
+        self._api = Api(self.rooms)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Bring the tables up, listen on origin and nodes, take up waiting imports."""
+        await ensure(self._sql, "streaming", METADATA)
+        await self.rooms.delivery.start(tasks)
+        tasks.start(self.rooms.jobs.run(), "encoder")
+
+    async def drain(self) -> None:
+        """Finish the answers under way."""
+        await self.rooms.delivery.drain()
+
+    async def stop(self) -> None:
+        """Release ports; a running encode is queued again at the next start."""
+        await self.rooms.delivery.stop()
+        self.rooms.uploads.close()
+        self.rooms.jobs.close()
+
+    def doors(self) -> list[Door]:
+        return self._api.doors()
+
+    def nodes(self) -> list[Node]:
+        return nodes_of(self.rooms)
+
+    def statistics(self) -> StreamingStatistics:
+        rooms = self.rooms
+        return StreamingStatistics(
+            rooms.quality.statistics(clock.monotonic_s()),
+            rooms.jobs.statistics(),
+            {name: node.statistics() for name, node in rooms.delivery.nodes.items()},
+            rooms.delivery.origin_requests,
+            rooms.delivery.origin_bytes,
+        )
+
+    @staticmethod
+    def ports(settings: StreamingSettings) -> list[tuple[str, str, int, str]]:
+        """(name in `sockets`, host, port, setting) of every port the system listens on."""
+        listed = [("origin", settings.host, settings.origin_port, "streaming.origin_port")]
+        return listed + [(f"cdn-{node.id}", settings.host, node.port, "streaming.cdn") for node in settings.cdn]
+
+    @property
+    def cdn_port(self) -> int:
+        """The port of the first cache node."""
+        return next(iter(self.rooms.delivery.nodes.values())).port
+
+    async def import_file(self, file: Path, progress: Told, *, dry_run: bool = False) -> ImportedVideo:
+        """Encode a video and publish it; a title of the same name gets a new version. Raises the fault of the input."""
+        began_s = clock.monotonic_s()
+        if dry_run:
+            encoder = await ffmpeg.find(self.rooms.settings.ffmpeg)
+            found = await encoder.probe(file)
+            return ImportedVideo("", file.stem, found.duration_s, 0, found.height, 0, 0.0, "")
+        name = " ".join(file.stem.replace("_", " ").split()).title()
+        before = await self.rooms.titles.by_name(name)
+        job = await self.rooms.submit(file, name, replace="" if before is None else before.id)
+        while True:
+            job = await self.rooms.jobs.get(job.id)
+            if job.state in {"done", "failed", "cancelled"}:
+                break
+            now = job.progress
+            if now is not None:
+                left = f", {now.remaining_s:.0f} s left" if now.remaining_s is not None else ""
+                pace = f", {now.speed:.1f}x" if now.speed else ""
+                progress({"share": now.share, "text": f"{now.step}{pace}{left}"})
+            await clock.sleep(TELL_EVERY_S)
+        if job.state != "done":
+            raise Rejected(job.said or f"the import was {job.state}", code=job.error or job.state)
+        title = await self.rooms.titles.get(job.title)
+        took_s = clock.monotonic_s() - began_s
+        return ImportedVideo(
+            title.id,
+            title.name,
+            round(title.duration_s, 2),
+            title.rungs,
+            title.height,
+            title.bytes,
+            round(took_s, 1),
+            f"/streaming/watch/{title.id}",
+        )
+
+    async def ensure_title(self, progress: Told, *, duration_s: float = 20.0) -> str:
+        """The id of a title that can be played; without any, a generated clip is encoded first."""
+        for title in await self.rooms.titles.all():
+            if title.version:
+                return title.id
+        file = self.rooms.settings.folder / "Test picture.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        encoder = await ffmpeg.find(self.rooms.settings.ffmpeg)
+        await generate_clip(encoder, file, duration_s=duration_s)
+        try:
+            return (await self.import_file(file, progress)).title
+        finally:
+            file.unlink(missing_ok=True)
+
+
+__all__ = ["ImportedVideo", "Streaming", "StreamingSettings", "StreamingStatistics"]

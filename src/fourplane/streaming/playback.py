@@ -1,0 +1,208 @@
+"""Play: entitlement, the nearest healthy node, signed URLs, a manifest.
+
+A token is bound to one version of one title and one session; it stands in the path (`/t/<token>/v/<title>/<version>/...`), so
+relative addresses inside manifests carry it, and nodes leave it out of what they store under. `MediaGuard` is what nodes
+and the origin ask: it verifies a token once and remembers the answer for `REMEMBER_S`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from fourplane.edge.routes import Identity
+from fourplane.edge.steering import CdnNode, Viewer, preference
+from fourplane.foundation import clock, ids
+from fourplane.foundation.errors import Forbidden, NotFound, Overloaded, Rejected, Unavailable
+from fourplane.service.tokens import Signer
+from fourplane.streaming import hls
+from fourplane.streaming.origin import Origin
+from fourplane.streaming.quality import Quality
+from fourplane.streaming.settings import StreamingSettings
+from fourplane.streaming.titles import Title, Titles
+
+AUDIENCE = "media"
+REMEMBER_S = 30.0
+REMEMBERED_MAX = 50_000
+DISTANCES = {
+    (one, other): km
+    for first, second, km in (("us", "eu", 6_000.0), ("us", "asia", 10_000.0), ("eu", "asia", 9_000.0))
+    for one, other in ((first, second), (second, first))
+}
+
+Entitlement = Callable[[Identity | None, Title], Awaitable[None]]
+
+
+class MediaGuard:
+    """Turns `/t/<token>/v/...` into `/v/...` for whoever may see it; a cache node's guard."""
+
+    __slots__ = ("_known", "_signer", "refused")
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+        self._known: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
+        self.refused = 0
+
+    def __call__(self, target: bytes) -> bytes:
+        """The target without its token; raises Unauthenticated or Forbidden."""
+        if not target.startswith(b"/t/"):
+            self.refused += 1
+            raise Forbidden("media is only served with a signed address", code="no_token")
+        end = target.find(b"/", 3)
+        token, path = target[3:end], target[end:]
+        known = self._known.get(token)
+        now_s = clock.monotonic_s()
+        if known is None or known[1] < now_s:
+            known = self._verify(token, now_s)
+        if not path.startswith(known[0]) or b".." in path:
+            self.refused += 1
+            raise Forbidden("this address was signed for another title", code="other_title")
+        return path
+
+    def _verify(self, token: bytes, now_s: float) -> tuple[bytes, float]:
+        try:
+            claims = self._signer.verify(AUDIENCE, token.decode("latin-1"))
+        except Rejected:
+            self.refused += 1
+            self._known.pop(token, None)
+            raise
+        known = (claims["path"].encode(), now_s + REMEMBER_S)
+        self._known[token] = known
+        if len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return known
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a player needs for its first picture without reading a manifest."""
+
+    video: str
+    video_codec: str
+    audio: str
+    audio_codec: str
+
+
+class Play(msgspec.Struct, frozen=True):
+    """Everything a player page needs for one title."""
+
+    session: str
+    title: str
+    name: str
+    duration_s: float
+    node: str
+    region: str
+    hls: str  # on the chosen node
+    steered_hls: str  # all nodes as pathways, with content steering
+    dash: str
+    poster: str
+    scrub: str
+    start: Start
+    expires_s: float
+
+
+class Playback:
+    """The play call and what it hands out."""
+
+    def __init__(
+        self,
+        settings: StreamingSettings,
+        *,
+        titles: Titles,
+        origin: Origin,
+        signer: Signer,
+        quality: Quality,
+        nodes: Callable[[], list[CdnNode]],
+        ports: Mapping[str, int],
+        entitlement: Entitlement,
+    ) -> None:
+        self._settings = settings
+        self._titles = titles
+        self._origin = origin
+        self._signer = signer
+        self._quality = quality
+        self._nodes = nodes
+        self._ports = ports
+        self._entitlement = entitlement
+        self.refused = 0
+
+    async def play(self, title_id: str, identity: Identity | None, *, host: str, region: str, isp: str = "") -> Play:
+        """Addresses for one session; raises NotFound, Forbidden (entitlement, too many streams), Unavailable."""
+        title = await self._titles.get(title_id)
+        if not title.version:
+            raise NotFound("this title is not ready yet", code="not_ready")
+        account = "" if identity is None else str(identity.account_id)
+        try:
+            await self._entitlement(identity, title)
+            if self._quality.watching(account, clock.monotonic_s()) >= self._settings.streams_per_viewer_max:
+                raise Forbidden("too many streams of this account are running", code="too_many_streams")
+        except Forbidden:
+            self.refused += 1
+            raise
+        session = ids.capability()
+        order = self.order(session, region, isp)
+        index = await self._origin.index(title.id, title.version)
+        path = self._signed_path(title.id, title.version, session)
+        public = self._settings.public_host or host or "127.0.0.1"
+        base = f"http://{public}:{self._ports[order[0]]}{path}"
+        low, sounds = index.video[0], index.audio
+        self._quality.open(session, title.id, region, account, clock.monotonic_s())
+        await self._titles.count_play(title.id)
+        return Play(
+            session,
+            title.id,
+            title.name,
+            index.duration_s,
+            order[0],
+            region,
+            f"{base}master.m3u8",
+            f"/streaming/api/sessions/{session}/master.m3u8",
+            f"{base}manifest.mpd",
+            f"{base}poster.jpg" if index.poster else "",
+            f"{base}scrub.vtt" if index.sprite_every_s else "",
+            Start(
+                f"{base}{low.name}/",
+                low.codec,
+                f"{base}{sounds[0].name}/" if sounds else "",
+                sounds[0].codec if sounds else "",
+            ),
+            self._settings.token_s,
+        )
+
+    async def steered_master(self, session: str, host: str) -> str:
+        """The session's multivariant playlist with every node as a pathway."""
+        found = self._quality.find(session)
+        if found is None:
+            raise NotFound("this session has ended", code="no_such_session")
+        title = await self._titles.get(found.title)
+        index = await self._origin.index(title.id, title.version)
+        path = self._signed_path(title.id, title.version, session)
+        public = self._settings.public_host or host or "127.0.0.1"
+        pathways = tuple(
+            (node, f"http://{public}:{self._ports[node]}{path}") for node in self.order(session, found.region)
+        )
+        return hls.master(index, steering_uri=f"/streaming/api/sessions/{session}/steering", pathways=pathways)
+
+    def steering(self, session: str) -> dict[str, object]:
+        """The steering manifest of a session: the order of nodes from now on (HLS content steering, version 1)."""
+        found = self._quality.find(session)
+        region = "" if found is None else found.region
+        return {
+            "VERSION": 1,
+            "TTL": self._settings.steering_ttl_s,
+            "RELOAD-URI": f"/streaming/api/sessions/{session}/steering",
+            "PATHWAY-PRIORITY": self.order(session, region),
+        }
+
+    def order(self, viewer: str, region: str, isp: str = "") -> list[str]:
+        """Nodes for a viewer, the best first; raises Unavailable when there is none, Overloaded when all are full."""
+        nodes = self._nodes()
+        if not nodes:
+            raise Unavailable("no cache node is running", code="no_nodes")
+        if not any(node.healthy for node in nodes):
+            raise Overloaded("no cache node can take viewers now", code="no_healthy_nodes")
+        return preference(Viewer(viewer, region, isp), nodes, DISTANCES)
+
+    def _signed_path(self, title: str, version: str, session: str) -> str:
+        path = f"/v/{title}/{version}/"
+        token = self._signer.sign(AUDIENCE, {"path": path, "session": session}, self._settings.token_s)
+        return f"/t/{token}{path}"
