@@ -130,7 +130,24 @@ def centers(ids: Ids) -> tuple[Floats, Floats]:
     face = (ids >> np.uint64(61)).astype(np.int64)
     i, j, last = _corner(ids, face)
     half = 0.5 * np.sqrt(last.astype(np.float64))
-    u, v = _flat((i + half) / LEAF_COUNT), _flat((j + half) / LEAF_COUNT)
+    return _place(face, (i + half) / LEAF_COUNT, (j + half) / LEAF_COUNT)
+
+
+def corners(cell: int) -> list[tuple[float, float]]:
+    """The four corners of a cell as (lat, lng), in order, for drawing."""
+    ids = np.array([cell], np.uint64)
+    face = (ids >> np.uint64(61)).astype(np.int64)
+    i, j, last = _corner(ids, face)
+    side = np.sqrt(last.astype(np.float64))
+    found = []
+    for di, dj in ((0, 0), (1, 0), (1, 1), (0, 1)):
+        lat, lng = _place(face, (i + di * side) / LEAF_COUNT, (j + dj * side) / LEAF_COUNT)
+        found.append((float(lat[0]), float(lng[0])))
+    return found
+
+
+def _place(face: Ints, s: Floats, t: Floats) -> tuple[Floats, Floats]:
+    u, v = _flat(s), _flat(t)
     one = np.ones_like(u)
     x = np.choose(face, (one, -u, -u, -one, v, v))
     y = np.choose(face, (u, one, -v, -v, -one, u))
@@ -144,7 +161,9 @@ def _corner(ids: Ids, face: Ints) -> tuple[Ints, Ints, Ids]:
     i, j = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
     orientation = (face & SWAP).astype(np.uint64)
     for chunk in range(7, -1, -1):
-        found = _TO_IJ[((position >> np.uint64(2 * _BITS * chunk) & np.uint64(255)) << np.uint64(2) | orientation).astype(np.intp)]
+        found = _TO_IJ[
+            ((position >> np.uint64(2 * _BITS * chunk) & np.uint64(255)) << np.uint64(2) | orientation).astype(np.intp)
+        ]
         i = i << _BITS | (found >> np.uint64(_BITS + 2)).astype(np.int64)
         j = j << _BITS | (found >> np.uint64(2) & np.uint64(15)).astype(np.int64)
         orientation = found & np.uint64(3)

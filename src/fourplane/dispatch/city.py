@@ -32,7 +32,9 @@ def make_city(seed: int = 4) -> Roads:
     for radius, name in ((14, "primary"), (38, "trunk")):
         _ring(classes, radius, CLASS_NUMBERS[name])
     ways = [
-        Way((_number(a), _number(b)), kind, _one_way(a, b, kind)) if not _backwards(a, b) else Way((_number(b), _number(a)), kind, _one_way(a, b, kind))
+        Way((_number(a), _number(b)), kind, _one_way(a, b, kind))
+        if not _backwards(a, b)
+        else Way((_number(b), _number(a)), kind, _one_way(a, b, kind))
         for (a, b), kind in classes.items()
     ]
     scale = EARTH_RADIUS_M * math.pi / 180
@@ -66,16 +68,31 @@ def _river_m(x: float, y: float) -> float:
 def _park(x: float, y: float) -> bool:
     return any(
         ((x - px) / rx) ** 2 + ((y - py) / ry) ** 2 < 1
-        for px, py, rx, ry in ((-1_500, 1_250, 620, 380), (2_300, 2_250, 500, 640), (-3_300, -2_700, 900, 520), (3_600, -600, 420, 420))
+        for px, py, rx, ry in (
+            (-1_500, 1_250, 620, 380),
+            (2_300, 2_250, 500, 640),
+            (-3_300, -2_700, 900, 520),
+            (3_600, -600, 420, 420),
+        )
     )
 
 
 def _kind(line: int, half: int) -> str:
     distance = abs(line - half)
-    return "primary" if distance % 12 == 0 else "secondary" if distance % 6 == 0 else "tertiary" if distance % 3 == 0 else "residential"
+    return (
+        "primary"
+        if distance % 12 == 0
+        else "secondary"
+        if distance % 6 == 0
+        else "tertiary"
+        if distance % 3 == 0
+        else "residential"
+    )
 
 
-def _streets(rng: np.random.Generator, x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[tuple[Place, Place], int]:
+def _streets(
+    rng: np.random.Generator, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> dict[tuple[Place, Place], int]:
     classes: dict[tuple[Place, Place], int] = {}
     half_column, half_row = COLUMNS // 2, ROWS // 2
     for row in range(ROWS):
@@ -107,7 +124,11 @@ def _steps(points: list[Place]) -> Iterator[tuple[Place, Place]]:
     """Neighbouring places of the grid along a line, diagonals included."""
     for (a, b), (c, d) in zip(points, points[1:], strict=False):
         count = max(abs(c - a), abs(d - b))
-        line = [(round(a + (c - a) * n / count), round(b + (d - b) * n / count)) for n in range(count + 1)] if count else []
+        line = (
+            [(round(a + (c - a) * n / count), round(b + (d - b) * n / count)) for n in range(count + 1)]
+            if count
+            else []
+        )
         yield from zip(line, line[1:], strict=False)
 
 
@@ -123,14 +144,20 @@ def _avenues(classes: dict[tuple[Place, Place], int]) -> None:
     for number in range(AVENUES):
         angle = 2 * math.pi * (number + 0.25) / AVENUES
         knee = (round(middle[0] + 20 * math.cos(angle)), round(middle[1] + 17 * math.sin(angle)))
-        end = (round(middle[0] + 0.9 * middle[0] * math.cos(angle + 0.12)), round(middle[1] + 0.9 * middle[1] * math.sin(angle + 0.12)))
+        end = (
+            round(middle[0] + 0.9 * middle[0] * math.cos(angle + 0.12)),
+            round(middle[1] + 0.9 * middle[1] * math.sin(angle + 0.12)),
+        )
         _lay(classes, [middle, knee, end], CLASS_NUMBERS["primary"])
 
 
 def _ring(classes: dict[tuple[Place, Place], int], radius: float, kind: int) -> None:
     middle = (COLUMNS / 2, ROWS / 2)
     points = [
-        (round(middle[0] + radius * math.cos(2 * math.pi * n / 40)), round(middle[1] + 0.86 * radius * math.sin(2 * math.pi * n / 40)))
+        (
+            round(middle[0] + radius * math.cos(2 * math.pi * n / 40)),
+            round(middle[1] + 0.86 * radius * math.sin(2 * math.pi * n / 40)),
+        )
         for n in range(41)
     ]
     _lay(classes, points, kind)

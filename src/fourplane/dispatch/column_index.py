@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourplane.dispatch import cells
-from fourplane.dispatch.driver_index import Counts, Drivers, IndexSettings, IndexStatistics, Metres, Snapshot, Updates, Words
+from fourplane.dispatch.driver_index import (
+    Counts,
+    Drivers,
+    IndexSettings,
+    IndexStatistics,
+    Metres,
+    Snapshot,
+    Updates,
+    Words,
+)
 from fourplane.dispatch.index_layout import STATUS_MASK
 from fourplane.foundation.errors import Rejected
 
@@ -95,7 +104,9 @@ class ColumnIndex:
         found = np.zeros((len(lats), count), np.int64)
         metres, counts = np.zeros((len(lats), count)), np.zeros(len(lats), np.int64)
         for row, (lat, lng) in enumerate(zip(lats, lngs, strict=True)):
-            drivers, away = self.nearest(float(lat), float(lng), radius_m=radius_m, count=count, mask=mask, wanted=wanted)
+            drivers, away = self.nearest(
+                float(lat), float(lng), radius_m=radius_m, count=count, mask=mask, wanted=wanted
+            )
             counts[row] = len(drivers)
             found[row, : len(drivers)], metres[row, : len(drivers)] = drivers, away
         return found, metres, counts
@@ -106,7 +117,7 @@ class ColumnIndex:
         self._searches += 1
         unique, starts, order = self._by_cell()
         # A cell's corners lie within 1.6 mean widths of its middle at every level (quadratic projection).
-        reach = radius_m + 1.6 * cells.EARTH_RADIUS_M * 2.0 ** -self.settings.level
+        reach = radius_m + 1.6 * cells.EARTH_RADIUS_M * 2.0**-self.settings.level
         mid_lat, mid_lng = cells.centers(unique)
         near = np.flatnonzero(cells.distances_m(lat, lng, mid_lat, mid_lng) <= reach)
         if len(near) == 0:
@@ -118,9 +129,7 @@ class ColumnIndex:
         return drivers[inside].astype(np.uint32), metres[inside]
 
     def count_by_cell(self, *, mask: int = STATUS_MASK, wanted: int = 1) -> tuple[NDArray[np.uint64], Counts]:
-        ids, counts = np.unique(
-            self._cell[self._live & (self._states & np.uint32(mask) == wanted)], return_counts=True
-        )
+        ids, counts = np.unique(self._cell[self._live & (self._states & np.uint32(mask) == wanted)], return_counts=True)
         return ids, counts.astype(np.int64)
 
     def places(self, drivers: Drivers) -> tuple[Metres, Metres]:

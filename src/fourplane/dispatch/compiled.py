@@ -52,7 +52,12 @@ def _places() -> list[Path]:
 
 
 def _stamp() -> str:
-    parts = [importlib.metadata.version("numba"), importlib.metadata.version("numpy"), platform.processor(), platform.machine()]
+    parts = [
+        importlib.metadata.version("numba"),
+        importlib.metadata.version("numpy"),
+        platform.processor(),
+        platform.machine(),
+    ]
     for source in SOURCES:
         facts = os.stat(HERE / source)
         parts.append(f"{source}:{facts.st_mtime_ns}:{facts.st_size}")

@@ -133,7 +133,9 @@ def open_index(settings: IndexSettings) -> DriverIndex:
 
             return PackedIndex(settings, kernels)
         if settings.engine == "packed":
-            raise Misconfigured("dispatch.index.engine is packed, but the kernels are not compiled: run ./fourplane setup")
+            raise Misconfigured(
+                "dispatch.index.engine is packed, but the kernels are not compiled: run ./fourplane setup"
+            )
     from fourplane.dispatch.column_index import ColumnIndex  # noqa: PLC0415 - only where it serves
 
     return ColumnIndex(settings)
@@ -151,8 +153,12 @@ def check_point(lat: float, lng: float) -> None:
     if abs(lat) <= 90 and abs(lng) <= 180:
         return
     if abs(lng) <= 90 and abs(lat) <= 180:
-        raise Rejected("latitude is outside -90..90; are latitude and longitude swapped?", code="bad_point", lat=lat, lng=lng)
-    raise Rejected("a coordinate is out of range: latitude -90..90, longitude -180..180", code="bad_point", lat=lat, lng=lng)
+        raise Rejected(
+            "latitude is outside -90..90; are latitude and longitude swapped?", code="bad_point", lat=lat, lng=lng
+        )
+    raise Rejected(
+        "a coordinate is out of range: latitude -90..90, longitude -180..180", code="bad_point", lat=lat, lng=lng
+    )
 
 
 def to_e7(degrees: Metres) -> E7:

@@ -23,7 +23,11 @@ PARTITION = b"dispatch/drivers"
 BLOCK, RATING = b"b", b"r"
 FIRST_NAMES = ("Ana", "Bruno", "Carla", "Diogo", "Eva", "Filipe", "Gabi", "Hugo", "Ines", "Jorge", "Lena", "Marco", "Nina",
                "Oscar", "Paula", "Rui", "Sara", "Tomas", "Vera", "Yara")  # fmt: skip
-CARS = (("Corsa", "Clio", "Fabia", "Polo"), ("Model 3", "Octavia", "i4", "Ioniq 6"), ("Vito", "Transporter", "e-Rifter", "Zafira"))
+CARS = (
+    ("Corsa", "Clio", "Fabia", "Polo"),
+    ("Model 3", "Octavia", "i4", "Ioniq 6"),
+    ("Vito", "Transporter", "e-Rifter", "Zafira"),
+)
 COLORS = ("white", "silver", "black", "blue", "red", "green")
 
 
@@ -75,7 +79,9 @@ class Drivers:
                     self._take(msgspec.msgpack.decode(row.value[1:], type=Block))
                 else:
                     number = int.from_bytes(row.sort[1:], "big")
-                    self.ratings[number], self.rated[number] = msgspec.msgpack.decode(row.value[1:], type=tuple[float, int])
+                    self.ratings[number], self.rated[number] = msgspec.msgpack.decode(
+                        row.value[1:], type=tuple[float, int]
+                    )
             start = rows[-1].sort + b"\0"
 
     async def register(self, owner: str, count: int, *, name: str = "", vehicle: int = -1) -> Block:
@@ -84,7 +90,9 @@ class Drivers:
             if (known.owner, known.count) == (owner, count):
                 return known
         if not 1 <= count <= self._max - self._next:
-            raise Rejected(f"there is room for {self._max - self._next} more drivers, not {count}", code="too_many_drivers")
+            raise Rejected(
+                f"there is room for {self._max - self._next} more drivers, not {count}", code="too_many_drivers"
+            )
         if not -1 <= vehicle < len(CARS):
             raise Rejected("no such kind of vehicle", code="bad_vehicle")
         block = Block(self._next, count, owner, name, vehicle)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourplane.dispatch import compiled
-from fourplane.dispatch.roads import GRID_M, LOCAL_SPEED_MPS, SNAP_M_MAX, Roads
+from fourplane.dispatch.roads import GRID_M, LOCAL_SPEED_MPS, SNAP_M_MAX, Roads, Snapped
 from fourplane.foundation.errors import Rejected
 
 Seconds = NDArray[np.float64]
@@ -79,9 +79,21 @@ class Eta:
                 nodes[n], metres[n] = found.node, found.metres
         return nodes, metres
 
-    def to_pickup(self, lat: float, lng: float, lats: Seconds, lngs: Seconds, *, limit_s: float = 900.0) -> Seconds:
-        """Seconds from each driver to the pick-up by road, inf past the limit; raises Rejected off the roads."""
-        source = self.roads.snap(lat, lng, "the pick-up")
+    def to_pickup(
+        self,
+        lat: float,
+        lng: float,
+        lats: Seconds,
+        lngs: Seconds,
+        *,
+        limit_s: float = 900.0,
+        source: Snapped | None = None,
+    ) -> Seconds:
+        """Seconds from each driver to the pick-up by road, inf past the limit; raises Rejected off the roads.
+
+        `source` is the pick-up's node where the caller knows it.
+        """
+        source = source or self.roads.snap(lat, lng, "the pick-up")
         nodes, metres = self.snap_many(lats, lngs)
         seconds = self._reach(source.node, np.maximum(nodes, 0), limit_s / self.pace) * self.pace
         seconds[nodes < 0] = np.inf

@@ -19,7 +19,9 @@ BUCKET = np.dtype(
 )  # fmt: skip
 
 # Places in the index's `meta` column.
-META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_WARM = range(9)
+META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_WARM = (
+    range(9)
+)
 CHUNKS = 9  # here begin the heads of the lists of free chunks, one per size
 META_COUNT = CHUNKS + 32
 

@@ -17,8 +17,8 @@ Cost per core: update 70-100 ns, nearest 20 of 100,000 drivers 7 us. Source: mea
 import math
 
 import numpy as np
-from numba import from_dtype, int32, int64, njit, types, uint32
 from numba import float64 as f64
+from numba import from_dtype, int32, int64, njit, types, uint32
 
 from fourplane.dispatch.index_layout import (
     BUCKET,
@@ -59,8 +59,28 @@ STATE_MASK = np.uint32((1 << 31) - 1)
 def _sin_cos(angle: float) -> tuple[float, float]:
     """Sine and cosine of -pi/2..pi/2 without a branch or a call, so that the loop around it becomes vector code."""
     r = angle * angle
-    sine = 1 + r * S1 * (1 + r * S2 * (1 + r * S3 * (1 + r * S4 * (1 + r * S5 * (1 + r * S6 * (1 + r * S7 * (1 + r * S8 * (1 + r * S9 * (1 + r * S10)))))))))
-    cosine = 1 + r * C1 * (1 + r * C2 * (1 + r * C3 * (1 + r * C4 * (1 + r * C5 * (1 + r * C6 * (1 + r * C7 * (1 + r * C8 * (1 + r * C9 * (1 + r * C10)))))))))
+    sine = 1 + r * S1 * (
+        1
+        + r
+        * S2
+        * (
+            1
+            + r
+            * S3
+            * (1 + r * S4 * (1 + r * S5 * (1 + r * S6 * (1 + r * S7 * (1 + r * S8 * (1 + r * S9 * (1 + r * S10)))))))
+        )
+    )
+    cosine = 1 + r * C1 * (
+        1
+        + r
+        * C2
+        * (
+            1
+            + r
+            * C3
+            * (1 + r * C4 * (1 + r * C5 * (1 + r * C6 * (1 + r * C7 * (1 + r * C8 * (1 + r * C9 * (1 + r * C10)))))))
+        )
+    )
     return angle * sine, cosine
 
 
@@ -197,7 +217,9 @@ def _leave(slot: int, bucket: int, buckets: np.ndarray, slots: np.ndarray, drive
     own.count -= 1
 
 
-@njit(types.boolean(int32, int32, int32, int32, uint32, f64), cache=True, nogil=True, error_model="numpy", inline="always")
+@njit(
+    types.boolean(int32, int32, int32, int32, uint32, f64), cache=True, nogil=True, error_model="numpy", inline="always"
+)
 def _jumped(lat: int, lng: int, old_lat: int, old_lng: int, elapsed: int, bound_e7: float) -> bool:
     """Farther than a car drives; `bound_e7` is per clock tick, longitude is only judged by latitude's measure away from poles."""
     allowed = bound_e7 * (elapsed + 4)
@@ -312,7 +334,12 @@ def remove(
     return True
 
 
-@njit(int64(int64, int64, uint32, uint32, DRIVERS, SLOTS, BUCKETS, I32S, I64S), cache=True, nogil=True, error_model="numpy")
+@njit(
+    int64(int64, int64, uint32, uint32, DRIVERS, SLOTS, BUCKETS, I32S, I64S),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
 def drop_stale(
     first: int,
     end: int,
@@ -350,7 +377,12 @@ def _angle(sin_lat: float, cos_lat: float, dlat: int, dlng: float, lat: int) -> 
     return 2 * math.asin(math.sqrt(min(h, 1.0)))
 
 
-@njit(f64(int64, int32, int32, f64, f64, uint32, uint32, f64, int64, BUCKETS, SLOTS, I64S, F64S), cache=True, nogil=True, error_model="numpy")
+@njit(
+    f64(int64, int32, int32, f64, f64, uint32, uint32, f64, int64, BUCKETS, SLOTS, I64S, F64S),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
 def _scan(
     bucket: int,
     lat: int,
@@ -464,9 +496,7 @@ def nearest(
 
 
 @njit(
-    types.void(
-        I32S, I32S, f64, uint32, uint32, int64, SLOTS, BUCKETS, I32S, I64S, int64[:, ::1], f64[:, ::1], I64S
-    ),
+    types.void(I32S, I32S, f64, uint32, uint32, int64, SLOTS, BUCKETS, I32S, I64S, int64[:, ::1], f64[:, ::1], I64S),
     cache=True,
     error_model="numpy",
     nogil=True,

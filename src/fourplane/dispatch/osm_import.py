@@ -42,7 +42,9 @@ async def import_map(source: Path, target: Path, progress: Progress) -> None:
     if not source.is_file():
         raise NotFound(f"no map at {source}", code="no_map")
     if importlib.util.find_spec("osmium") is None:
-        raise Unavailable("reading OpenStreetMap files needs the extra `maps` (pip install fourplane[maps])", code="no_osmium")
+        raise Unavailable(
+            "reading OpenStreetMap files needs the extra `maps` (pip install fourplane[maps])", code="no_osmium"
+        )
     last = _Line()
 
     def on_line(text: str) -> None:
@@ -102,7 +104,7 @@ def read_roads(source: Path, tell: Progress) -> roads.Roads:
     return roads.build(np.array(lat), np.array(lng), ways, name=name, attribution=ATTRIBUTION)
 
 
-def _road_class(tags: Any) -> int | None:  # noqa: ANN401 - pyosmium's tag list
+def _road_class(tags: Any) -> int | None:
     kind = tags.get("highway")
     kind = LINKS.get(kind) or OTHERS.get(kind, kind)
     if tags.get("access") in CLOSED or tags.get("motor_vehicle") in CLOSED or tags.get("area") == "yes":
@@ -112,7 +114,7 @@ def _road_class(tags: Any) -> int | None:  # noqa: ANN401 - pyosmium's tag list
     return roads.CLASS_NUMBERS.get(kind)
 
 
-def _direction(tags: Any) -> int:  # noqa: ANN401 - pyosmium's tag list
+def _direction(tags: Any) -> int:
     """1 one-way along the points, -1 against them, 0 both."""
     value = tags.get("oneway")
     if value in {"yes", "true", "1"}:

@@ -262,9 +262,7 @@ def _with_points_between(
     return np.concatenate([lat, more_lat]), np.concatenate([lng, more_lng]), result
 
 
-def _cut(
-    way: Way, uses: NDArray[np.int32], lat: NDArray[np.float64], lng: NDArray[np.float64], edges: _Edges
-) -> None:
+def _cut(way: Way, uses: NDArray[np.int32], lat: NDArray[np.float64], lng: NDArray[np.float64], edges: _Edges) -> None:
     """Cut a way at junctions and before a piece gets too long."""
     points = list(way.points)
     lengths = _lengths(lat[points], lng[points])
@@ -283,7 +281,13 @@ def _cut(
 
 
 def _finish(
-    edges: _Edges, lat: NDArray[np.float64], lng: NDArray[np.float64], lines: dict[str, NDArray[Any]], *, name: str, attribution: str
+    edges: _Edges,
+    lat: NDArray[np.float64],
+    lng: NDArray[np.float64],
+    lines: dict[str, NDArray[Any]],
+    *,
+    name: str,
+    attribution: str,
 ) -> Roads:
     tails, heads = np.array(edges.tails, np.int64), np.array(edges.heads, np.int64)
     if len(tails) == 0:

@@ -233,7 +233,9 @@ def offer(trip: Trip, driver: int, *, now_us: int, expires_us: int, eta_s: float
     return [Offered(now_us, driver, expires_us, eta_s)]
 
 
-def close_offer(trip: Trip, driver: int, reason: Literal["declined", "expired", "withdrawn"], *, now_us: int) -> list[Event]:
+def close_offer(
+    trip: Trip, driver: int, reason: Literal["declined", "expired", "withdrawn"], *, now_us: int
+) -> list[Event]:
     """The driver declined, let it lapse, or is no longer there; the same again changes nothing."""
     if trip.status == "offered" and trip.offered_to == driver:
         return [OfferClosed(now_us, driver, reason)]
@@ -317,7 +319,9 @@ def give_up(trip: Trip, *, now_us: int, reason: str) -> list[Event]:
     return [Ended(now_us, "no_drivers_available", "system", reason, Money.zero(trip.fare.total.currency))]
 
 
-def settle(trip: Trip, payment: Literal["captured", "voided"], amount: Money, driver_part: Money, *, now_us: int) -> list[Event]:
+def settle(
+    trip: Trip, payment: Literal["captured", "voided"], amount: Money, driver_part: Money, *, now_us: int
+) -> list[Event]:
     """The payment gateway did its part."""
     if trip.settled is not None:
         return []

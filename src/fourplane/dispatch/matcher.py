@@ -1,0 +1,173 @@
+"""The matching loop: every window it gives the waiting riders their drivers.
+
+Thin shell around `matching`: it asks the index for the free drivers around each waiting rider, the roads for their
+times, the pure part for the pairs, and then makes the offers. A slice of requests is searched, then the loop gets a
+breath, so that nothing else waits longer than a few milliseconds.
+"""
+
+import asyncio
+
+import msgspec
+import numpy as np
+
+from fourplane.control.nodes import Switch
+from fourplane.dispatch.driver_index import DriverIndex
+from fourplane.dispatch.drivers import Drivers
+from fourplane.dispatch.eta import Eta
+from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
+from fourplane.dispatch.matching import Candidate, MatchingSettings, cheapest_pairs, costs, explain
+from fourplane.dispatch.pricing import find_product
+from fourplane.dispatch.rides import Ride, Rides
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.foundation.telemetry import Registry
+
+OFFERS_AT_ONCE = 64
+
+
+class MatcherStatistics(msgspec.Struct, frozen=True):
+    """Cumulative counts of the loop."""
+
+    rounds: int
+    considered: int  # requests times rounds
+    candidates: int
+    offered: int
+    unmatched: int
+
+
+class _Found:
+    """One request with its candidates, nearest by line first."""
+
+    __slots__ = ("costs", "drivers", "etas", "idle_s", "metres", "ride")
+
+    def __init__(self, ride: Ride) -> None:
+        self.ride = ride
+        self.drivers = np.empty(0, np.int64)
+        self.metres = self.etas = self.idle_s = self.costs = np.empty(0)
+
+
+class Matcher:
+    """Runs as one task; `wake` tells it that somebody waits."""
+
+    def __init__(
+        self,
+        rides: Rides,
+        drivers: Drivers,
+        *,
+        index: DriverIndex,
+        eta: Eta,
+        settings: MatchingSettings,
+        registry: Registry,
+        switches: tuple[Switch, ...],
+    ) -> None:
+        self._rides, self._drivers, self._index, self._eta = rides, drivers, index, eta
+        self._settings, self._registry, self._switches = settings, registry, switches
+        self._wanted = asyncio.Event()
+        self._rounds = self._considered = self._candidates = self._offered = self._unmatched = 0
+        self.search_seconds = registry.histogram(
+            "fourplane_dispatch_search_seconds", "candidates and road ETA of one request"
+        )
+        self.round_seconds = registry.histogram("fourplane_dispatch_round_seconds", "one round of matching")
+
+    def wake(self) -> None:
+        """Somebody waits."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Match until cancelled."""
+        while True:
+            if not self._rides.searching:
+                self._wanted.clear()
+                await self._wanted.wait()
+            await clock.sleep(self._settings.window_s)
+            if all(switch.on for switch in self._switches):
+                try:
+                    await self.match_once()
+                except FourplaneError as error:
+                    self._registry.event("warning", "dispatch", f"a round of matching failed: {error}")
+            if self._rides.searching:
+                await clock.sleep(max(0.0, 0.25 - self._settings.window_s))
+
+    async def match_once(self) -> int:
+        """One round over everybody who waits now; how many offers were made."""
+        began, now = clock.monotonic_s(), clock.now_us()
+        self._rounds += 1
+        found: list[_Found] = []
+        waiting = list(self._rides.searching.values())
+        for at in range(0, len(waiting), self._settings.slice_count):
+            for ride in waiting[at : at + self._settings.slice_count]:
+                if now - ride.waiting_since_us > self._settings.patience_s * 1e6:
+                    await self._rides.give_up(ride)
+                elif ride.trip.status == "processing":
+                    found.append(self._search(ride, now))
+            await clock.sleep(0)
+        chosen = self._choose(found, now)
+        made = 0
+        for at in range(0, len(chosen), OFFERS_AT_ONCE):
+            answers = await asyncio.gather(*(self._rides.offer(*one) for one in chosen[at : at + OFFERS_AT_ONCE]))
+            made += sum(answers)
+        self._offered += made
+        self._unmatched += len(found) - made
+        self.round_seconds.record(clock.monotonic_s() - began)
+        return made
+
+    def statistics(self) -> MatcherStatistics:
+        return MatcherStatistics(self._rounds, self._considered, self._candidates, self._offered, self._unmatched)
+
+    def _search(self, ride: Ride, now_us: int) -> _Found:
+        began = clock.monotonic_s()
+        trip, settings, found = ride.trip, self._settings, _Found(ride)
+        assert trip.fare is not None
+        kinds = find_product(trip.fare.product_id).vehicles
+        mask, wanted = STATUS_MASK, AVAILABLE
+        if len(kinds) == 1:
+            mask, wanted = STATUS_MASK | VEHICLE_MASK, AVAILABLE | kinds[0] << VEHICLE_SHIFT
+        waited_s = (now_us - ride.waiting_since_us) / 1e6
+        radius = settings.radius_wide_m if waited_s > settings.widen_s else settings.radius_m
+        count = settings.candidates + len(trip.refused_by) + (settings.candidates if len(kinds) == 2 else 0)
+        drivers, metres = self._index.nearest(
+            trip.pickup.lat, trip.pickup.lng, radius_m=radius, count=count, mask=mask, wanted=wanted
+        )
+        fit = np.isin(self._drivers.kinds[drivers], kinds) & ~np.isin(drivers, trip.refused_by)
+        drivers, metres = drivers[fit][: settings.candidates], metres[fit][: settings.candidates]
+        self._considered += 1
+        self._candidates += len(drivers)
+        if len(drivers):
+            lats, lngs = self._index.places(drivers)
+            etas = self._eta.to_pickup(
+                trip.pickup.lat, trip.pickup.lng, lats, lngs, limit_s=settings.eta_s_max, source=ride.node
+            )
+            idle_s = (now_us - self._drivers.idle_since_us[drivers]) / 1e6
+            ratings = self._drivers.ratings[drivers].astype(np.float64)
+            found.drivers, found.metres, found.etas, found.idle_s = drivers.astype(np.int64), metres, etas, idle_s
+            found.costs = costs(etas, ratings, idle_s, settings)
+        self.search_seconds.record(clock.monotonic_s() - began)
+        return found
+
+    def _choose(self, found: list[_Found], now_us: int) -> list[tuple[Ride, int, float]]:
+        if not found:
+            return []
+        requests = np.repeat(np.arange(len(found)), [len(one.drivers) for one in found])
+        drivers = np.concatenate([one.drivers for one in found])
+        starts = np.cumsum([0, *(len(one.drivers) for one in found)])
+        pairs = cheapest_pairs(requests, drivers, np.concatenate([one.costs for one in found]))
+        given = {int(requests[edge]): edge for edge in pairs}
+        chosen = []
+        for number, one in enumerate(found):
+            edge = given.get(number)
+            driver = -1 if edge is None else int(drivers[edge])
+            one.ride.stories.append(explain(self._told(one), driver, now_us, self._settings))
+            if edge is not None:
+                chosen.append((one.ride, driver, float(one.etas[edge - starts[number]])))
+        return chosen
+
+    def _told(self, one: _Found) -> list[Candidate]:
+        ratings = self._drivers.ratings[one.drivers]
+        return [
+            Candidate(
+                int(one.drivers[n]), round(float(one.metres[n]), 1), round(float(min(one.etas[n], 1e6)), 1),
+                round(float(ratings[n]), 2), round(float(one.idle_s[n])), round(float(min(one.costs[n], 1e6)), 1),
+                "is too far by road or rated too low" if one.costs[n] == np.inf else "",
+            )
+            for n in range(len(one.drivers))
+        ]  # fmt: skip

@@ -1,0 +1,231 @@
+"""Rides through the real doors: HTTP, the TCP feed, durable stores."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.journeys.dispatch.rig import QUICK, Refused, gate, running
+
+from fourplane.dispatch import feed_frames as frames
+from fourplane.foundation import clock
+
+
+def test_a_ride_from_request_to_receipt() -> None:
+    async def main() -> None:
+        async with running() as city:
+            start, end, *others = city.points(8)
+            drivers = [await city.driver(*place, name=f"Driver {n}") for n, place in enumerate(others)]
+            rider = await city.guest()
+            estimate = await rider.estimate(start, end)
+            asked = await rider.request(start, end, pin=True)
+            assert asked["status"] == "processing"
+            assert asked["fare"]["total"] == estimate["fare"]["breakdown"][0]["amount"] | {
+                "amount": sum(line["amount"]["amount"] for line in estimate["fare"]["breakdown"])
+            }
+            ride = asked["request_id"]
+            story = None
+            while not story or not story["decisions"]:
+                await clock.sleep(0.02)
+                story = await rider.call("GET", f"/requests/{ride}/story")
+            decision = story["decisions"][0]
+            assert {c["driver"] for c in decision["candidates"]} <= {d.number for d in drivers}
+            assert all(c["metres"] <= 2_000 for c in decision["candidates"])
+            best = min(decision["candidates"], key=lambda c: c["cost"])
+            chosen = next(d for d in drivers if d.number == decision["driver"])
+            assert best["driver"] == chosen.number
+            assert await chosen.wait_offer() == ride
+            assert (await chosen.do("accept", ride))["trip"]["status"] == "accepted"
+            coming = await rider.show(ride)
+            assert coming["driver"]["profile"]["number"] == chosen.number
+            assert coming["eta_s"] > 0
+            assert len((await rider.call("GET", f"/requests/{ride}/map"))["approach"]) >= 2
+            await chosen.do("arrive", ride)
+            with pytest.raises(Refused, match="wrong_pin"):
+                await chosen.do("start", ride, pin="nope")
+            await chosen.do("start", ride, pin=coming["pin"])
+            await chosen.do("finish", ride)
+            paid = await rider.wait_for(ride, lambda now: now["paid"] == "captured")
+            assert paid["status"] == "completed"
+            receipt = await rider.call("GET", f"/requests/{ride}/receipt")
+            assert receipt["total_charged"] == estimate["fare"]["value"]
+            assert (await rider.call("POST", f"/requests/{ride}/rating", {"stars": 5}))["stars"] == 5
+            await chosen.do("rate", ride, stars=4)
+            balances = await city.payments.balances()
+            assert sum(balances["EUR"].values()) == 0
+            assert balances["EUR"]["merchant"] == round(float(receipt["total_charged"]) * 100)
+            while not (await rider.call("GET", "/history"))["rides"]:
+                await clock.sleep(0.05)
+            earned = await city.call("GET", "/drivers/me/earnings", x_driver_token=chosen.token)
+            assert [one["trip"] for one in earned["rides"]] == [ride]
+
+    asyncio.run(main())
+
+
+def test_a_declined_and_an_ignored_offer_go_to_the_next_driver() -> None:
+    async def main() -> None:
+        async with running() as city:
+            start, end, *others = city.points(5)
+            drivers = {d.number: d for d in [await city.driver(*place) for place in others]}
+            rider = await city.guest()
+            ride = (await rider.request(start, end))["request_id"]
+            asked = []
+            while len(asked) < 3:
+                offered = [number for number, driver in drivers.items() if (await driver.me())["offer"]]
+                holder = next((number for number in offered if number not in asked), None)
+                if holder is None:
+                    await clock.sleep(0.05)
+                    for driver in drivers.values():
+                        await driver.move(*others[driver.number])
+                    continue
+                asked.append(holder)
+                if len(asked) == 1:
+                    await drivers[holder].do("decline", ride)
+                elif len(asked) == 3:
+                    await drivers[holder].drive(ride)
+            assert len(set(asked)) == 3
+            await rider.wait_for(ride, lambda now: now["paid"] == "captured")
+            statistics = city.dispatch.rides.statistics()
+            assert (statistics.declined, statistics.expired, statistics.accepted) == (1, 1, 1)
+
+    asyncio.run(main())
+
+
+def test_the_same_request_twice_is_one_ride_and_money_is_held_once() -> None:
+    async def main() -> None:
+        async with running() as city:
+            start, end = city.points(2)
+            rider = await city.guest()
+            first = await rider.request(start, end, key="tap")
+            again = await rider.request(start, end, key="tap")
+            assert first["request_id"] == again["request_id"]
+            with pytest.raises(Refused, match="ride_under_way"):
+                await rider.request(start, end)
+            assert city.payments.statistics().authorised == 1
+            cancelled = await rider.call("DELETE", f"/requests/{first['request_id']}")
+            assert cancelled["status"] == "rider_canceled"
+            await rider.wait_for(first["request_id"], lambda now: now["paid"] == "voided")
+
+    asyncio.run(main())
+
+
+def test_a_fleet_gateway_gets_offers_and_drives_over_the_feed() -> None:
+    async def main() -> None:
+        async with running() as city:
+            block = await city.dispatch.drivers.register("fleet-test", 20)
+            fleet = await gate(city, city.dispatch.feed.token(block.first, block.count, 60))
+            start, end, *places = city.points(22)
+            fleet.send(frames.VERBS, msgspec.json.encode({"verb": "online", "driver": block.first, "count": 20}))
+            while city.dispatch.index.state_of(block.first) == 0:
+                await clock.sleep(0.01)
+            fleet.positions(block.first, places, 1)
+            while city.dispatch.index.statistics().live < 20:
+                await clock.sleep(0.01)
+            rider = await city.guest()
+            ride = (await rider.request(start, end))["request_id"]
+            offer = await fleet.wait(lambda _, news: news["kind"] == "offer")
+            assert offer["trip"] == ride
+            for verb in ("accept", "arrive", "start", "finish"):
+                fleet.send(frames.VERBS, msgspec.json.encode({"verb": verb, "driver": offer["driver"], "trip": ride}))
+                wanted = {"accept": "accepted", "arrive": "arriving", "start": "in_progress", "finish": "completed"}[verb]
+                await fleet.wait(lambda _, news, wanted=wanted: news.get("status") == wanted)
+            await rider.wait_for(ride, lambda now: now["paid"] == "captured")
+
+    asyncio.run(main())
+
+
+def test_rides_under_way_survive_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(data=tmp_path) as city:
+            start, end, place = city.points(3)
+            driver, rider = await city.driver(*place), await city.guest()
+            ride = (await rider.request(start, end))["request_id"]
+            await driver.wait_offer()
+            await driver.do("accept", ride)
+            number, keys = driver.number, city.dispatch.signer
+        async with running(data=tmp_path) as city:
+            city.dispatch.signer = city.dispatch.feed.signer = keys
+            rider.city = driver.city = city
+            again = await rider.show(ride)
+            assert (again["status"], again["driver"]["profile"]["number"]) == ("accepted", number)
+            await driver.do("online")
+            await driver.move(*place)
+            assert not city.dispatch.drivers.available(number)
+            for verb in ("arrive", "start", "finish"):
+                await driver.do(verb, ride)
+            await rider.wait_for(ride, lambda now: now["paid"] == "captured")
+            assert city.dispatch.drivers.available(number)
+
+    asyncio.run(main())
+
+
+def test_bad_requests_are_refused_with_what_is_wrong() -> None:
+    async def main() -> None:
+        async with running() as city:
+            (lat, lng), end = city.points(2)
+            rider = await city.guest()
+            for start, code in (((lng, lat), "no_road"), ((0.0, 0.0), "no_road"), ((200.0, 10.0), "bad_point"), ((-20.0, 142.5), "no_road")):
+                with pytest.raises(Refused) as refused:
+                    await rider.estimate(start, end)
+                assert refused.value.code == code, start
+            with pytest.raises(Refused, match="payment_declined"):
+                await rider.request((lat, lng), end, method="card_declined")
+            with pytest.raises(Refused, match="401"):
+                await city.call("GET", "/requests/current")
+            stranger = await city.guest()
+            ride = (await rider.request((lat, lng), end))["request_id"]
+            with pytest.raises(Refused, match="no_ride"):
+                await stranger.show(ride)
+            with pytest.raises(Refused, match="no_product"):
+                await rider.estimate((lat, lng), end, product="rocket")
+
+    asyncio.run(main())
+
+
+def test_garbage_and_foreign_drivers_on_the_feed_are_answered_and_counted() -> None:
+    async def main() -> None:
+        async with running() as city:
+            block = await city.dispatch.drivers.register("fleet-test", 4)
+            fleet = await gate(city, city.dispatch.feed.token(block.first, 2, 60))
+            fleet.send(frames.VERBS, b"{not json")
+            assert (await fleet.wait(lambda kind, _: kind == frames.ERROR))["code"] == "bad_message"
+            fleet.send(frames.VERBS, msgspec.json.encode({"verb": "online", "driver": block.first + 3}))
+            assert (await fleet.wait(lambda kind, _: kind == frames.ERROR))["code"] == "foreign_driver"
+            fleet.positions(block.first, city.points(4), 1)
+            while city.dispatch.feed.statistics().foreign < 2:
+                await clock.sleep(0.01)
+            fleet.transport.write(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await fleet.wait(lambda kind, _: kind == frames.ERROR))["code"] == "bad_frame"
+            await fleet.closed.wait()
+            liar = await gate(city, city.dispatch.feed.token(0, 1, 60))
+            liar.send(frames.HELLO, b"not a token")
+            assert (await liar.wait(lambda kind, _: kind == frames.ERROR))["code"] == "bad_token"
+            assert city.dispatch.feed.statistics().refused >= 4
+
+    asyncio.run(main())
+
+
+def test_a_stopped_matching_service_lets_riders_wait_and_a_started_one_serves_them() -> None:
+    async def main() -> None:
+        async with running() as city:
+            start, end, place = city.points(3)
+            driver, rider = await city.driver(*place), await city.guest()
+            nodes = {node.id: node for node in city.dispatch.nodes()}
+            ride = (await rider.request(start, end))["request_id"]
+            await driver.wait_offer()
+            await driver.do("decline", ride)
+            nodes["MATCHING_SVC"].switch.on = False
+            other, second = await city.driver(*place), await city.guest()
+            with pytest.raises(Refused, match="stopped_by_operator"):
+                await second.request(start, end)
+            await clock.sleep(0.3)
+            assert (await other.me())["offer"] is None
+            nodes["MATCHING_SVC"].switch.on = True
+            assert await other.wait_offer() == ride
+            assert all(node.figures() is not None for node in nodes.values())
+
+    asyncio.run(main())
+
+
+def test_quick_settings_are_those_of_a_window() -> None:
+    assert QUICK.matching.window_s < 1
