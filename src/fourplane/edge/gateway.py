@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from fourplane.edge import openapi
+from fourplane.edge import api_page, openapi
 from fourplane.edge.asgi import AsgiApp, ClientGone, Receive, Scope, Send
 from fourplane.edge.deadlines import HandlerClock
 from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token, trace_of
@@ -152,7 +152,7 @@ class Gateway:
             if scope["method"] == "OPTIONS":
                 result: object = self._options(scope)
             elif served is not None:
-                result = await self._call(served, params, scope, receive, headers=headers, extra=extra)
+                result = await self._call(served, params, scope, receive, headers=headers, extra=extra, now=began)
             else:
                 assert folder is not None
                 result = await self._files.reply(folder, scope["raw_path"].decode("latin-1"), headers)
@@ -247,6 +247,7 @@ class Gateway:
         *,
         headers: dict[str, str],
         extra: Headers,
+        now: float,
     ) -> object:
         route = served.route
         identity = None
@@ -256,7 +257,7 @@ class Gateway:
             _check_access(route.access, identity)
         client = scope.get("client")
         peer = client[0] if client else "local"
-        self._check_rate(served.limit, peer if identity is None else f"account {identity.account_id}", extra)
+        self._check_rate(served.limit, peer if identity is None else f"account {identity.account_id}", extra, now)
         body: Any = None
         if route.body is not None:
             raw = await read_body(receive, headers, route.body_max)
@@ -273,7 +274,7 @@ class Gateway:
         )
         task = asyncio.current_task()
         assert task is not None
-        self._clock.enter(task, clock.monotonic_s())
+        self._clock.enter(task, now)
         try:
             return await route.handler(call)
         except asyncio.CancelledError:
@@ -304,8 +305,8 @@ class Gateway:
         found = await self._accounts.session(token)
         return None if found is None else Identity(found.account_id, found.name, found.roles)
 
-    def _check_rate(self, limit: RateLimit, caller: str, extra: Headers) -> None:
-        verdict = limit.take(caller, clock.monotonic_s())
+    def _check_rate(self, limit: RateLimit, caller: str, extra: Headers, now: float) -> None:
+        verdict = limit.take(caller, now)
         extra.append((b"ratelimit-limit", b"%d" % verdict.limit))
         extra.append((b"ratelimit-remaining", b"%d" % verdict.remaining))
         if not verdict.allowed:
@@ -342,12 +343,17 @@ class Gateway:
         return RateLimit(rate_per_s, burst, count_max=self.settings.callers_max)
 
     def _describe(self, version: str) -> None:
-        encoded = msgspec.json.encode(openapi.document(self.routes, title="Fourplane", version=version))
+        described = msgspec.json.encode(openapi.document(self.routes, title="Fourplane", version=version))
+        listed = api_page.page(self.routes)
 
         async def description(_call: Call[None]) -> Reply:
-            return Reply(encoded, media_type="application/json", headers={"cache-control": "no-cache"})
+            return Reply(described, media_type="application/json", headers={"cache-control": "no-cache"})
 
-        self._add(Route(method="GET", path="/openapi.json", handler=description, summary="This API in OpenAPI 3.1"))
+        async def listing(_call: Call[None]) -> Reply:
+            return Reply(listed, headers={"cache-control": "no-cache"})
+
+        self._add(Route("GET", "/openapi.json", description, "This API in OpenAPI 3.1"))
+        self._add(Route("GET", "/api/", listing, "This API as a page"))
 
 
 def _check_access(access: Access, identity: Identity | None) -> None:

@@ -31,6 +31,7 @@ class RouteTable(Generic[T]):
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
+        self._exact: dict[str, dict[str, T]] = {}  # paths without parameters, for one look-up
 
     def add(self, method: str, path: str, target: T) -> None:
         """Enter one verb on one path; raises Misconfigured when it is taken or malformed."""
@@ -57,10 +58,15 @@ class RouteTable(Generic[T]):
         if node.methods and node.names != tuple(names):
             raise Misconfigured(f"{path} names its parameters unlike an earlier route")
         node.methods[method] = target
+        if not names:
+            self._exact[path] = node.methods
         node.names = tuple(names)
 
     def find(self, path: str) -> tuple[dict[str, T], dict[str, str]] | None:
         """What serves a raw path, by method, and the decoded parameters; None when no route matches."""
+        exact = self._exact.get(path)
+        if exact is not None:
+            return exact, {}
         segments = path[1:].split("/")
         if len(segments) > SEGMENTS_MAX:
             return None

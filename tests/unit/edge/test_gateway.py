@@ -307,6 +307,12 @@ def test_metrics_and_health():
     assert [one.status for one in found] == [200, 200, 200, 200]
 
 
+def test_the_api_is_described_for_programs_and_people():
+    described, listed = ask(("GET", "/openapi.json"), ("GET", "/api/"))
+    assert "/t/api/cart" in json.loads(described.body)["paths"]
+    assert b"/t/api/echo/{one}/{two}" in listed.body
+
+
 def test_two_doors_on_one_path_are_refused():
     with pytest.raises(Misconfigured):
         ask(doors=[Route("GET", "/t/", page, "Again")])
