@@ -106,7 +106,9 @@ def test_lost_answers_are_asked_again_and_counted_once():
 
 def test_participant_that_is_away_leaves_a_committed_unsettled_answer():
     async def main(sql):
-        participants, checkout, lifecycle = await shop(sql, settings=CommitSettings(retry_s=0.0001, confirm_s=0.0))
+        participants, checkout, lifecycle = await shop(
+            sql, settings=CommitSettings(retry_s=0.001, retry_s_max=0.001, confirm_s=0.0)
+        )
         participants["stock"].fail = {"commit": 50}
         outcome = await checkout.run(BUY)
         assert not outcome.settled
