@@ -1,0 +1,57 @@
+"""A whole deployment as a person starts it: `fourplane up` in a process of its own, on free ports, in a folder of its own."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+
+READY_S = 60
+STOP_S = 30
+FREE_PORTS = {
+    "FOURPLANE_MESSAGING__PORT": "0",
+    "FOURPLANE_MESSAGING__TLS_PORT": "0",
+}
+
+
+@contextlib.contextmanager
+def deployment(folder, *systems, settings=None, extra=()):
+    """The facts `up --json` prints once everything serves: address, operator link, ports."""
+    command = [sys.executable, "-P", "-m", "fourplane", "up", *systems, "--port", "0", "--data", str(folder), "--json"]
+    environment = {**os.environ, **FREE_PORTS, **(settings or {})}
+    process = subprocess.Popen(
+        [*command, *extra],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=folder.parent,
+        start_new_session=True,
+    )
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], READY_S)
+        line = process.stdout.readline() if ready else ""
+        assert line, f"not up within {READY_S} s: {stopped(process)}"
+        yield {**json.loads(line), "pid": process.pid}
+    finally:
+        stopped(process)
+
+
+def stopped(process):
+    """Ask it to end as Ctrl-C does; its exit code and what it complained about."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        _, errors = process.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def worker_of(pid):
+    """The pid of the first worker of a deployment."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return int(file.read().split()[0])
