@@ -1,0 +1,287 @@
+"""The embedded engines beside bare probes on the same disk in the same run.
+
+Every round measures each probe and each engine once, in turn, for `--seconds`; files stay and grow over the rounds, so
+folding the log into the main file is part of every figure. Probes: SQLite through apsw with the system's own file layer, WAL and
+synchronous=FULL, committing as many rows at a time as the engine's writers are; SQLite point reads; write and
+fdatasync of the same batches to a plain file. A bar holds by its absolute figure or by its share of the probe (the
+median of the rounds' shares).
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import apsw
+
+from fourplane.state.contracts import Put, Statement
+from fourplane.state.stores import Stores
+
+ROUNDS = 5
+SECONDS = 1.0
+WRITERS = 50
+PRODUCERS = 8
+READ_ROWS = 100_000
+VALUE = b"x" * 200
+BATCH = [b"x" * 100] * 1_000
+CREATE = "CREATE TABLE item (id BIGINT PRIMARY KEY, v BLOB)"
+INSERT = "INSERT INTO item (id, v) VALUES (?1, ?2)"
+READ = "SELECT v FROM item WHERE id=?1"
+# engine: what must be reached per second, the probe, or this share of it
+BARS = {
+    "sql appends": (40_000, "raw appends", 0.5),
+    "records random": (10_000, "raw random", 0.5),
+    "sql reads": (80_000, "raw reads", 0.6),
+    "records reads": (80_000, "raw reads", 0.6),
+    "log events": (1_000_000, "raw events", 0.7),
+}
+
+
+def raw(path, page_bytes=4_096):
+    connection = apsw.Connection(str(path))
+    for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=FULL", "cache_size=-32768"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
+class Bench:
+    """Everything that is measured, on files of one folder."""
+
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds = folder, seconds
+        self.stores = Stores(data=folder)
+        self.rng = random.Random(1)
+        self.next_id = 0
+        self.raw_id = 0
+        self.kinds = {
+            "raw appends": self.raw_appends,
+            "sql appends": self.sql_appends,
+            "raw random": self.raw_random,
+            "records random": self.records_random,
+            "raw reads": self.raw_reads,
+            "sql reads": self.sql_reads,
+            "records reads": self.records_reads,
+            "raw fdatasync": self.raw_fdatasync,
+            "raw events": self.raw_events,
+            "log events": self.log_events,
+        }
+
+    async def prepare(self):
+        self.sql, self.records = await self.stores.sql("bench"), await self.stores.records("bench")
+        self.log = await self.stores.log("bench")
+        self.raw, self.raw_log = raw(self.folder / "raw.db"), raw(self.folder / "raw-log.db", 16_384)
+        self.plain = os.open(self.folder / "plain", os.O_WRONLY | os.O_CREAT)
+        await self.sql.commit([Statement(CREATE)])
+        self.raw.execute(CREATE).fetchall()
+        self.raw.execute("CREATE TABLE pair (k BLOB PRIMARY KEY, v BLOB) WITHOUT ROWID").fetchall()
+        self.raw_log.execute("CREATE TABLE batch (id INTEGER PRIMARY KEY, body BLOB)").fetchall()
+        self.keys = [b"%06d" % number for number in range(READ_ROWS)]
+        for start in range(0, READ_ROWS, 1_000):
+            await self.sql.commit([Statement(INSERT, (n, VALUE)) for n in range(start, start + 1_000)])
+            self.raw.execute("BEGIN").fetchall()
+            for number in range(start, start + 1_000):
+                self.raw.execute(INSERT, (number, VALUE)).fetchall()
+            self.raw.execute("COMMIT").fetchall()
+            for at in range(start, start + 1_000, 100):
+                await self.records.write(b"read", [Put(key, VALUE) for key in self.keys[at : at + 100]])
+        self.next_id = self.raw_id = READ_ROWS
+
+    async def close(self):
+        await self.stores.stop()
+        self.raw.close()
+        self.raw_log.close()
+        os.close(self.plain)
+
+    async def measure(self, kind):
+        """Operations per second of one kind."""
+        began = time.perf_counter()
+        done = await self.kinds[kind](began + self.seconds)
+        return done / (time.perf_counter() - began)
+
+    def grouped(self, connection, until, rows, insert):
+        done = 0
+        while time.perf_counter() < until:
+            connection.execute("BEGIN").fetchall()
+            for _ in range(rows):
+                insert()
+            connection.execute("COMMIT").fetchall()
+            done += rows
+        return done
+
+    async def raw_appends(self, until):
+        def insert():
+            self.raw_id += 1
+            self.raw.execute(INSERT, (self.raw_id, VALUE)).fetchall()
+
+        return self.grouped(self.raw, until, WRITERS, insert)
+
+    async def raw_random(self, until):
+        def insert():
+            self.raw.execute("INSERT INTO pair VALUES (?1, ?2)", (self.rng.randbytes(16), VALUE)).fetchall()
+
+        return self.grouped(self.raw, until, WRITERS, insert)
+
+    async def raw_events(self, until):
+        body = b"".join(BATCH)
+
+        def insert():
+            self.raw_log.execute("INSERT INTO batch (body) VALUES (?1)", (body,)).fetchall()
+
+        return self.grouped(self.raw_log, until, PRODUCERS, insert) * len(BATCH)
+
+    async def raw_fdatasync(self, until):
+        body, done = b"".join(BATCH) * PRODUCERS, 0
+        while time.perf_counter() < until:
+            os.write(self.plain, body)
+            os.fdatasync(self.plain)
+            done += PRODUCERS * len(BATCH)
+        return done
+
+    async def raw_reads(self, until):
+        done = 0
+        while time.perf_counter() < until:
+            for number in range(1_000):
+                self.raw.execute(READ, ((done + number * 7_919) % READ_ROWS,)).fetchall()
+            done += 1_000
+        return done
+
+    async def sql_reads(self, until):
+        done = 0
+        while time.perf_counter() < until:
+            for number in range(1_000):
+                await self.sql.read(READ, (done + number * 7_919) % READ_ROWS)
+            done += 1_000
+        return done
+
+    async def records_reads(self, until):
+        done = 0
+        while time.perf_counter() < until:
+            for number in range(1_000):
+                await self.records.get(b"read", self.keys[(done + number * 7_919) % READ_ROWS])
+            done += 1_000
+        return done
+
+    async def together(self, until, callers, one):
+        done = 0
+
+        async def caller(number):
+            nonlocal done
+            while time.perf_counter() < until:
+                count = await one(number)  # on a line of its own: += would read `done` before waiting
+                done += count
+
+        await asyncio.gather(*[caller(number) for number in range(callers)])
+        return done
+
+    async def sql_appends(self, until):
+        async def one(_number):
+            self.next_id += 1
+            await self.sql.commit([Statement(INSERT, (self.next_id, VALUE))])
+            return 1
+
+        return await self.together(until, WRITERS, one)
+
+    async def records_random(self, until):
+        async def one(_number):
+            await self.records.write(self.rng.randbytes(16), [Put(b"s", VALUE)])
+            return 1
+
+        return await self.together(until, WRITERS, one)
+
+    async def log_events(self, until):
+        async def one(number):
+            await self.log.append("events", number, BATCH)
+            return len(BATCH)
+
+        return await self.together(until, PRODUCERS, one)
+
+
+async def measured(rounds, seconds):
+    folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
+    try:
+        bench = Bench(folder, seconds)
+        await bench.prepare()
+        found = {kind: [] for kind in bench.kinds}
+        for _ in range(rounds):
+            for kind, figures in found.items():
+                figures.append(await bench.measure(kind))
+        counted = {key: bench.stores.statistics()[key].database for key in ("records.bench", "log.bench")}
+        counted["sql.bench"] = bench.stores.statistics()["sql.bench"]
+        groups = {
+            key: {"p50_ms": each.group_s_p50 * 1e3, "p99_ms": each.group_s_p99 * 1e3} for key, each in counted.items()
+        }
+        await bench.close()
+    finally:
+        shutil.rmtree(folder)
+    return found, groups
+
+
+def run(options: argparse.Namespace) -> dict:
+    rounds, seconds = getattr(options, "rounds", ROUNDS), getattr(options, "seconds", SECONDS)
+    try:
+        import uvloop
+    except ImportError:
+        found, groups = asyncio.run(measured(rounds, seconds))
+    else:
+        found, groups = uvloop.run(measured(rounds, seconds))
+    medians = {kind: statistics.median(figures) for kind, figures in found.items()}
+    bars = {}
+    for kind, (least, probe, share) in BARS.items():
+        shares = statistics.median(one / bare for one, bare in zip(found[kind], found[probe], strict=True))
+        holds = medians[kind] >= least or shares >= share
+        bars[kind] = {"at_least": least, "probe": probe, "or_share": share, "share": round(shares, 3), "holds": holds}
+    return {
+        "system": "state",
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "model": _model()},
+        "rounds": rounds,
+        "writers": WRITERS,
+        "figures": {
+            kind: {"per_s": round(medians[kind]), "lowest": round(min(figures)), "highest": round(max(figures))}
+            for kind, figures in found.items()
+        },
+        "groups": groups,
+        "bars": bars,
+    }
+
+
+def _model():
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = run(options)
+    place = Path(__file__).parent / "results"
+    place.mkdir(exist_ok=True)
+    (place / "state.json").write_text(json.dumps(result, indent=1))
+    if options.json:
+        print(json.dumps(result))
+        return
+    for kind, figures in result["figures"].items():
+        bar = result["bars"].get(kind)
+        verdict = ""
+        if bar is not None:
+            held = "holds" if bar["holds"] else "MISSED"
+            verdict = (
+                f"  {bar['share']:>5.0%} of {bar['probe']}; bar {bar['at_least']:,} or {bar['or_share']:.0%}: {held}"
+            )
+        print(f"{kind:15} {figures['per_s']:>10,}/s ({figures['lowest']:,} to {figures['highest']:,}){verdict}")
+    for store, group in result["groups"].items():
+        print(f"{store:15} group commit p50 {group['p50_ms']:.2f} ms, p99 {group['p99_ms']:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
