@@ -25,7 +25,7 @@ from fourplane.messaging.user_session import UserSession
 from fourplane.messaging.xml_stream import IQ, Framer, FramerStack, Stanza, StreamError
 
 STREAM_ERRORS_NS = "urn:ietf:params:xml:ns:xmpp-streams"
-FLUSH_BYTES = 64 * 1024
+FLUSH_BYTES = 64 * 1024  # what may wait for the end of the tick
 
 
 class Phase(IntEnum):
@@ -81,6 +81,7 @@ class ClientStream:
         "_framer",
         "_login",
         "_number",
+        "_out_bytes",
         "_paused_for",
         "_slowed",
         "_stall",
@@ -105,6 +106,7 @@ class ClientStream:
         self.congested = False
         self.peer = ""
         self.out: list[bytes] = []
+        self._out_bytes = 0
         self._login: Login | None = None
         self._framer: Framer | None = None
         self._backlog: deque[Stanza] | None = None
@@ -120,10 +122,14 @@ class ClientStream:
         if not self.out:
             self.streams.mark(self)
         self.out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > FLUSH_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what waits to the network."""
         out, self.out = self.out, []
+        self._out_bytes = 0
         if out and self.phase is not Phase.ENDED:
             self._write(out)
 
@@ -210,7 +216,7 @@ class ClientStream:
         self.congested = True
         if self._stall is None:
             loop = asyncio.get_running_loop()
-            self._stall = loop.call_later(self.streams.settings.stalled_s, self._stalled)
+            self._stall = loop.call_later(self.streams.settings.stalled_s, self.give_up)
 
     def writing_resumed(self) -> None:
         """The network has caught up."""
@@ -223,9 +229,19 @@ class ClientStream:
             if source.stream is not None:
                 source.stream.resume(f"slow {self._number}")
 
+    def give_up(self) -> None:
+        """The client takes nothing any more: cut the connection, its session may be resumed."""
+        if self.phase is not Phase.ENDED:
+            self.phase = Phase.ENDED
+            session, self.session = self.session, None
+            if session is not None:
+                session.disconnected()
+            self._release()
+            self._abort()
+
     def buffered(self) -> int:
         """Bytes that the network has not taken yet."""
-        return sum(map(len, self.out)) + self._unsent()
+        return self._out_bytes + self._unsent()
 
     def open_stream(self, attributes: dict[str, str]) -> None:
         """The client's header has come: answer with ours and the features."""
@@ -412,16 +428,6 @@ class ClientStream:
         self.send(
             self._header(f" from='{stanzas.escape(domain)}' id='{stream_id}'{addressed} version='1.0' xml:lang='en'")
         )
-
-    def _stalled(self) -> None:
-        self._stall = None
-        if self.phase is not Phase.ENDED:
-            self.phase = Phase.ENDED
-            session, self.session = self.session, None
-            if session is not None:
-                session.disconnected()
-            self._release()
-            self._abort()
 
     def _too_late(self) -> None:
         self._deadline = None

@@ -210,7 +210,7 @@ class User:
         finally:
             self.flushing = False
         # A client came while another one was served, or this one went before it had taken everything.
-        targets = self.available()
+        targets = [other for other in self.available() if other.stream is not None]
         if targets and self.offline_count:
             self.deliver_stored(targets[0])
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fourplane.messaging.user import User
 
 HOLDS_MAX = 500
+TAKEN_POLL_S = 0.01
 QUIET_MAX = 1_000
 ACK_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"  # one at a time: its answer asks for the next while something is owed
 SM_REQUEST = f"{SM} r"
@@ -207,14 +208,20 @@ class UserSession:
     async def wait_taken(self) -> bool:
         """Wait until the client has acknowledged everything sent so far (without XEP-0198: until the network took it).
 
-        False when the session ended or lost its connection before.
+        A client that takes nothing for `stalled_s` is disconnected. False when the session ended, or broke while another
+        client of the same user could be served.
         """
         management = self.management
         target = management.sent_count if management is not None else 0
+        patience = clock.monotonic_s() + self.user.router.settings.stalled_s
         while True:
-            await clock.sleep(0.01)
+            await clock.sleep(TAKEN_POLL_S)
             if self.user.sessions.get(self.address.resource) is not self:
                 return False
+            if self.stream is None and any(other.stream is not None for other in self.user.available()):
+                return False
+            if self.stream is not None and clock.monotonic_s() > patience:
+                self.stream.give_up()
             if management is not None:
                 if management.sent_count - len(management.unacked) >= target:
                     return True
