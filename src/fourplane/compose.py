@@ -23,6 +23,7 @@ from fourplane.console.app import Console, ConsoleSettings, Demo
 from fourplane.control import exporters
 from fourplane.control.fleet import Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
 from fourplane.control.nodes import Node
+from fourplane.dispatch.app import Dispatch, DispatchSettings
 from fourplane.edge import certificate
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
@@ -43,8 +44,9 @@ from fourplane.simulator.crowds import Target
 from fourplane.state import data_folder
 from fourplane.state.format import ensure_format
 from fourplane.state.stores import Stores, StoresSettings
+from fourplane.streaming.app import Streaming, StreamingSettings
 
-SYSTEMS = ("commerce", "messaging")
+SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
 CONTROL_SOCKET = "control.sock"
 CHECKOUT = Path(__file__).resolve().parents[2]
 CROWD_MAX = 20_000
@@ -52,7 +54,7 @@ PRELOAD = ("numpy", "msgspec", "starlette.applications", "apsw")
 MIB = 1 << 20
 
 T = TypeVar("T")
-Systems = dict[str, Commerce | Messaging]
+Systems = dict[str, Streaming | Dispatch | Commerce | Messaging]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accounts: AccountSettings = AccountSettings()
     cards: CardSettings = CardSettings()
     console: ConsoleSettings = ConsoleSettings()
+    streaming: StreamingSettings = StreamingSettings()
+    dispatch: DispatchSettings = DispatchSettings()
     commerce: CommerceSettings = CommerceSettings()
     messaging: MessagingSettings = MessagingSettings()
 
@@ -82,7 +86,7 @@ class Deployment:
     def __init__(
         self, settings: Settings, *, slot: int = 0, sockets: Mapping[str, socket.socket] | None = None
     ) -> None:
-        self.settings = settings
+        self.settings = settings = _placed(settings)
         self.sockets = sockets or {}
         self.registry = Registry()
         self.lifecycle = Lifecycle(self.registry)
@@ -106,7 +110,9 @@ class Deployment:
         self._payments = CardSimulator(await self.stores.sql("payments"), ids=self.ids, settings=settings.cards)
         self.lifecycle.add("payments", self._payments)
         self._signer = Signer(KeyRing.open(secrets / "keys.json"))
-        builders: dict[str, Callable[[], Awaitable[Commerce | Messaging]]] = {
+        builders: dict[str, Callable[[], Awaitable[Streaming | Dispatch | Commerce | Messaging]]] = {
+            "streaming": self._streaming,
+            "dispatch": self._dispatch,
             "commerce": self._commerce,
             "messaging": self._messaging,
         }
@@ -140,12 +146,41 @@ class Deployment:
     def target(self) -> Target:
         """Where the doors of this deployment really are."""
         found: dict[str, int] = {"http_port": self.server.port}
-        messaging = self.systems.get("messaging")
+        streaming, dispatch, messaging = (self.systems.get(name) for name in ("streaming", "dispatch", "messaging"))
+        if isinstance(streaming, Streaming):
+            found["cdn_port"] = streaming.cdn_port
+        if isinstance(dispatch, Dispatch):
+            found["location_port"] = dispatch.feed.port
         if isinstance(messaging, Messaging):
             found |= {"xmpp_port": messaging.port, "xmpp_tls_port": messaging.tls_port}
         return msgspec.structs.replace(Target(host=self.settings.http.listener.host), **found)
 
     # -- the systems
+
+    async def _streaming(self) -> Streaming:
+        return Streaming(
+            self.settings.streaming,
+            sql=await self.stores.sql("streaming"),
+            blobs=await self.stores.blobs("streaming"),
+            signer=self._signer,
+            ids=self.ids,
+            registry=self.registry,
+            sockets=self.sockets,
+        )
+
+    async def _dispatch(self) -> Dispatch:
+        return Dispatch(
+            self.settings.dispatch,
+            records=await self.stores.records("dispatch"),
+            log=await self.stores.log("dispatch"),
+            blobs=await self.stores.blobs("dispatch"),
+            payments=self._payments,
+            signer=self._signer,
+            ids=self.ids,
+            registry=self.registry,
+            work=self.settings.data / "maps",
+            inherited=self.sockets.get("location"),
+        )
 
     async def _commerce(self) -> Commerce:
         return Commerce(
@@ -258,6 +293,10 @@ async def import_file(
     if kind not in owners:
         raise Rejected(f"unknown kind {kind!r}; there are {', '.join(owners)}", code="unknown_kind")
     match deployment.systems.get(owners[kind]):
+        case Streaming() as streaming:
+            return await streaming.import_file(file, progress, dry_run=dry_run)
+        case Dispatch() as dispatch:
+            return {"map": await dispatch.import_map(file, _steps(progress))}
         case Commerce() as commerce:
             rows = [enriched(row) for row in parse(file.read_bytes(), file.suffix)]  # noqa: ASYNC240 - see above
             return await commerce.import_rows(rows, progress=_steps(progress), dry_run=dry_run)
@@ -345,14 +384,27 @@ async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
     return await serve_until_asked(worker, deployment.lifecycle, lambda: facts)
 
 
+def _placed(settings: Settings) -> Settings:
+    """The same settings with the folders nobody chose inside the data folder."""
+    replace, usual, own = msgspec.structs.replace, StreamingSettings(), settings.streaming
+    if own.folder == usual.folder:
+        own = replace(own, folder=settings.data / "streaming")
+    if own.cache_folder == usual.cache_folder:
+        own = replace(own, cache_folder=settings.data / "cdn")
+    return replace(settings, streaming=own)
+
+
 def _unexposed(settings: Settings, system: str) -> Settings:
     """The same settings with one system and every port free to choose."""
     replace = msgspec.structs.replace
     listener = replace(settings.http.listener, port=0)
+    cdn = tuple(replace(node, port=0) for node in settings.streaming.cdn)
     return replace(
         settings,
         systems=(system,),
         http=replace(settings.http, listener=listener),
+        streaming=replace(settings.streaming, origin_port=0, cdn=cdn),
+        dispatch=replace(settings.dispatch, feed=replace(settings.dispatch.feed, port=0)),
         messaging=replace(settings.messaging, port=0, tls_port=0),
     )
 
@@ -361,6 +413,11 @@ def _ports(settings: Settings) -> list[Port]:
     """Every port the parent binds for its workers, with the setting that names it."""
     listener = settings.http.listener
     ports = [Port("http", listener.host, listener.port, "http.listener.port")]
+    if "streaming" in settings.systems:
+        ports += [Port(*port) for port in Streaming.ports(settings.streaming)]
+    if "dispatch" in settings.systems:
+        feed = settings.dispatch.feed
+        ports.append(Port("location", feed.host, feed.port, "dispatch.feed.port"))
     if "messaging" in settings.systems:
         own = settings.messaging
         ports.append(Port("xmpp", own.host, own.port, "messaging.port"))

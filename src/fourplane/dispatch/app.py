@@ -4,6 +4,7 @@ This wires the system's parts and keeps its loops: matching, offers that expire,
 events that leave. Everything a caller may do stands in `rider_api`, `driver_api`, `live` and `location_feed`.
 """
 
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,9 +96,11 @@ class Dispatch:
         ids: IdGenerator,
         registry: Registry,
         work: Path | None = None,
+        inherited: socket.socket | None = None,
     ) -> None:
         self.settings, self.records, self.log, self.signer = settings, records, log, signer
         self.payments, self.ids, self.registry = payments, ids, registry
+        self._inherited = inherited  # the feed's socket, bound by the parent process
         self.maps = Maps(blobs, work if work is not None else Path(tempfile.gettempdir()) / "fourplane-maps")
         self.switches = Switches()
         self.index: DriverIndex = open_index(settings.index)
@@ -134,6 +137,7 @@ class Dispatch:
         self.feed = LocationFeed(
             self.settings.feed, index=self.index, drivers=self.drivers, desk=self.desk, log=self.log,
             signer=self.signer, push=self.push, registry=self.registry, switch=self.switches.location,
+            inherited=self._inherited,
         )  # fmt: skip
         self.processor = TripProcessor(
             self.store, self.log, self.records, registry=self.registry, switch=self.switches.processor

@@ -8,6 +8,7 @@ of columns on `driver.location.updated`, sampled past `sample_max`: nobody store
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -186,7 +187,9 @@ class LocationFeed:
         push: Push,
         registry: Registry,
         switch: Switch,
+        inherited: socket.socket | None = None,
     ) -> None:
+        self._inherited = inherited
         self.settings, self.index, self.signer, self.push = settings, index, signer, push
         self._drivers, self._desk, self._log, self._registry, self._switch = drivers, desk, log, registry, switch
         self._server: asyncio.Server | None = None
@@ -203,7 +206,9 @@ class LocationFeed:
 
     async def start(self, tasks: Tasks) -> None:
         """Listen; positions are taken from now on."""
-        self._server = await network.listen(lambda: FeedConnection(self), self.settings.host, self.settings.port)
+        self._server = await network.listen(
+            lambda: FeedConnection(self), self.settings.host, self.settings.port, inherited=self._inherited
+        )
         for _ in range(self.settings.workers):
             tasks.start(self._work(), "verbs")
         tasks.start(self._tell_log(), "events")
