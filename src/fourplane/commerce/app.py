@@ -4,6 +4,7 @@ Start: tables, the inventory's epoch, recovery of the two-phase commit, the cata
 without products gets a catalog of its own (see catalog_seed.py), so a first visit finds a shop and not an empty shelf.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.storefront import Storefront
 from fourplane.control.nodes import Node
 from fourplane.edge.routes import Door
+from fourplane.foundation import clock
 from fourplane.foundation.blocking import Pool
+from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -35,6 +38,8 @@ from fourplane.service.payment_gateway import PaymentGateway
 from fourplane.service.two_phase_commit import CommitSettings, Coordinator
 from fourplane.state import schema
 from fourplane.state.contracts import Records, Search, Sql
+
+TELL_S = 0.25
 
 
 class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,7 +101,7 @@ class Commerce:
             orders=self.orders,
             coordinator=self.coordinator,
             carrier=carrier,
-            ids=ids,
+            payments=self.payments,
         )
         self.promotions = PromotionBook(sql=sql, checkout=self.checkout)
         self.store = Store(
@@ -128,6 +133,7 @@ class Commerce:
         if self.catalog.products_count == 0:
             await self.fill()
         tasks.start(self.fulfilment.run(), "fulfilment")
+        tasks.start(self._tell_stock(), "stock")
 
     async def drain(self) -> None:
         """Finish every checkout that has begun."""
@@ -159,6 +165,13 @@ class Commerce:
         return await import_rows(
             rows, catalog=self.catalog, inventory=self.inventory, progress=progress, dry_run=dry_run
         )
+
+    async def _tell_stock(self) -> None:
+        """Availability reaches catalog and search within a quarter of a second of an order."""
+        while True:
+            await clock.sleep(TELL_S)
+            with contextlib.suppress(FourplaneError):  # the next round tells what is left untold
+                await self.checkout.tell_stock()
 
     def doors(self) -> list[Door]:
         """Pages and API."""

@@ -8,6 +8,7 @@ Cost: a decoded product 0.1 us; a cold one about 30 us; search see state/embedde
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -97,6 +98,12 @@ class CatalogStatistics(msgspec.Struct, frozen=True):
     hits: int
     misses: int
     searches: int
+
+
+@lru_cache(maxsize=20_000)
+def _image(department: str, product_id: str, style: str, color: str) -> str:
+    name = ".".join(quote(part, safe="") for part in (product_id, style, color))
+    return f"/commerce/image/{quote(department, safe='')}/{name}.svg"
 
 
 class Catalog:

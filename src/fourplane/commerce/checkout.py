@@ -24,15 +24,13 @@ from fourplane.commerce.cart import Cart, Stamp
 from fourplane.commerce.cart_store import CartStore
 from fourplane.commerce.catalog import Catalog
 from fourplane.commerce.inventory import HoldRequest, Inventory, OutOfStock, Wanted
-from fourplane.commerce.orders import Address, Order, OrderBody, Orders
-from fourplane.commerce.payment import Charge
+from fourplane.commerce.orders import Address, Order, OrderBody, Orders, Placing
+from fourplane.commerce.payment import Charge, Payments
 from fourplane.commerce.pricing import Item, Market, Quote, market_of, price
 from fourplane.commerce.promotions import Promotion
 from fourplane.commerce.shipping import BuiltInCarrier, Rate
-from fourplane.control.nodes import Switch
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Rejected
-from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.money import Money
 from fourplane.foundation.telemetry import Histogram
 from fourplane.service.two_phase_commit import Branch, Coordinator
@@ -103,7 +101,7 @@ class CheckoutStatistics(msgspec.Struct, frozen=True):
 class Checkout:
     """Prices carts and places orders."""
 
-    def __init__(  # noqa: PLR0913 - a checkout is where everything meets
+    def __init__(
         self,
         settings: CheckoutSettings,
         *,
@@ -113,8 +111,7 @@ class Checkout:
         orders: Orders,
         coordinator: Coordinator,
         carrier: BuiltInCarrier,
-        ids: IdGenerator,
-        switches: Sequence[Switch] = (),
+        payments: Payments,
     ) -> None:
         self._settings = settings
         self._carts = carts
@@ -123,10 +120,10 @@ class Checkout:
         self._orders = orders
         self._coordinator = coordinator
         self._carrier = carrier
-        self._ids = ids
-        self._switches = switches
+        self._payments = payments
         self._open: dict[str, asyncio.Future[Order]] = {}
         self.promotions: list[Promotion] = []
+        self.touched: dict[str, None] = {}
         self.placed = self.repeated = 0
         self.refused: dict[str, int] = {}
         self.seconds = Histogram()
@@ -147,8 +144,6 @@ class Checkout:
         """The order of this attempt, and whether it is new; raises what made it impossible (nothing was charged then)."""
         if not 8 <= len(attempt) <= KEY_MAX or not attempt.isascii() or not attempt.isprintable():
             raise Rejected(f"an idempotency key has 8 to {KEY_MAX} printable characters", code="bad_key")
-        for switch in self._switches:
-            switch.check()
         key = f"{cart_id}:{attempt}" if account == 0 else f"{account}:{attempt}"
         key = blake2b(key.encode(), digest_size=24).hexdigest()
         running = self._open.get(key)
@@ -224,29 +219,30 @@ class Checkout:
             codes=[discount.code for discount in quote.discounts if discount.code in limited],
         )
         now = clock.now_us()
-        number = self._ids.next()
-        order = Order(number, key, cart_id, claim, account, "placing", "", now, now, 0, body)
-        await self._commit(order, items, market)
+        order = await self._commit(Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market)
         await self._after(cart_id, order, items)
-        return await self._orders.fetch(number)
+        return order
 
-    async def _commit(self, order: Order, items: Sequence[Item], market: Market) -> None:
+    async def _commit(self, order: Order, items: Sequence[Item], market: Market) -> Order:
         wanted = [Wanted(item.sku, item.quantity) for item in items]
-        branches = [Branch("order", order)]
+        quote = order.body.quote
+        charge = Charge(Money(quote.total, quote.currency), order.body.method)
+        free = quote.total == 0
+        branches = [Branch("order", Placing(order) if free else Placing(order, self._payments.intent(charge)))]
         branches += [
             Branch(f"inventory-{shard}", HoldRequest(part, market.zone))
             for shard, part in self._inventory.by_shard(wanted).items()
         ]
-        quote = order.body.quote
-        if quote.total > 0:
-            branches.append(Branch("payment", Charge(Money(quote.total, quote.currency), order.body.method), wave=1))
+        if not free:
+            branches.append(Branch("payment", charge, wave=1))
         try:
-            await self._coordinator.run(branches)
+            outcome = await self._coordinator.run(branches)
         except FourplaneError as error:
             if error.reason == "duplicate_order":
                 await self._was_it_ordered(order.claim)
-            await self._orders.explain_failure(order.number, f"{error.reason}|{error.message}")
+            await self._orders.explain_failure(order.attempt, f"{error.reason}|{error.message}")
             raise
+        return msgspec.structs.replace(order, number=outcome.transaction.id, state="paid")
 
     async def _was_it_ordered(self, claim: str) -> None:
         """Tell a second tab, or a buyer back after a crash, that this very cart has been bought."""
@@ -256,10 +252,16 @@ class Checkout:
             raise Conflict("this cart has been ordered already", code="already_ordered", order=order.id)
 
     async def _after(self, cart_id: str, order: Order, items: Sequence[Item]) -> None:
-        """Empty the cart of what was bought and let search know what is gone; neither can undo the order."""
+        """Empty the cart of what was bought and note what is fewer now; neither can undo the order."""
         await self._clear(cart_id, order)
-        levels = {item.sku: await self._inventory.available(item.sku) for item in items}
+        self.touched.update((item.sku, None) for item in items)
+
+    async def tell_stock(self) -> int:
+        """Let catalog and search know what the last orders left; how many skus. Called several times a second."""
+        skus, self.touched = self.touched, {}
+        levels = {sku: await self._inventory.available(sku) for sku in skus}
         await self._catalog.stock_changed(levels)
+        return len(levels)
 
     async def _clear(self, cart_id: str, order: Order) -> None:
         def clear(cart: Cart, stamp: Stamp) -> None:

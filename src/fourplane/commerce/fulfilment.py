@@ -72,7 +72,7 @@ class Fulfilment:
 
     async def _warehouse(self, order: Order) -> str:
         for shard in self._inventory.shards:
-            pieces = await shard.sold_in(order.transaction)
+            pieces = await shard.sold_in(order.number)
             if pieces:
                 return pieces[0].warehouse
         return "newark"

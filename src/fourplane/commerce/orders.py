@@ -11,7 +11,7 @@ attempt, so that the same attempt hears the same answer.
 Every change is one commit: the row under the condition of its old state, and one event of its story.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -32,9 +32,7 @@ NEXT: dict[State, tuple[State, ...]] = {
     "cancelled": (),
     "failed": (),
 }
-_SELECT = (
-    "SELECT id, attempt, cart, claim, account, state, reason, created_us, changed_us, transaction_id, body FROM orders "
-)
+_SELECT = "SELECT id, attempt, cart, claim, account, state, reason, created_us, changed_us, body FROM orders "
 
 _FIELDS = (
     "number",
@@ -46,12 +44,11 @@ _FIELDS = (
     "reason",
     "created_us",
     "changed_us",
-    "transaction",
     "body",
 )
 _PUT = (
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
-    "transaction_id, coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+    "coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11)"
 )
 _PUT_EVENT = (
     "INSERT INTO order_events (order_id, number, state, at_us, note) SELECT CAST(?1 AS BIGINT), COUNT(*) + 1, "
@@ -97,7 +94,7 @@ class OrderBody(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """An order as it stands."""
+    """An order as it stands; its number is that of the transaction that made it."""
 
     number: int
     attempt: str
@@ -108,13 +105,19 @@ class Order(msgspec.Struct, frozen=True):
     reason: str
     created_us: int
     changed_us: int
-    transaction: int
     body: OrderBody
 
     @property
     def id(self) -> str:
         """How people and clients name it."""
         return ids.encode("order", self.number)
+
+
+class Placing(msgspec.Struct, frozen=True):
+    """An order to be prepared, and what else is written in the same commit (the payment's intent)."""
+
+    order: Order
+    along: Callable[[Transaction], Sequence[Statement]] = lambda _: ()
 
 
 class OrderEvent(msgspec.Struct, frozen=True):
@@ -135,8 +138,8 @@ class Orders:
 
     async def prepare(self, transaction: Transaction, work: object) -> None:
         """Write the order as `placing`; raises Conflict when attempt or cart are taken or a limited code is used up."""
-        order = work
-        assert isinstance(order, Order), "what is prepared here is an order"
+        assert isinstance(work, Placing), "what is prepared here is an order"
+        order = work.order
         assert order.state == "placing", "only a new order is prepared"
         statements = [
             Statement(
@@ -148,13 +151,14 @@ class Orders:
             for code in order.body.codes
         ]
         quote = order.body.quote
-        values = (order.number, order.attempt, order.cart, order.claim, order.account, order.created_us)
-        who = (transaction.id, transaction.coordinator, transaction.epoch)
+        values = (transaction.id, order.attempt, order.cart, order.claim, order.account, order.created_us)
+        who = (transaction.coordinator, transaction.epoch)
         statements.append(
             Statement(
                 _PUT, (*values, self._encoder.encode(order.body), quote.currency, quote.total, *who), label="order"
             )
         )
+        statements += work.along(transaction)
         try:
             await self._sql.commit(statements)
         except Conflict as conflict:
@@ -162,36 +166,44 @@ class Orders:
             if label.startswith("code:"):
                 code = label.partition(":")[2]
                 raise Conflict(f"the code {code} has been used up", code="code_used_up", promotion=code) from conflict
-            known = await self.find(order.number)
-            if known is None or known.transaction != transaction.id:
+            if await self.find(transaction.id) is None:
                 raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
 
     async def commit(self, transaction: Transaction) -> None:
         """`placing` becomes `paid`; may be repeated."""
-        order = await self._of_transaction(transaction.id)
-        assert order is not None, f"transaction {transaction.id} committed without an order"
-        if order.state == "placing":
-            await self._end(order, "paid", "payment captured", ())
+        paid = Statement(
+            "UPDATE orders SET state = 'paid' WHERE id = ?1 AND state = 'placing'", (transaction.id,), expect_rows=1
+        )
+        try:
+            await self._sql.commit([paid])
+        except Conflict:
+            order = await self.fetch(transaction.id)
+            assert order.state not in ("placing", "failed"), f"{order.id} is {order.state} and was to become paid"
 
     async def abort(self, transaction: Transaction) -> None:
         """`placing` becomes `failed`, its claim and codes are free again; may be repeated, also for one never written."""
-        order = await self._of_transaction(transaction.id)
+        order = await self.find(transaction.id)
         if order is not None and order.state == "placing":
             release = Statement("UPDATE orders SET claim = ?2 WHERE id = ?1", (order.number, f"failed:{order.number}"))
-            await self._end(order, "failed", "it could not be completed", (release, *_free(order.body.codes)))
+            more = (release, *_free(order.body.codes))
+            await self._write(order.number, "placing", "failed", "it could not be completed", more)
 
     async def in_doubt(self, coordinator: str) -> list[Transaction]:
         """Transactions of this coordinator whose order is still `placing`."""
         rows = await self._sql.read(
-            "SELECT transaction_id, epoch FROM orders WHERE state = 'placing' AND coordinator = ?1 ORDER BY id",
+            "SELECT id, epoch FROM orders WHERE state = 'placing' AND coordinator = ?1 ORDER BY id",
             coordinator,
         )
         return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
 
-    async def explain_failure(self, number: int, reason: str) -> None:
+    async def explain_failure(self, attempt: str, reason: str) -> None:
         """Keep why an attempt failed, for whoever asks again."""
         await self._sql.commit(
-            [Statement("UPDATE orders SET reason = ?2 WHERE id = ?1 AND state = 'failed'", (number, reason[:200]))]
+            [
+                Statement(
+                    "UPDATE orders SET reason = ?2 WHERE attempt = ?1 AND state = 'failed'", (attempt, reason[:200])
+                )
+            ]
         )
 
     async def advance(self, number: int, state: State, note: str = "") -> None:
@@ -230,7 +242,7 @@ class Orders:
     async def of_account(self, account: int, *, before: int, limit: int) -> list[Order]:
         """Orders of an account, newest first, older than number `before`."""
         rows = await self._sql.read(
-            _SELECT + "WHERE account = ?1 AND id < ?2 AND state <> 'placing' "
+            _SELECT + "WHERE account = ?1 AND account <> 0 AND id < ?2 AND state <> 'placing' "
             "AND state <> 'failed' ORDER BY id DESC LIMIT ?3",
             account,
             before,
@@ -243,7 +255,8 @@ class Orders:
         rows = await self._sql.read(
             "SELECT state, at_us, note FROM order_events WHERE order_id = ?1 ORDER BY number", number
         )
-        return [OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows]
+        placed = OrderEvent("paid", ids.created_us(number), "payment captured")
+        return [placed, *(OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows)]
 
     async def in_state(self, state: State, *, limit: int = 100) -> list[Order]:
         """Orders in a state, oldest first."""
@@ -254,17 +267,6 @@ class Orders:
         """How many orders are in each state."""
         rows = await self._sql.read("SELECT state, COUNT(*) FROM orders GROUP BY state")
         return {str(state): int(count or 0) for state, count in rows}
-
-    async def _of_transaction(self, transaction: int) -> Order | None:
-        rows = await self._sql.read(_SELECT + "WHERE transaction_id = ?1", transaction)
-        return self._order(rows[0]) if rows else None
-
-    async def _end(self, order: Order, state: State, note: str, more: Sequence[Statement]) -> None:
-        try:
-            await self._write(order.number, "placing", state, note, more)
-        except Conflict:
-            now = await self.fetch(order.number)
-            assert now.state == state, f"{order.id} is {now.state} and was to become {state}"
 
     async def _write(self, number: int, before: State, state: State, note: str, more: Sequence[Statement]) -> None:
         now = clock.now_us()

@@ -1,14 +1,19 @@
 """The payment's part in a checkout: authorise is prepare, capture is commit, void is abort.
 
-Before the gateway is asked, the intent is written down with the transaction it belongs to; so after a crash the coordinator
+Before the gateway is asked, the intent is written down with the transaction it belongs to (`intent`, in the commit of the
+order's row); it is removed some time after the capture. So after a crash the coordinator
 finds it in doubt, and an authorisation whose answer got lost is found again by its key. A lost answer is asked for
 once more with the same key. Where an abort cannot learn whether the money is held (the gateway is away), the intent stays as
 `void_wanted` and `sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
+
+An intent that outlived its capture is found in doubt after a crash and aborted: the gateway says `captured`, and the
+intent goes, nothing else.
 
 Invariants: at most one capture per order (its key is the transaction); a captured payment belongs to a committed transaction.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -28,6 +33,15 @@ class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: int = 2
     look_for_s: float = 86_400.0
     sweep_max: int = 100
+
+
+_INTEND = (
+    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, asked_us) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'asked', ?7) ON CONFLICT (transaction_id) DO NOTHING"
+)
+_FORGET = "DELETE FROM payment_intents WHERE transaction_id = ?1"
+OVER_MAX = 20
+SWEEP_MAX = 5_000
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -53,29 +67,29 @@ class Payments:
         self._gateway = gateway
         self._switch = switch
         self._authorised: dict[int, str] = {}
+        self._over: list[int] = []
         self.captured = self.declined = self.voided = 0
+
+    def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Statement]]:
+        """What must be durable before `prepare` may ask the gateway; written with the order's row, one wave earlier.
+
+        The removal of intents that are over rides along.
+        """
+
+        def statements(transaction: Transaction) -> Sequence[Statement]:
+            over, self._over = self._over[:OVER_MAX], self._over[OVER_MAX:]
+            values = (transaction.id, transaction.coordinator, transaction.epoch, charge.amount.currency)
+            return [
+                Statement(_INTEND, (*values, charge.amount.amount, charge.method, clock.now_us())),
+                *(Statement(_FORGET, (number,)) for number in over),
+            ]
+
+        return statements
 
     async def prepare(self, transaction: Transaction, work: object) -> Authorisation:
         """Have the money held; raises PaymentDeclined or Unavailable."""
         assert isinstance(work, Charge), "a payment prepares a charge"
         self._switch.check()
-        await self._sql.commit(
-            [
-                Statement(
-                    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, "
-                    "asked_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'asked', ?7) ON CONFLICT (transaction_id) DO NOTHING",
-                    (
-                        transaction.id,
-                        transaction.coordinator,
-                        transaction.epoch,
-                        work.amount.currency,
-                        work.amount.amount,
-                        work.method,
-                        clock.now_us(),
-                    ),
-                )
-            ]
-        )
         answer = await self._ask(transaction.id, work)
         if answer.state == "declined":
             self.declined += 1
@@ -95,7 +109,8 @@ class Payments:
                 raise Unavailable("the gateway does not know this payment yet", code="payment_unknown")
             known = payment.id
         await self._gateway.capture(f"{_key(transaction.id)}-capture", known)
-        await self._forget(transaction.id)
+        self._authorised.pop(transaction.id, None)
+        self._over.append(transaction.id)
         self.captured += 1
 
     async def abort(self, transaction: Transaction) -> None:
@@ -133,6 +148,10 @@ class Payments:
             "SELECT transaction_id, asked_us FROM payment_intents WHERE state = 'void_wanted' ORDER BY asked_us LIMIT ?1",
             self._settings.sweep_max,
         )
+        over, self._over = self._over, []
+        if over:
+            await self._sql.commit([Statement(_FORGET, (number,)) for number in over[:SWEEP_MAX]])
+            self._over += over[SWEEP_MAX:]
         left = 0
         for number, asked in rows:
             assert isinstance(number, int)
@@ -181,7 +200,7 @@ class Payments:
 
     async def _forget(self, number: int) -> None:
         self._authorised.pop(number, None)
-        await self._sql.commit([Statement("DELETE FROM payment_intents WHERE transaction_id = ?1", (number,))])
+        await self._sql.commit([Statement(_FORGET, (number,))])
 
 
 def _key(transaction: int) -> str:

@@ -3,7 +3,7 @@
 `STORE` lives in the system's sql store; `SHARD` in every inventory shard (one file and one writer each).
 """
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, Table, text
 
 STORE = MetaData()
 SHARD = MetaData()
@@ -32,7 +32,6 @@ Table(
     Column("attempt", String(100), nullable=False, unique=True),
     Column("cart", String(100), nullable=False),
     Column("claim", String(100), nullable=False, unique=True),
-    Column("transaction_id", BigInteger, nullable=False, unique=True),
     Column("coordinator", String(60), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("account", BigInteger, nullable=False),
@@ -123,8 +122,9 @@ Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, nullable=False),
 )
-Index("stock_ledger_sku", SHARD.tables["stock_ledger"].c.sku)
 Index("stock_ledger_reference", SHARD.tables["stock_ledger"].c.reference)
-Index("holds_expires", SHARD.tables["holds"].c.expires_us)
-Index("orders_cart", STORE.tables["orders"].c.cart)
-Index("orders_account", STORE.tables["orders"].c.account)
+_ORDERS = STORE.tables["orders"].c
+_OPEN = text("state IN ('placing', 'paid', 'packed', 'shipped')")
+_NAMED = text("account <> 0")
+Index("orders_open", _ORDERS.state, _ORDERS.id, sqlite_where=_OPEN, postgresql_where=_OPEN)
+Index("orders_account", _ORDERS.account, _ORDERS.id, sqlite_where=_NAMED, postgresql_where=_NAMED)

@@ -280,14 +280,14 @@ class Store:
             await self.orders.advance(order.number, "cancelled", "cancelled by the buyer")
         quote = order.body.quote
         if quote.total > 0:
-            await self.payments.refund(order.transaction, Money(quote.total, quote.currency), "cancel")
+            await self.payments.refund(order.number, Money(quote.total, quote.currency), "cancel")
         await self._restock(order)
         return await self.orders.fetch(order.number)
 
     async def _restock(self, order: Order) -> None:
         levels: dict[str, int] = {}
         for number, shard in enumerate(self.inventory.shards):
-            pieces: Sequence[Piece] = await shard.sold_in(order.transaction)
+            pieces: Sequence[Piece] = await shard.sold_in(order.number)
             if pieces:
                 await shard.give_back(order.id, pieces, "cancelled")
                 levels |= {

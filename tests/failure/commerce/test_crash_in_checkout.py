@@ -136,9 +136,9 @@ async def whole(s, acknowledged: dict[str, int]):
         assert await shard._sql.read("SELECT COUNT(*) FROM holds") == [(0,)], "nothing stays held"
     sold = 0
     for order in orders:
-        pieces = [piece for shard in inventory.shards for piece in await shard.sold_in(order.transaction)]
+        pieces = [piece for shard in inventory.shards for piece in await shard.sold_in(order.number)]
         assert sorted(piece.sku for piece in pieces) == sorted(line.sku for line in order.body.quote.lines)
-        payment = await s.commerce.payments.of_order(order.transaction)
+        payment = await s.commerce.payments.of_order(order.number)
         assert payment is not None
         assert (payment.state, payment.captured.amount) == ("captured", order.body.quote.total)
         sold += len(pieces)

@@ -103,6 +103,7 @@ def test_stock_changes_reach_the_search() -> None:
             query = Query(words="mug", facets={"in_stock": ["yes"]})
             assert (await s.commerce.catalog.find(query))[1].total == 1
             assert (await s.order(cart, "attempt-1"))[0] == 201
+            await s.commerce.checkout.tell_stock()
             assert (await s.commerce.catalog.find(query))[1].total == 0
 
     asyncio.run(main())
