@@ -10,7 +10,7 @@ that answers is not.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -96,7 +96,7 @@ class _ServerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's own classes say nothing of asyncio's
         self._transport = transport
         if len(self._server.connections) >= self._server.settings.connections_max:
             self._send(_Answer(0, error=ErrorText("overloaded", "too many control connections")))
