@@ -19,7 +19,8 @@ from fourplane import __version__
 from fourplane.commerce.app import Commerce, CommerceSettings
 from fourplane.commerce.catalog_import import parse
 from fourplane.commerce.catalog_seed import enriched
-from fourplane.console.app import Console, ConsoleSettings, Demo
+from fourplane.console.app import Console, ConsoleSettings
+from fourplane.console.demonstration import Demonstration
 from fourplane.control import exporters
 from fourplane.control.fleet import Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
 from fourplane.control.nodes import Node
@@ -31,7 +32,7 @@ from fourplane.edge.routes import Door, StaticFolder
 from fourplane.foundation import ids, processes
 from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.foundation.ids import IdGenerator
-from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.lifecycle import Lifecycle, Tasks
 from fourplane.foundation.telemetry import Registry
 from fourplane.messaging.app import Messaging
 from fourplane.messaging.settings import MessagingSettings
@@ -84,7 +85,12 @@ class Deployment:
     """Everything of one worker process, built but not started: `lifecycle.start()` opens the doors."""
 
     def __init__(
-        self, settings: Settings, *, slot: int = 0, sockets: Mapping[str, socket.socket] | None = None
+        self,
+        settings: Settings,
+        *,
+        slot: int = 0,
+        sockets: Mapping[str, socket.socket] | None = None,
+        demo: bool = False,
     ) -> None:
         self.settings = settings = _placed(settings)
         self.sockets = sockets or {}
@@ -93,8 +99,13 @@ class Deployment:
         self.stores = Stores(settings.stores, data=settings.data)
         self.ids = IdGenerator(slot)
         self.systems: Systems = {}
-        self.demo = Demo(self._start_demo, self._stop_demo)
-        self._crowd: processes.Child | None = None
+        self.demo = Demonstration(
+            processes.python("fourplane", "load", *settings.systems, "--gentle"),
+            environment={"FOURPLANE_DATA": str(settings.data.absolute())},
+            prepare=self._prepare_demo,
+            registry=self.registry,
+            from_start=demo,
+        )
         self.server: HttpServer
         self.accounts: Accounts
         self._payments: CardSimulator
@@ -140,6 +151,7 @@ class Deployment:
                 self.server.hot(method, path, handler)
         self.lifecycle.add("console", console)
         self.lifecycle.add("http", self.server)
+        self.lifecycle.add("demonstration", self.demo)
         self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
         return self
 
@@ -243,10 +255,7 @@ class Deployment:
         return {"name": account.name, "roles": " ".join(sorted(account.roles))}
 
     async def _order_demo(self, arguments: Arguments, _: Progress) -> dict[str, bool]:
-        running = bool(arguments.get("running", True))
-        if running != self.demo.running:
-            await (self.demo.start() if running else self.demo.stop())
-            self.demo.running = running
+        await self.demo.order(running=bool(arguments.get("running", True)))
         return {"running": self.demo.running}
 
     async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
@@ -259,28 +268,11 @@ class Deployment:
             await self.accounts.create_many([NewAccount(name, keys=keys) for name in missing])
         return [(name, password) for name in names]
 
-    # -- the demonstration: the crowds of all systems in a process of their own
-
-    async def _start_demo(self) -> None:
-        def told(line: str) -> None:
-            self.registry.event("info", "demo", line[:300])
-
-        command = processes.python("fourplane", "load", *self.systems, "--gentle")
-        environment = {"FOURPLANE_DATA": str(self.settings.data.absolute())}
-        self._crowd = await processes.start(command, on_line=told, env=environment, nice=5)
-        self.registry.event("info", "demo", "The demonstration runs: gentle crowds drive every system")
-
-    async def _stop_demo(self) -> None:
-        crowd, self._crowd = self._crowd, None
-        if crowd is not None:
-            await crowd.stop()
-            self.registry.event("info", "demo", "The demonstration stopped")
-
-    async def stop_demo(self) -> None:
-        """End the demonstration, if it runs; before the doors close."""
-        if self.demo.running:
-            self.demo.running = False
-            await self._stop_demo()
+    async def _prepare_demo(self) -> None:
+        """Something to watch, where nothing was imported yet."""
+        match self.systems.get("streaming"):
+            case Streaming() as streaming:
+                await streaming.ensure_title(lambda _: None)
 
 
 async def import_file(
@@ -360,27 +352,24 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
-    deployment = await Deployment(settings, slot=worker.slot, sockets=worker.sockets).build()
+    deployment = await Deployment(settings, slot=worker.slot, sockets=worker.sockets, demo=demo).build()
     facts: dict[str, str] = {}
 
-    class Announced:
-        """The last part: knows the address, and runs the demonstration when `up --demo` asked for it."""
+    class Announcement:
+        """The last part to start: by now the addresses are known."""
 
-        async def start(self, _: object) -> None:
-            facts["link"] = await operator_link(deployment)
-            facts["address"] = facts["link"].partition("/api/")[0] + "/"
+        async def start(self, _: Tasks) -> None:
+            link = await operator_link(deployment)
+            facts.update(link=link, address=link.partition("/api/")[0] + "/")
             facts.update({name: str(value) for name, value in msgspec.to_builtins(deployment.target()).items()})
-            if demo:
-                deployment.demo.running = True
-                await deployment.demo.start()
 
         async def drain(self) -> None:
-            await deployment.stop_demo()
+            """Nothing to finish."""
 
         async def stop(self) -> None:
-            await deployment.stop_demo()
+            """Nothing to release."""
 
-    deployment.lifecycle.add("announcement", Announced())
+    deployment.lifecycle.add("announcement", Announcement())
     return await serve_until_asked(worker, deployment.lifecycle, lambda: facts)
 
 

@@ -5,13 +5,14 @@ reads what it already has. Reading is open to whoever reaches the port (loopback
 changes something (stop, start, demonstration) asks for an operator.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from fourplane import __version__
 from fourplane.console import diagrams
+from fourplane.console.demonstration import Demonstration
 from fourplane.console.live import NodeFrame, View
 from fourplane.control.nodes import Node
 from fourplane.edge.routes import Call, Door, Reply, Route, SocketRoute, SocketSession, StaticFolder
@@ -88,15 +89,6 @@ class Opening(msgspec.Struct):
     process: Process
 
 
-class Demo:
-    """How the console starts and stops the demonstration; compose gives it the crowds."""
-
-    def __init__(self, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
-        self.start = start
-        self.stop = stop
-        self.running = False
-
-
 class Console:
     """A lifecycle part that watches all nodes and serves the pages."""
 
@@ -106,7 +98,7 @@ class Console:
         *,
         systems: Mapping[str, Sequence[Node]],
         registry: Registry,
-        demo: Demo,
+        demo: Demonstration,
         memory_mb: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -250,7 +242,4 @@ class Console:
             self._registry.event("warning", system, f"{node_id} {verb} by {who}")
 
     async def _order_demo(self, call: Call[DemoOrder]) -> None:
-        if call.body.running == self._demo.running:
-            return
-        await (self._demo.start() if call.body.running else self._demo.stop())
-        self._demo.running = call.body.running
+        await self._demo.order(running=call.body.running)

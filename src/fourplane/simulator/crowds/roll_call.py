@@ -5,6 +5,8 @@ import ssl
 from msgspec.structs import replace
 
 from fourplane.simulator.crowds import Crowd, Plan
+from fourplane.simulator.crowds.commerce import CommerceCrowd
+from fourplane.simulator.crowds.dispatch import DispatchCrowd
 from fourplane.simulator.crowds.messaging import MessagingCrowd
 
 GENTLE = {
@@ -38,6 +40,10 @@ def plan(
 def crowd(system: str, accounts: list[tuple[str, str]]) -> Crowd:
     """The crowd of one system; `accounts` are what the deployment made for crowds that log in."""
     match system:
+        case "dispatch":
+            return DispatchCrowd()
+        case "commerce":
+            return CommerceCrowd()
         case "messaging":
             return MessagingCrowd(accounts, tls=unverified())
     raise AssertionError(system)
