@@ -114,4 +114,4 @@ class Shop(RuleBasedStateMachine):
 
 
 TestShop = Shop.TestCase
-TestShop.settings = settings(max_examples=60, stateful_step_count=15, deadline=None)
+TestShop.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)

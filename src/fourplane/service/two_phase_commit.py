@@ -114,6 +114,7 @@ class Coordinator:
         self._log = DecisionLog(sql, name)
         self._tasks: Tasks | None = None
         self._open: set[int] = set()  # until everybody has confirmed
+        self._callers: dict[int, asyncio.Future[Outcome]] = {}
         self._suspects: set[tuple[int, str]] = set()
         self._stories: OrderedDict[int, list[str]] = OrderedDict()
         self._draining = False
@@ -154,9 +155,11 @@ class Coordinator:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Write what is left to remove; unfinished transactions are settled by the next start."""
+        """Tell callers that wait; unfinished transactions are settled by the next start."""
         self._draining = True
         self._tasks = None
+        for future in list(self._callers.values()):  # also of those whose task never began
+            _fail(future, _in_doubt())
 
     async def run(self, branches: Sequence[Branch]) -> Outcome:
         """Commit all branches or none; raises the first error of a `prepare` after everything was let go.
@@ -173,6 +176,8 @@ class Coordinator:
         transaction = Transaction(self._ids.next(), self._name, self.epoch)
         self._open.add(transaction.id)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._callers[transaction.id] = future
+        future.add_done_callback(lambda _: self._callers.pop(transaction.id, None))
         self._tasks.start(self._drive(transaction, branches, future), "transaction")
         return await asyncio.shield(future)
 
@@ -231,7 +236,7 @@ class Coordinator:
         try:
             results = await self._prepare_and_decide(transaction, branches, names)
         except asyncio.CancelledError:
-            _fail(future, Unavailable("the coordinator stopped; the transaction will be settled", code="in_doubt"))
+            _fail(future, _in_doubt())
             raise
         except Exception as error:  # noqa: BLE001 - whatever a participant raised belongs to the caller
             self._aborted += 1
@@ -359,6 +364,10 @@ class Coordinator:
             if len(self._stories) > self._settings.stories_max:
                 self._stories.popitem(last=False)
         story.append(step)
+
+
+def _in_doubt() -> Unavailable:
+    return Unavailable("the coordinator stopped; the transaction will be settled", code="in_doubt")
 
 
 def _settle(future: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
