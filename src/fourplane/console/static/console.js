@@ -6,10 +6,11 @@ const SYSTEMS = {
   streaming: { name: "Streaming", study: "the Netflix study", page: "/streaming/", heads: [["STREAM_SVC", "plays/s"], ["EDGE1", "segments/s"], ["ENCODING", "jobs"]] },
   dispatch: { name: "Dispatch", study: "the Uber study", page: "/dispatch/", heads: [["LOCATION_SVC", "positions/s"], ["MATCHING_SVC", "requests/s"], ["TRIP_SVC", "trip events/s"]] },
   commerce: { name: "Commerce", study: "the Amazon study", page: "/commerce/", heads: [["CATALOG", "views/s"], ["CART", "cart changes/s"], ["ORDER", "orders/s"]] },
-  messaging: { name: "Messaging", study: "the WhatsApp study", page: "/messaging/", heads: [["CONN_MGR", "stanzas in/s"], ["MSG_ROUTER", "messages/s"], ["PRESENCE", "presence/s"]] },
+  messaging: { name: "Messaging", study: "the WhatsApp study", page: "/messaging/", heads: [["CONN_MGR", "connections open", "connections"], ["MSG_ROUTER", "messages/s"], ["PRESENCE", "presence/s"]] },
 };
 const COLOUR = { edge: "#0066CC", service: "#00AA00", state: "#FF8800", control: "#CC0000", outside: "#66707d" };
 const HISTORY = 60;
+const SMOOTH = 5; // seconds over which a headline is averaged, so that small rates can be read
 const state = { opening: null, frame: null, history: {}, drawing: null, chosen: null, operator: false };
 
 function html(strings, ...values) {
@@ -228,10 +229,12 @@ function paintCard(card) {
   const id = card.dataset.system, figures = state.frame.nodes[id];
   if (!figures) return;
   const heads = SYSTEMS[id].heads.filter(([node]) => figures[node]);
-  card.querySelector(".headlines").replaceChildren(...heads.map(([node, unit]) => {
+  card.querySelector(".headlines").replaceChildren(...heads.map(([node, unit, fact]) => {
     const made = document.createElement("div");
     made.className = "headline";
-    made.append(html`<b>${rate(figures[node][0])}</b><span>${unit}</span>`, sparkline(state.history[id]?.[node] ?? []));
+    const past = state.history[id]?.[node] ?? [], recent = past.slice(-SMOOTH);
+    const shown = fact ? figures[node][6][fact] ?? 0 : recent.reduce((sum, one) => sum + one, 0) / (recent.length || 1);
+    made.append(html`<b>${rate(shown)}</b><span>${unit}</span>`, sparkline(past));
     return made;
   }));
 }
