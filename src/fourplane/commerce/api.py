@@ -193,17 +193,15 @@ class Api:
         """The cart, priced; 304 when unchanged."""
         return _tagged(call, msgspec.json.encode(await self._view(call)))
 
-    async def add(self, call: Call[AddLine]) -> CartView:
-        """Put into a cart."""
+    async def add(self, call: Call[AddLine]) -> CartView | None:
+        """Put into a cart; `Prefer: return=minimal` (RFC 7240) saves pricing it for an answer."""
         body = call.body
-        await self._store.add(
-            _cart_id(call),
-            body.sku,
-            body.quantity,
-            operation=body.operation or call.request_id[:80],
-            country=_country(call),
-        )
-        return await self._view(call)
+        operation = body.operation or call.request_id[:80]
+        cart_id, country = _cart_id(call), _country(call)
+        cart = await self._store.add(cart_id, body.sku, body.quantity, operation=operation, country=country)
+        if call.headers.get("prefer") == "return=minimal":
+            return None
+        return await self._store.checkout.view(cart_id, cart, country)
 
     async def put(self, call: Call[SetLine]) -> CartView:
         """Set a line."""

@@ -7,6 +7,7 @@ without products gets a catalog of its own (see catalog_seed.py), so a first vis
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,6 +21,7 @@ from fourplane.commerce.diagram import boxes_of
 from fourplane.commerce.fulfilment import Fulfilment, FulfilmentSettings
 from fourplane.commerce.inventory import Inventory, InventorySettings
 from fourplane.commerce.orders import Orders
+from fourplane.commerce.page_cache import PageCache, PageCacheSettings
 from fourplane.commerce.payment import Payments, PaymentSettings
 from fourplane.commerce.promotion_book import STANDING, PromotionBook
 from fourplane.commerce.schema import SHARD, STORE
@@ -27,6 +29,7 @@ from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
 from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.storefront import Storefront
 from fourplane.control.nodes import Node
+from fourplane.edge.http_request import HotHandler
 from fourplane.edge.routes import Door
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Pool
@@ -53,6 +56,7 @@ class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shipping: ShippingSettings = ShippingSettings()
     fulfilment: FulfilmentSettings = FulfilmentSettings()
     commit: CommitSettings = CommitSettings()
+    pages: PageCacheSettings = PageCacheSettings()
     name: str = "commerce"
     catalog_file: str = ""
     generated_products: int = 1_200
@@ -117,7 +121,8 @@ class Commerce:
         self.fulfilment = Fulfilment(
             settings.fulfilment, orders=self.orders, payments=self.payments, carrier=carrier, inventory=self.inventory
         )
-        self.storefront = Storefront(self.store)
+        self.pages = PageCache(settings.pages)
+        self.storefront = Storefront(self.store, self.pages)
         self._api = Api(self.store)
 
     async def start(self, tasks: Tasks) -> None:
@@ -171,11 +176,16 @@ class Commerce:
         while True:
             await clock.sleep(TELL_S)
             with contextlib.suppress(FourplaneError):  # the next round tells what is left untold
-                await self.checkout.tell_stock()
+                changed = await self.checkout.tell_stock()
+                self.pages.drop(f"/commerce/p/{quote(product)}" for product in changed)
 
     def doors(self) -> list[Door]:
         """Pages and API."""
         return [*self.storefront.doors(), *self._api.doors()]
+
+    def hot_routes(self) -> list[tuple[str, str, HotHandler]]:
+        """Pages that are answered inside the protocol: method, path, handler."""
+        return [("GET", "/commerce/p/*", self.pages.hot), ("GET", "/commerce/", self.pages.hot)]
 
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagrams."""

@@ -36,6 +36,7 @@ from fourplane.foundation.telemetry import Histogram
 from fourplane.service.two_phase_commit import Branch, Coordinator
 
 KEY_MAX = 80
+FEW = 10  # below it a page shows the count, so its kept copy goes
 
 
 class CheckoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -256,12 +257,13 @@ class Checkout:
         await self._clear(cart_id, order)
         self.touched.update((item.sku, None) for item in items)
 
-    async def tell_stock(self) -> int:
-        """Let catalog and search know what the last orders left; how many skus. Called several times a second."""
+    async def tell_stock(self) -> list[str]:
+        """Let catalog and search know what the last orders left; the products concerned. Called several times a second."""
         skus, self.touched = self.touched, {}
         levels = {sku: await self._inventory.available(sku) for sku in skus}
         await self._catalog.stock_changed(levels)
-        return len(levels)
+        products = [await self._catalog.find_by_sku(sku) for sku, count in levels.items() if count < FEW]
+        return [product.id for product in products if product is not None]
 
     async def _clear(self, cart_id: str, order: Order) -> None:
         def clear(cart: Cart, stamp: Stamp) -> None:

@@ -157,6 +157,11 @@ def _cart(shop: "Commerce") -> list[Node]:
 def _load(shop: "Commerce") -> list[Node]:
     page = shop.storefront
 
+    def kept() -> Figures:
+        s = shop.pages.statistics()
+        share = s.hits / max(1, s.hits + s.misses)
+        return Figures(s.hits + s.misses, facts={"pages": s.pages, "hit_ratio": round(share, 4), "stale": s.stale})
+
     def degraded() -> Figures:
         return Figures(page.degraded, facts={"degraded pages": page.degraded})
 
@@ -166,9 +171,11 @@ def _load(shop: "Commerce") -> list[Node]:
         _node("SHED", "edge", "The platform's admission turns away the least important first", "api.py", Figures),
         _node("QUEUE", "edge", "Bounded checkouts; what is too much hears so at once", "checkout.py", Figures),
         _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", Figures),
-        _node("STALE", "service", "Availability as last heard while the inventory is away", "store.py", degraded),
+        _node(
+            "STALE", "service", "Kept pages while one renews them, or while nothing else answers", "page_cache.py", kept
+        ),
         _node("DEGRADE", "service", "Pages answer without search, stock or carts, and say so", "store.py", degraded),
-        _node("STATIC", "edge", "A plain page of the shop where nothing else is left", "pages.py", degraded),
+        _node("STATIC", "edge", "Whole pages as bytes, answered inside the protocol", "page_cache.py", kept),
         _node("FALLBACK", "service", "Popular products where nothing personal is known", "store.py", Figures),
     ]
 

@@ -11,6 +11,7 @@ attempt, so that the same attempt hears the same answer.
 Every change is one commit: the row under the condition of its old state, and one event of its story.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -46,6 +47,7 @@ _FIELDS = (
     "changed_us",
     "body",
 )
+_UNPRINTABLE = re.compile(r"[\x00-\x1f<>]")
 _PUT = (
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
     "coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11)"
@@ -73,7 +75,7 @@ class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             text = getattr(self, field)
             if not least <= len(text.strip()) <= most:
                 wrong[field] = f"between {least} and {most} characters, please"
-            elif any(ord(letter) < 32 or letter in "<>" for letter in text):
+            elif _UNPRINTABLE.search(text):
                 wrong[field] = "contains characters we cannot print on a label"
         head, _, domain = self.email.partition("@")
         if not head or "." not in domain or len(self.email) > 120 or " " in self.email or not self.email.isprintable():

@@ -307,7 +307,7 @@ def product_page(
     buy = el(
         "form",
         _options(product, stock),
-        el("input", type="hidden", name="operation", value=operation),
+        el("input", type="hidden", name="operation", value=operation) if operation else None,
         el("div",
            el("label", "Quantity", el("input", name="quantity", type="number", value=1, min=1, max=20, inputmode="numeric")),
            el("button", "Add to cart" if total else "Sold out", type="submit", class_="button big", disabled=not total),

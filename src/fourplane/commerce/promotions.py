@@ -136,6 +136,13 @@ def _run(
     rules: list[Promotion], lines: Sequence[PromotionLine], outcome: Outcome, currency: str, shipping: int
 ) -> None:
     """Apply the better of: all stackable rules in turn, or one exclusive rule alone."""
+    if not rules:
+        return
+    if all(rule.stacks for rule in rules):
+        for rule in rules:
+            _apply(rule, lines, outcome, currency, shipping)
+        _refuse_idle(rules, outcome)
+        return
     choices = [[rule for rule in rules if rule.stacks], *([rule] for rule in rules if not rule.stacks)]
     best: Outcome | None = None
     for choice in choices:
@@ -148,12 +155,17 @@ def _run(
             best = trial
     if best is None:
         return
-    applied = {discount.promotion for discount in best.discounts}
+    outcome.by_line, outcome.why, outcome.shipping = best.by_line, best.why, best.shipping
+    outcome.discounts = best.discounts
+    _refuse_idle(rules, outcome)
+
+
+def _refuse_idle(rules: list[Promotion], outcome: Outcome) -> None:
+    """Say of every code that saved nothing that others were better."""
+    applied = {discount.promotion for discount in outcome.discounts}
     for rule in rules:
         if rule.code and rule.id not in applied:
             outcome.refused.append(Refusal(rule.code, "cannot be combined with a better offer"))
-    outcome.by_line, outcome.why, outcome.shipping = best.by_line, best.why, best.shipping
-    outcome.discounts = best.discounts
 
 
 def _saved(outcome: Outcome) -> int:

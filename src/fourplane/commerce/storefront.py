@@ -14,6 +14,7 @@ from fourplane.commerce import pages, pages_checkout
 from fourplane.commerce.catalog import FACETS, SORTS, Product
 from fourplane.commerce.checkout import PlaceOrder
 from fourplane.commerce.orders import Address
+from fourplane.commerce.page_cache import PageCache
 from fourplane.commerce.pricing import MARKETS, market_of
 from fourplane.commerce.store import Store
 from fourplane.commerce.tiles import tile
@@ -31,8 +32,9 @@ Page = Callable[[Call[bytes]], Awaitable[Reply]]
 class Storefront:
     """Pages over one `Store`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, kept: PageCache) -> None:
         self._store = store
+        self.kept = kept
         self.shown = self.degraded = 0
 
     def doors(self) -> list[Door]:
@@ -67,8 +69,10 @@ class Storefront:
         """Departments, what is popular, what is on sale."""
         popular, offers, missing = await self._store.home_shelves()
         frame = await self._frame(call, degraded=missing)
-        sold_out = self._sold_out([*popular, *offers])
-        return self._show(call, frame, pages.home_page(frame, popular, offers, sold_out))
+        page = pages.home_page(frame, popular, offers, self._sold_out([*popular, *offers]))
+        if not call.headers.get("cookie") and call.identity is None and not missing:
+            self.kept.keep("/commerce/", page)
+        return self._show(call, frame, page)
 
     async def search(self, call: Call[bytes]) -> Reply:
         """Words, facets, sort, pages; every combination is a plain address."""
@@ -111,7 +115,11 @@ class Storefront:
         product = await self._store.product(call.params["product_id"])
         stock, related, missing = await self._store.around(product)
         frame = await self._frame(call, degraded=missing)
-        return self._show(call, frame, pages.product_page(frame, product, stock, related, _operation()))
+        plain = not call.headers.get("cookie") and call.identity is None and not missing
+        page = pages.product_page(frame, product, stock, related, "" if plain else _operation())
+        if plain:
+            self.kept.keep(pages.product_path(product), page)
+        return self._show(call, frame, page)
 
     async def image(self, call: Call[bytes]) -> Reply:
         """The drawn tile of a product or department: the address says everything, so it never changes."""
@@ -125,14 +133,14 @@ class Storefront:
 
     async def cart(self, call: Call[bytes]) -> Reply:
         """The cart with its notices and sums."""
-        view = await self._store.view(await self._cart_id(call), self._country(call))
+        view = await self._store.view(await self._cart_id(call) or ids.capability(), self._country(call))
         frame = await self._frame(call)
         return self._show(call, frame, pages_checkout.cart_page(frame, view, _operation()))
 
     async def add(self, call: Call[bytes]) -> Reply:
         """Put something in, then show the cart."""
         form = _form(call.body)
-        cart_id = await self._cart_id(call)
+        cart_id = await self._cart_id(call, new=True)
         quantity = _quantity(form.get("quantity", "1"), least=1)
         await self._store.add(
             cart_id,
@@ -146,7 +154,7 @@ class Storefront:
     async def set_quantity(self, call: Call[bytes]) -> Reply:
         """Make a line so many, or remove it."""
         form = _form(call.body)
-        cart_id = await self._cart_id(call)
+        cart_id = await self._cart_id(call, new=True)
         quantity = 0 if form.get("remove") else _quantity(form.get("quantity", ""), least=0)
         await self._store.set_quantity(
             cart_id,
@@ -160,7 +168,7 @@ class Storefront:
     async def code(self, call: Call[bytes]) -> Reply:
         """Enter or withdraw a code."""
         form = _form(call.body)
-        cart_id = await self._cart_id(call)
+        cart_id = await self._cart_id(call, new=True)
         await self._store.code(cart_id, form.get("code", ""), on="off" not in form)
         return self._to("/commerce/cart", call, cart_id)
 
@@ -234,6 +242,9 @@ class Storefront:
                 self.shown += 1
                 return await handler(call)
             except FourplaneError as error:
+                if isinstance(error, Unavailable) and (page := self._stale(call)) is not None:
+                    self.degraded += 1
+                    return Reply(page, headers={"cache-control": "no-store", "warning": '110 - "Response is Stale"'})
                 if isinstance(error, Overloaded) or "text/html" not in call.headers.get("accept", ""):
                     raise
                 title = {404: "We could not find that", 503: "One moment, please"}.get(
@@ -244,6 +255,11 @@ class Storefront:
                 return Reply(page, status=error.http_status, headers={"cache-control": "no-store"})
 
         return kind
+
+    def _stale(self, call: Call[bytes]) -> bytes | None:
+        """A kept copy of the product's page, better than an error: a static fallback."""
+        product_id = call.params.get("product_id")
+        return self.kept.find_stale(f"/commerce/p/{quote(product_id)}") if product_id else None
 
     async def _again(self, call: Call[bytes], country: str, form: Mapping[str, str], error: FourplaneError) -> Reply:
         message = error.message[:1].upper() + error.message[1:] + "."
@@ -265,7 +281,7 @@ class Storefront:
     ) -> Reply:
         country = country if country in MARKETS else self._country(call)
         cart_id = await self._cart_id(call)
-        view = await self._store.view(cart_id, country, shipping=values.get("shipping", "standard"))
+        view = await self._store.view(cart_id or ids.capability(), country, shipping=values.get("shipping", "standard"))
         if view.quote is None:
             return self._to("/commerce/cart", call, cart_id)
         frame = await self._frame(call, country=country)
@@ -279,7 +295,8 @@ class Storefront:
     async def _frame(self, call: Call[bytes], *, degraded: str = "", words: str = "", country: str = "") -> pages.Frame:
         cart_id, count = await self._cart_id(call), 0
         try:
-            count = sum((await self._store.cart(cart_id)).quantities().values())
+            if cart_id:
+                count = sum((await self._store.cart(cart_id)).quantities().values())
         except Unavailable:
             degraded = degraded or "Carts are away for a moment; you can go on browsing."
         if degraded:
@@ -298,25 +315,24 @@ class Storefront:
 
     def _show(self, call: Call[bytes], frame: pages.Frame, page: bytes) -> Reply:
         headers = {"cache-control": "no-store"}
-        if _cookies(call).get("fp_cart") != frame.cart_id:
+        if frame.cart_id and _cookies(call).get("fp_cart") != frame.cart_id:
             headers["set-cookie"] = _cart_cookie(frame.cart_id)
         return Reply(page, headers=headers)
 
     def _to(self, where: str, call: Call[bytes], cart_id: str) -> Reply:
         headers = {"location": where}
-        if _cookies(call).get("fp_cart") != cart_id:
+        if cart_id and _cookies(call).get("fp_cart") != cart_id:
             headers["set-cookie"] = _cart_cookie(cart_id)
         return Reply(status=303, headers=headers)
 
-    async def _cart_id(self, call: Call[bytes]) -> str:
-        """The visitor's cart: the account's when logged in (a guest's cart is merged in), else the cookie's, else a new one."""
+    async def _cart_id(self, call: Call[bytes], *, new: bool = False) -> str:
+        """The visitor's cart: the account's when logged in (a guest's is merged in), else the cookie's, else new or none."""
         known = _cookies(call).get("fp_cart", "")
-        if not (len(known) == 32 and known.isalnum()):
-            known = call.headers.get("x-cart", "") or ids.capability()
-            call.headers = {**call.headers, "x-cart": known}
+        if not (len(known) == 32 and known.isascii() and known.isalnum()):
+            known = ""
         if call.identity is not None:
             return await self._store.account_cart(call.identity.account_id, known)
-        return known
+        return known or (ids.capability() if new else "")
 
     def _country(self, call: Call[bytes]) -> str:
         country = _cookies(call).get("fp_country", "US")

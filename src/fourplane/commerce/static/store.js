@@ -138,7 +138,7 @@ const id = () => crypto.getRandomValues(new Uint32Array(2)).join("");
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   const kind = form.dataset.enhance;
-  if (!kind || !cart) return;
+  if (!kind) return;
   if (kind === "checkout") {
     const button = form.querySelector("#place");
     button.disabled = true;
@@ -146,7 +146,7 @@ document.addEventListener("submit", async (event) => {
     return;
   }
   const fields = new FormData(form);
-  if (kind !== "add") return;
+  if (kind !== "add" || !cart) return; // the first addition is a plain form: its answer brings the cart
   event.preventDefault();
   const button = form.querySelector("[type=submit]");
   button.disabled = true;
