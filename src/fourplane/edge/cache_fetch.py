@@ -130,7 +130,10 @@ class CacheFetch:
         request = fill.request
         if first_value(reply.fields, b"date") is None:
             reply.fields.append((b"date", http_date(now_s).encode()))
-        kept = rules.evaluate(request.method, request.fields, reply.status, reply.fields, asked_s=asked_s, now_s=now_s)
+        method = request.method
+        if method == b"POST" and rules.answers_get(fill.target, request.host, reply.status, reply.fields):
+            method = b"GET"
+        kept = rules.evaluate(method, request.fields, reply.status, reply.fields, asked_s=asked_s, now_s=now_s)
         fill.how = f"fwd={self._why(fill, entry)}; fwd-status={reply.status}"
         if request.method == b"HEAD":
             self._update_by_head(fill, reply, asked_s, now_s)

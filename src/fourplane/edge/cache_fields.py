@@ -13,18 +13,20 @@ Fields = list[tuple[bytes, bytes]]
 Directives = dict[str, str | None]
 
 SECONDS_MAX = 1 << 31
-_MONTHS = {name: number + 1 for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())}
+_MONTHS = {name: number + 1 for number, name in enumerate(b"jan feb mar apr may jun jul aug sep oct nov dec".split())}
 _DAYS = rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LONG_DAYS = rb"(?:Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"
 _MONTH = rb"(" + b"|".join(_MONTHS) + rb")"
 _CLOCK = rb"(\d\d):(\d\d):(\d\d)"
-_IMF = re.compile(_DAYS + rb", (\d\d) " + _MONTH + rb" (\d{4}) " + _CLOCK + rb" GMT")
-_RFC850 = re.compile(_LONG_DAYS + rb", (\d\d)-" + _MONTH + rb"-(\d\d) " + _CLOCK + rb" GMT")
-_ASCTIME = re.compile(_DAYS + rb" " + _MONTH + rb" ([ \d]\d) " + _CLOCK + rb" (\d{4})")
+_IMF = re.compile(_DAYS + rb", (\d\d) " + _MONTH + rb" (\d{4}) " + _CLOCK + rb" GMT", re.IGNORECASE)
+_RFC850 = re.compile(_LONG_DAYS + rb", (\d\d)-" + _MONTH + rb"-(\d\d) " + _CLOCK + rb" GMT", re.IGNORECASE)
+_ASCTIME = re.compile(_DAYS + rb" " + _MONTH + rb" ([ \d]\d) " + _CLOCK + rb" (\d{4})", re.IGNORECASE)
 _RANGE = re.compile(rb"bytes=\s*(\d*)-(\d*)\s*", re.IGNORECASE)
 _CONTENT_RANGE = re.compile(rb"bytes (\d+)-(\d+)/(\d+|\*)")
 _TAG = re.compile(rb'(?:W/)?"[^"]*"|\*')
 
+_INTEGER = re.compile(r"-?\d{1,15}")
+_NUMBERS = frozenset({"max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"})
 _SF_MEMBER = re.compile(
     r"([a-z*][a-z0-9_.*-]*)"  # key
     r'(?:=(-?\d{1,12}\.\d{1,3}|-?\d{1,15}|"(?:[ !#-\[\]-~]|\\["\\])*"|[A-Za-z*][!#$%&\x27*+.^_`|~0-9A-Za-z:/-]*|\?[01]))?'
@@ -50,14 +52,14 @@ def parse_date(value: bytes | None) -> int | None:
     if value is None:
         return None
     if found := _IMF.fullmatch(value):
-        day, month, year = int(found[1]), _MONTHS[found[2]], int(found[3])
+        day, month, year = int(found[1]), _MONTHS[found[2].lower()], int(found[3])
         clock = found[4], found[5], found[6]
     elif found := _RFC850.fullmatch(value):
-        day, month, year = int(found[1]), _MONTHS[found[2]], int(found[3])
+        day, month, year = int(found[1]), _MONTHS[found[2].lower()], int(found[3])
         year += 2000 if year < 70 else 1900
         clock = found[4], found[5], found[6]
     elif found := _ASCTIME.fullmatch(value):
-        month, day, year = _MONTHS[found[1]], int(found[2]), int(found[6])
+        month, day, year = _MONTHS[found[1].lower()], int(found[2]), int(found[6])
         clock = found[3], found[4], found[5]
     else:
         return None
@@ -112,6 +114,8 @@ def parse_targeted(values: Sequence[bytes]) -> Directives | None:
         if found is None:
             return None
         argument = found[2]
+        if found[1] in _NUMBERS and not _INTEGER.fullmatch(argument or ""):
+            return None  # a known directive of the wrong type: nothing in this field can be trusted
         if argument is not None and argument.startswith('"'):
             argument = argument[1:-1].replace("\\", "")
         directives[found[1]] = None if argument == "?1" else argument

@@ -78,12 +78,16 @@ class OriginReply:
             self._finish()
             return
         if codings:
-            if codings.strip() != b"chunked":
-                raise OriginFailed("the origin used a transfer coding nobody asked for", code="malformed")
-            if lengths:  # a length beside chunked is how responses are smuggled
+            if lengths:  # a length beside a transfer coding is how responses are smuggled
                 self._keep = False
                 self.fields = [(name, value) for name, value in self.fields if name != b"content-length"]
-            self._left = -1
+            if codings.strip() == b"chunked":
+                self._left = -1
+            elif codings.rstrip().endswith(b"chunked"):
+                raise OriginFailed("the origin used a transfer coding nobody asked for", code="malformed")
+            else:  # without chunked at the end the body ends with the connection (RFC 9112 6.3)
+                self._left = -2
+                self._keep = False
         elif lengths:
             if len(lengths) > 1 or not (text := next(iter(lengths))).isdigit() or len(text) > 18:
                 raise OriginFailed("the origin gave contradictory lengths", code="malformed")

@@ -1,8 +1,8 @@
 """What a cache node has: entries in memory, bodies in files, a bound in bytes, and SIEVE to decide what goes.
 
-One file per entry (head and body, written beside and renamed), so a restart finds whole entries or nothing. A body is mapped
-when it is first asked for; at most `resident_max` entries keep their map. SIEVE (Zhang et al., NSDI 2024): new entries at the head,
-a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is touched on a hit.
+One file per entry (head and body, written beside and renamed): a restart finds whole entries or nothing. A body is mapped
+when it is first asked for; at most `resident_max` entries keep their map. SIEVE (Zhang et al., NSDI 2024): new entries at the
+head, a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is touched on a hit.
 
 Invariants (`check`): the sum of the entries' sizes is `bytes`, which never exceeds `bytes_max` after `put`; every entry is in
 exactly one key's list and once in the queue.
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fourplane.edge.cache_fields import Fields
-from fourplane.edge.http_cache import NOT_STORED, Freshness, secondary_key
+from fourplane.edge.http_cache import NOT_STORED, Freshness, selects
 from fourplane.foundation import ids
 from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import FourplaneError
@@ -160,7 +160,7 @@ class CacheStore:
     def matches(entry: CacheEntry, request: Fields) -> bool:
         """Whether the fields the entry varies by are the same in `request`."""
         names = entry.freshness.vary
-        return not names or secondary_key(names, request) == entry.secondary
+        return not names or selects(names, entry.secondary, request, entry.fields)
 
     def content(self, entry: CacheEntry) -> bytes | memoryview | None:
         """The body; None (and the entry is gone) when its file cannot be read."""

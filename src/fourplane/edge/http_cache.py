@@ -186,6 +186,37 @@ def secondary_key(names: tuple[bytes, ...], request: Fields) -> tuple[bytes | No
     return tuple([_normal(name, all_values(request, name)) for name in names])
 
 
+def selects(names: tuple[bytes, ...], secondary: tuple[bytes | None, ...], request: Fields, response: Fields) -> bool:
+    """Whether a stored response is the one `request` selects.
+
+    Equal secondary keys do; so does a response in exactly the language that the client wants most, because an origin that
+    negotiates languages and has this one would choose it.
+    """
+    wanted = secondary_key(names, request)
+    if wanted == secondary:
+        return True
+    if b"accept-language" not in names:
+        return False
+    at = names.index(b"accept-language")
+    if wanted[:at] + wanted[at + 1 :] != secondary[:at] + secondary[at + 1 :]:
+        return False
+    language = first_value(response, b"content-language")
+    members = sorted(split_list([wanted[at] or b""]), key=_preference)
+    if language is None or not members or _preference(members[0])[0] != -1.0:
+        return False
+    alone = len(members) == 1 or _preference(members[1])[0] > -1.0
+    return alone and members[0].partition(";")[0].encode("latin-1") == language.strip().lower()
+
+
+def answers_get(target: bytes, host: bytes, status: int, response: Fields) -> bool:
+    """Whether the response to a POST may be stored for later GETs (RFC 9110 9.3.3): explicit freshness, same location."""
+    location = first_value(response, b"content-location")
+    if status != 200 or location is None or _same_host(location or target, target, host) != target:
+        return False
+    said = parse_directives(all_values(response, b"cache-control"))
+    return "max-age" in said or "s-maxage" in said or first_value(response, b"expires") is not None
+
+
 def _normal(name: bytes, values: list[bytes]) -> bytes | None:
     if not values:
         return None

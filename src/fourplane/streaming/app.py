@@ -138,7 +138,8 @@ class Streaming:
             encoder = await ffmpeg.find(self.rooms.settings.ffmpeg)
             found = await encoder.probe(file)
             return ImportedVideo("", file.stem, found.duration_s, 0, found.height, 0, 0.0, "")
-        name = " ".join(file.stem.replace("_", " ").split()).title()
+        words = file.stem.replace("_", " ").split()
+        name = " ".join(word.capitalize() if word.isalpha() and word.islower() else word for word in words) or "Film"
         before = await self.rooms.titles.by_name(name)
         job = await self.rooms.submit(file, name, replace="" if before is None else before.id)
         while True:

@@ -17,6 +17,7 @@ from fourplane.foundation.errors import Forbidden, NotFound, Overloaded, Rejecte
 from fourplane.service.tokens import Signer
 from fourplane.streaming import hls
 from fourplane.streaming.origin import Origin
+from fourplane.streaming.packaging import TitleIndex, Track
 from fourplane.streaming.quality import Quality
 from fourplane.streaming.settings import StreamingSettings
 from fourplane.streaming.titles import Title, Titles
@@ -49,12 +50,12 @@ class MediaGuard:
             self.refused += 1
             raise Forbidden("media is only served with a signed address", code="no_token")
         end = target.find(b"/", 3)
-        token, path = target[3:end], target[end:]
+        token, path = target[3:end], target[end:].partition(b"?")[0]  # players append CMCD queries
         known = self._known.get(token)
         now_s = clock.monotonic_s()
         if known is None or known[1] < now_s:
             known = self._verify(token, now_s)
-        if not path.startswith(known[0]) or b".." in path:
+        if not path.startswith(known[0]) or b"/../" in path:
             self.refused += 1
             raise Forbidden("this address was signed for another title", code="other_title")
         return path
@@ -73,13 +74,17 @@ class MediaGuard:
         return known
 
 
-class Start(msgspec.Struct, frozen=True):
-    """What a player needs for its first picture without reading a manifest."""
+class PlayTrack(msgspec.Struct, frozen=True):
+    """A rendition for players that read no manifest: segment n lies at `<name>/<n>.m4s` and lasts `segment_s` (the last less)."""
 
-    video: str
-    video_codec: str
-    audio: str
-    audio_codec: str
+    name: str
+    kind: str
+    codec: str
+    height: int
+    bps: int
+    segment_s: float
+    count: int
+    language: str
 
 
 class Play(msgspec.Struct, frozen=True):
@@ -96,7 +101,8 @@ class Play(msgspec.Struct, frozen=True):
     dash: str
     poster: str
     scrub: str
-    start: Start
+    base: str
+    tracks: list[PlayTrack]
     expires_s: float
 
 
@@ -144,7 +150,6 @@ class Playback:
         path = self._signed_path(title.id, title.version, session)
         public = self._settings.public_host or host or "127.0.0.1"
         base = f"http://{public}:{self._ports[order[0]]}{path}"
-        low, sounds = index.video[0], index.audio
         self._quality.open(session, title.id, region, account, clock.monotonic_s())
         await self._titles.count_play(title.id)
         return Play(
@@ -159,12 +164,8 @@ class Playback:
             f"{base}manifest.mpd",
             f"{base}poster.jpg" if index.poster else "",
             f"{base}scrub.vtt" if index.sprite_every_s else "",
-            Start(
-                f"{base}{low.name}/",
-                low.codec,
-                f"{base}{sounds[0].name}/" if sounds else "",
-                sounds[0].codec if sounds else "",
-            ),
+            base,
+            [_play_track(index, track) for track in [*index.video, *index.audio]],
             self._settings.token_s,
         )
 
@@ -206,3 +207,16 @@ class Playback:
         path = f"/v/{title}/{version}/"
         token = self._signer.sign(AUDIENCE, {"path": path, "session": session}, self._settings.token_s)
         return f"/t/{token}{path}"
+
+
+def _play_track(index: TitleIndex, track: Track) -> PlayTrack:
+    return PlayTrack(
+        track.name,
+        track.kind,
+        track.codec,
+        track.height,
+        track.peak_bps(index.target_s),
+        track.segments[0].duration / track.timescale,
+        len(track.segments),
+        track.language,
+    )

@@ -1,0 +1,151 @@
+// An adaptive player over Media Source Extensions that reads no manifest: the play call says where segments are.
+// It starts with init and first segment of the smallest rung fetched in parallel, and climbs as soon as the measured
+// throughput and the buffer allow. Buffer-aware rate rule: never above 0.7 of the throughput, none up below 4 s of buffer.
+
+const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4;
+
+export class MsePlayer {
+  static usable(play) {
+    return "MediaSource" in window && play.tracks.every((t) => MediaSource.isTypeSupported(`${t.kind}/mp4; codecs="${t.codec}"`));
+  }
+
+  constructor(video, play, hooks) {
+    this.video = video; this.play = play; this.hooks = hooks;
+    this.bases = [play.base]; this.base = play.base;
+    this.rungs = play.tracks.filter((t) => t.kind === "video").sort((a, b) => a.bps - b.bps);
+    this.sound = play.tracks.find((t) => t.kind === "audio");
+    this.fixed = null; this.rate = 0; this.bytes = 0; this.rung = this.rungs[0]; this.dead = false;
+    this.inits = new Map();
+    this.source = new MediaSource();
+    this.lanes = [];
+    const head = this.lane("video", this.rung), tail = this.sound ? this.lane("audio", this.sound) : null;
+    this.early = [this.load(head, this.rung, 0), tail && this.load(tail, this.sound, 0)];
+    this.early.forEach((one) => one && one.catch(() => {}));
+    this.source.addEventListener("sourceopen", () => this.open(), { once: true });
+    video.src = URL.createObjectURL(this.source);
+    video.addEventListener("seeking", this.seeking = () => this.lanes.forEach((lane) => this.retune(lane)));
+    video.addEventListener("timeupdate", this.ticking = () => this.pump());
+  }
+
+  lane(kind, track) { const lane = { kind, track, next: 0, busy: false, initOf: "", buffer: null, abort: null }; this.lanes.push(lane); return lane; }
+
+  async open() {
+    this.source.duration = Math.max(...this.play.tracks.map((t) => t.segment_s * t.count), this.play.duration_s);
+    for (const lane of this.lanes) lane.buffer = this.source.addSourceBuffer(`${lane.kind}/mp4; codecs="${lane.track.codec}"`);
+    this.pump();
+  }
+
+  async fetch(url, lane) {
+    let wait = 150;
+    for (let tries = 0; ; tries++) {
+      try {
+        if (lane) lane.abort = new AbortController();
+        const began = performance.now();
+        const answer = await fetch(url(), { signal: lane ? lane.abort.signal : undefined });
+        if (!answer.ok) throw Object.assign(new Error(`HTTP ${answer.status}`), { status: answer.status });
+        const data = await answer.arrayBuffer();
+        this.bytes += data.byteLength;
+        const seconds = (performance.now() - began) / 1000;
+        if (data.byteLength > 20000) { const now = 8 * data.byteLength / Math.max(seconds, 0.002); this.rate = this.rate ? Math.min(now, 0.6 * this.rate + 0.4 * now) || now : now; if (now > this.rate) this.rate = 0.7 * this.rate + 0.3 * now; }
+        return data;
+      } catch (error) {
+        if (error.name === "AbortError" || this.dead) throw error;
+        if (tries >= RETRIES) throw error;
+        this.hooks.trouble && this.hooks.trouble(error);
+        const moved = await (this.hooks.reroute ? this.hooks.reroute(this.base) : null);
+        if (moved) this.base = moved;
+        await new Promise((done) => setTimeout(done, wait)); wait *= 2;
+      }
+    }
+  }
+
+  init(track) {
+    if (!this.inits.has(track.name)) {
+      const got = this.fetch(() => `${this.base}${track.name}/init.mp4`);
+      got.catch(() => this.inits.delete(track.name));
+      this.inits.set(track.name, got);
+    }
+    return this.inits.get(track.name);
+  }
+
+  load(lane, track, number) { return Promise.all([lane.initOf === track.name ? null : this.init(track), this.fetch(() => `${this.base}${track.name}/${number}.m4s`, lane)]); }
+
+  retune(lane) {
+    const at = Math.min(Math.floor((this.video.currentTime + 1e-3) / lane.track.segment_s), lane.track.count - 1);
+    if (this.ahead(lane) > 0.3) return;
+    if (lane.abort) lane.abort.abort();
+    lane.next = Math.max(0, at); this.pump();
+  }
+
+  ahead(lane) {
+    const ranges = lane.buffer ? lane.buffer.buffered : null, at = this.video.currentTime;
+    for (let n = 0; ranges && n < ranges.length; n++) if (ranges.start(n) <= at + 0.25 && ranges.end(n) > at) return ranges.end(n) - at;
+    return 0;
+  }
+
+  choose() {
+    if (this.fixed !== null) return this.rungs.find((t) => t.name === this.fixed) || this.rungs[0];
+    const buffer = this.ahead(this.lanes[0]);
+    if (!this.rate) return this.rungs[0];
+    const room = this.rate * SAFE - (this.sound ? this.sound.bps : 0);
+    let best = this.rungs[0];
+    for (const track of this.rungs) if (track.bps <= room) best = track;
+    const tall = (this.video.clientHeight || 720) * (window.devicePixelRatio || 1);
+    while (best !== this.rungs[0] && this.rungs[this.rungs.indexOf(best) - 1].height >= tall * 1.1) best = this.rungs[this.rungs.indexOf(best) - 1];
+    const now = this.rungs.indexOf(this.rung), then = this.rungs.indexOf(best);
+    if (then > now && buffer < 2) return this.rung;
+    if (then < now && buffer > 14) return this.rung;
+    return best;
+  }
+
+  pump() { for (const lane of this.lanes) this.feed(lane); }
+
+  async feed(lane) {
+    if (lane.busy || this.dead || !lane.buffer || lane.next >= lane.track.count) { this.finish(); return; }
+    if (this.ahead(lane) > AHEAD_S) return;
+    lane.busy = true;
+    const number = lane.next;
+    try {
+      const track = lane.kind === "video" && number > 0 ? this.choose() : lane.track;
+      const early = number === 0 && this.early ? this.early[this.lanes.indexOf(lane)] : null;
+      if (early) this.early[this.lanes.indexOf(lane)] = null;
+      const [init, data] = await (early || this.load(lane, track, number));
+      if (init) { await this.append(lane, init); lane.initOf = track.name; }
+      await this.append(lane, data);
+      if (lane.kind === "video" && this.rung !== track) { this.rung = track; this.hooks.rung && this.hooks.rung(track); }
+      if (lane.next === number) lane.next = number + 1;
+      await this.trim(lane);
+    } catch (error) {
+      if (error.name !== "AbortError" && !this.dead) { this.dead = true; this.hooks.fatal(error); return; }
+    } finally { lane.busy = false; }
+    if (!this.dead) queueMicrotask(() => this.feed(lane));
+  }
+
+  append(lane, data) {
+    return new Promise((done, failed) => {
+      const buffer = lane.buffer;
+      const end = () => { buffer.removeEventListener("updateend", end); buffer.removeEventListener("error", bad); done(); };
+      const bad = () => { buffer.removeEventListener("updateend", end); buffer.removeEventListener("error", bad); failed(new Error("the browser refused a segment")); };
+      buffer.addEventListener("updateend", end); buffer.addEventListener("error", bad);
+      try { buffer.appendBuffer(data); } catch (error) { buffer.removeEventListener("updateend", end); buffer.removeEventListener("error", bad); failed(error); }
+    });
+  }
+
+  async trim(lane) {
+    const until = this.video.currentTime - BEHIND_S, ranges = lane.buffer.buffered;
+    if (ranges.length && until > ranges.start(0) + 10) await new Promise((done) => { lane.buffer.addEventListener("updateend", done, { once: true }); lane.buffer.remove(0, until); });
+  }
+
+  finish() {
+    if (this.source.readyState === "open" && this.lanes.every((lane) => lane.next >= lane.track.count && !lane.busy && lane.buffer && !lane.buffer.updating)) this.source.endOfStream();
+  }
+
+  levels() { return this.rungs.map((t) => ({ name: t.name, height: t.height })); }
+  fix(name) { this.fixed = name; }
+  height() { return this.rung.height; }
+  destroy() {
+    this.dead = true; this.lanes.forEach((lane) => lane.abort && lane.abort.abort());
+    this.video.removeEventListener("seeking", this.seeking); this.video.removeEventListener("timeupdate", this.ticking);
+    URL.revokeObjectURL(this.video.src);
+  }
+}
