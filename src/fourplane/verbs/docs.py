@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -42,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def pages(folder: Path, wanted: tuple[str, ...] = PAGES) -> Iterator[tuple[str, str]]:
-    """File name and text of each wanted page; settings only where something is composed."""
+    """File name and text of each wanted page."""
     source = folder / "src" / "fourplane"
-    if "config" in wanted and find_spec("fourplane.compose") is not None:
+    if "config" in wanted:
         yield "docs/reference/config.md", reference.settings_page(settings.schema())
     if "metrics" in wanted:
         yield "docs/reference/metrics.md", reference.metrics_page(source)

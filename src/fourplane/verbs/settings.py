@@ -4,15 +4,15 @@ The environment is read at this one place and handed on.
 """
 
 import argparse
-import importlib
 import os
-from importlib.util import find_spec
 from pathlib import Path
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from fourplane.foundation import config
-from fourplane.foundation.errors import NotFound, Unavailable
+from fourplane.foundation.errors import NotFound
+
+if TYPE_CHECKING:
+    from fourplane.compose import Settings
 
 FILE = Path("fourplane.toml")
 ALIASES = {"FOURPLANE_FFMPEG": "streaming.ffmpeg"}
@@ -25,16 +25,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def schema() -> type[msgspec.Struct]:
-    """The root of all settings, which only the composition knows."""
-    if find_spec("fourplane.compose") is None:
-        raise Unavailable("nothing is composed in this version, so there are no settings", code="not_built")
-    root = importlib.import_module("fourplane.compose").Settings
-    assert isinstance(root, type) and issubclass(root, msgspec.Struct)  # noqa: PT018 - one fact
-    return root
+def schema() -> "type[Settings]":
+    """The root of all settings, which only the composition knows; it loads every system, so only on demand."""
+    from fourplane.compose import Settings  # noqa: PLC0415
+
+    return Settings
 
 
-def load(options: argparse.Namespace) -> config.Loaded[msgspec.Struct]:
+def load(options: argparse.Namespace) -> "config.Loaded[Settings]":
     """The settings and their origins; a file that was named must exist, bad settings raise Misconfigured."""
     named: Path | None = options.config or (
         Path(os.environ["FOURPLANE_CONFIG"]) if "FOURPLANE_CONFIG" in os.environ else None

@@ -19,8 +19,9 @@ from fourplane.verbs import checkout
 from fourplane.verbs.checks import checks, examine
 from fourplane.verbs.table import table
 
-HUNG_FACTOR = 5  # past this many budgets a section is ended: one hung test must not hold the run for ever
+HUNG_FACTOR = 4  # past this many budgets a section is ended: one hung test must not hold the run for ever
 RESULTS = Path(".tools") / "results"
+TEST_S = 60  # past this a single test tells where it stands
 NO_TESTS = 5  # pytest's exit code when it collected nothing
 
 
@@ -120,7 +121,7 @@ async def _pytest(folder: Path, section: Section, options: argparse.Namespace, s
     results.unlink(missing_ok=True)
     limit_s = section.budget_s * HUNG_FACTOR * (4 if options.all else 1)
     argv = processes.python("pytest", "--no-header", "--tb=short", f"--junitxml={results}", *paths)
-    argv += ["--durations=3", "--durations-min=2", "-o", f"faulthandler_timeout={limit_s * 0.9:.0f}"]
+    argv += ["--durations=3", "--durations-min=2", "-o", f"faulthandler_timeout={600 if options.all else TEST_S}"]
     argv += ["--all"] if options.all else []
     began = clock.monotonic_s()
     child = await processes.start(argv, on_line=say, cwd=folder)

@@ -49,7 +49,7 @@ def test_a_run_that_dies_is_a_failure(tmp_path):
 
 
 def test_a_run_that_hangs_is_ended_and_a_failure(tmp_path):
-    outcome, _ = outcome_of(tmp_path, "import signal\ndef test_hangs(): signal.pause()", budget_s=0.2)
+    outcome, _ = outcome_of(tmp_path, "import signal\ndef test_hangs(): signal.pause()", budget_s=0.25)
     assert outcome.failed == 1
     assert outcome.failures == ["chosen did not end within 1 s"]
 
