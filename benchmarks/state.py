@@ -77,7 +77,7 @@ class Bench:
     async def prepare(self):
         self.sql, self.records = await self.stores.sql("bench"), await self.stores.records("bench")
         self.log = await self.stores.log("bench")
-        self.raw, self.raw_log = raw(self.folder / "raw.db"), raw(self.folder / "raw-log.db", 16_384)
+        self.raw, self.raw_log = raw(self.folder / "raw.db"), raw(self.folder / "raw-log.db", 32_768)
         self.plain = os.open(self.folder / "plain", os.O_WRONLY | os.O_CREAT)
         await self.sql.commit([Statement(CREATE)])
         self.raw.execute(CREATE).fetchall()
@@ -130,10 +130,8 @@ class Bench:
         return self.grouped(self.raw, until, WRITERS, insert)
 
     async def raw_events(self, until):
-        body = b"".join(BATCH)
-
         def insert():
-            self.raw_log.execute("INSERT INTO batch (body) VALUES (?1)", (body,)).fetchall()
+            self.raw_log.execute("INSERT INTO batch (body) VALUES (?1)", (b"".join(BATCH),)).fetchall()
 
         return self.grouped(self.raw_log, until, PRODUCERS, insert) * len(BATCH)
 

@@ -85,7 +85,12 @@ class DatabaseFile:
 
     def fold(self) -> bool:
         """Copy the log's pages into the main file; True when none is left behind."""
-        total, copied = self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        log = self.disk.state(self.wal)
+        log.folding = True
+        try:
+            total, copied = self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            log.folding, log.folded = False, None
         return total == copied
 
     def settle(self, whole: bool) -> None:  # noqa: FBT001 - handed through the worker
@@ -135,7 +140,12 @@ class DatabaseFile:
         if mark is None:
             disk.pwrite(self.mark, FRESH.encode(), 0)
             disk.sync(self.mark)
+        disk.opening_writer = True
         self.writer = self._connect()
+        self.writer.execute(
+            "SELECT 1 FROM sqlite_schema LIMIT 1"
+        ).fetchall()  # SQLite opens the log with the first read
+        disk.opening_writer = False
         self.writer.execute("PRAGMA cache_spill=OFF").fetchall()
         self.reader = self._connect()
         self.reader.execute("PRAGMA query_only=ON").fetchall()

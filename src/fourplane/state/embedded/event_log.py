@@ -9,6 +9,8 @@ The end of a stream is its last batch, or the floor that a trim left behind when
 """
 
 import struct
+import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -29,7 +31,7 @@ READ_MAX = 100_000
 NAME_CHARS_MAX = 200
 SCHEMA_NUMBER = 1
 SETTINGS = DatabaseSettings(
-    file=FileSettings(page_bytes=16_384), checkpoint_bytes=24 << 20, inline_checkpoint_frames_max=500
+    file=FileSettings(page_bytes=32_768), checkpoint_bytes=24 << 20, inline_checkpoint_frames_max=300
 )
 
 _STEPS = (
@@ -184,10 +186,13 @@ def encode(values: Sequence[bytes]) -> bytes:
     count = len(values)
     if not 0 < count <= EVENTS_MAX:
         raise Rejected(f"a batch has 1 to {EVENTS_MAX} events, not {count}", code="bad_batch")
-    lengths = list(map(len, values))
-    if max(lengths) > EVENT_BYTES_MAX or sum(lengths) > BATCH_BYTES_MAX:
+    lengths = array("I", map(len, values))
+    total = sum(lengths)
+    if total > BATCH_BYTES_MAX or (total > EVENT_BYTES_MAX and max(lengths) > EVENT_BYTES_MAX):
         raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, a batch {BATCH_BYTES_MAX}")
-    return b"".join((struct.pack(f"<BI{count}I", SCHEMA_NUMBER, count, *lengths), *values))
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    return b"".join((struct.pack("<BI", SCHEMA_NUMBER, count), lengths.tobytes(), *values))
 
 
 def take(body: bytes, first: int, offset: int, limit: int, into: list[LogEntry], path: object) -> int:  # noqa: PLR0917 - hot path
