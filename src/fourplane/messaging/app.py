@@ -18,6 +18,7 @@ from fourplane.foundation.telemetry import Registry
 from fourplane.messaging.addresses import prepare_local
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.diagram import diagram
+from fourplane.messaging.group_chat import GroupChat
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import ServerQueries
 from fourplane.messaging.settings import MessagingSettings
@@ -90,6 +91,9 @@ class Messaging:
         self.store = UserStore(records, settings.offline_s)
         self.router = Router(settings, store=self.store, accounts=accounts, ids=ids, registry=registry)
         self.queries = ServerQueries(self.router)
+        self.groups = GroupChat(self.router, f"groups.{settings.domains[0]}")
+        self.router.services[self.groups.domain] = self.groups
+        self.queries.items.append((self.groups.domain, "Groups"))
         self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
         self._servers: list[asyncio.Server] = []
         self.port = 0
@@ -176,7 +180,7 @@ class Messaging:
 
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagram."""
-        return diagram(self.router, self.streams)
+        return diagram(self.router, self.streams, self.groups)
 
     def _stream(self) -> TcpStream:
         return TcpStream(self.streams, self._tls)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from fourplane.control.nodes import Figures, Node, Plane, Switch, hollow
 from fourplane.messaging.client_stream import Streams
+from fourplane.messaging.group_chat import GroupChat
 from fourplane.messaging.routing import Router
 
 JOURNEY = "journeys/messaging.md"
 
 
-def diagram(router: Router, streams: Streams) -> list[Node]:
+def diagram(router: Router, streams: Streams, groups: GroupChat) -> list[Node]:
     """All boxes, those not built drawn hollow."""
     switches = router.switches
     return [
@@ -42,7 +43,14 @@ def diagram(router: Router, streams: Streams) -> list[Node]:
             _presence(router),
             switch=switches.presence,
         ),
-        hollow("GROUP_MGR", "service", "Groups (XEP-0045) are not built yet."),
+        _node(
+            "GROUP_MGR",
+            "service",
+            "One actor per room (XEP-0045): a message is spliced once and sent to every occupant.",
+            "group_chat.py",
+            _groups(groups),
+            switch=switches.groups,
+        ),
         hollow("MEDIA_SVC", "service", "Media upload (XEP-0363) is not built yet."),
         _node(
             "MNESIA",
@@ -121,6 +129,18 @@ def _messages(router: Router) -> Callable[[], Figures]:
 
 def _presence(router: Router) -> Callable[[], Figures]:
     return lambda: Figures(requests=router.counts.presences)
+
+
+def _groups(groups: GroupChat) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        facts: dict[str, float | int | str] = {
+            "rooms": len(groups.rooms),
+            "occupants": sum(len(room.by_address) for room in groups.rooms.values()),
+            "deliveries": groups.counts.deliveries,
+        }
+        return Figures(requests=groups.counts.messages, errors=groups.counts.refused, facts=facts)
+
+    return figures
 
 
 def _sessions(router: Router) -> Callable[[], Figures]:

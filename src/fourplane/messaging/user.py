@@ -180,6 +180,17 @@ class User:
             if session.interested:
                 session.send((head + stanzas.escape(session.address.full)).encode() + query)
 
+    def take_over(self, session: UserSession) -> None:
+        """Give a new client what waits for clients whose connection broke; they keep their own copy for a resumption."""
+        for other in self.sessions.values():
+            management = other.management
+            if other is session or other.stream is not None or management is None:
+                continue
+            for index, (data, message) in enumerate(management.unacked):
+                if message is not None and _worth_storing(message):
+                    management.unacked[index] = (data, None)
+                    session.send(data, message)
+
     def deliver_stored(self, session: UserSession) -> None:
         """Send what came in the user's absence, oldest first; forgotten when it was handed over."""
         if self.offline_count and not self.flushing:

@@ -7,7 +7,9 @@
     b/<jid>             a blocked address
     v                   the vCard
     x/<namespace name>  private XML
-    e/<node>            the newest item of a personal event node
+    room                a room: configuration, affiliations, subject
+    h/<8 byte id>       one message of a room: schema, when, stanza
+    n/<address>         (in an index partition) a room that can be found
 
 Writes of one user happen in order; those of different users share the engine's group commit through `WRITERS` concurrent
 writers. What waits is bounded by the sessions, each of which stops reading while too many of its own writes wait.
@@ -95,6 +97,20 @@ class UserStore:
         """Store one message; `done` is called when it is durable or failed."""
         value = bytes([SCHEMA]) + struct.pack(">Q", clock.now_us()) + raw
         self.write(bare, [Put(_offline_key(message_id), value, ttl_s=self._offline_s)], done)
+
+    async def value(self, bare: str, sort: bytes) -> bytes | None:
+        """One stored value of a user or a room."""
+        record = await self.records.get(partition_of(bare), sort)
+        return record.value if record is not None else None
+
+    async def names(self, index: str) -> list[str]:
+        """What is listed in an index partition."""
+        return [record.value[1:].decode() for record in await self._all(partition_of(index), b"n/")]
+
+    async def room_history(self, bare: str, limit: int) -> list[tuple[int, bytes]]:
+        """The newest messages of a room, oldest first: when, and the stanza."""
+        found = await self.records.scan(partition_of(bare), start=b"h/", end=b"h0", limit=limit, reverse=True)
+        return [(struct.unpack(">Q", record.value[1:9])[0], record.value[9:]) for record in reversed(found)]
 
     async def forget_offline(self, bare: str, ids: Sequence[int]) -> None:
         """Remove messages that were delivered; gone for good when this returns."""

@@ -401,3 +401,19 @@ def test_goodbye_is_answered():
         return peer.got
 
     assert in_virtual_time(work).endswith(b"</stream:stream>")
+
+
+def test_what_waits_for_a_vanished_client_goes_to_the_next_one_at_once_and_once():
+    async def work(here):
+        alice, old = await client(here, "alice"), await client(here, "bob", resource="old", manage=True)
+        await settled(old)
+        old.abort()
+        await clock.sleep(1)
+        alice.message("bob@localhost", "anybody?")
+        await settled(alice)
+        new = await client(here, "bob", resource="new")
+        got = body_of(await new.next(wait_s=5))
+        await clock.sleep(400)
+        return got, bodies(new), here.messaging.statistics().stored
+
+    assert in_virtual_time(work) == ("anybody?", [], 0)
