@@ -13,7 +13,7 @@ import msgspec
 from fourplane.edge.http_answers import error_answer, seconds_text
 from fourplane.edge.routes import Priority
 
-LINES_MAX = 4_096
+TARGETS_MAX = 4_096
 SHARES = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 
 
@@ -85,15 +85,14 @@ class Admission:
         self._shed[priority] += 1
         return False
 
-    def admits_line(self, line: bytes) -> bool:
-        """The same for the first line of a request up to its version; classes of lines seen lately are remembered."""
-        priority = self._known.get(line)
+    def admits_get(self, target: bytes) -> bool:
+        """The same for a GET of this target; classes of targets seen lately are remembered."""
+        priority = self._known.get(target)
         if priority is None:
-            method, _, target = line.partition(b" ")
-            priority = self.classify(method, target.partition(b"?")[0])
-            if len(self._known) >= LINES_MAX:
+            priority = self.classify(b"GET", target.partition(b"?")[0])
+            if len(self._known) >= TARGETS_MAX:
                 self._known.clear()
-            self._known[line] = priority
+            self._known[target] = priority
         if self.in_flight < self._thresholds[priority] and priority < self._closed_from:
             return True
         self._shed[priority] += 1

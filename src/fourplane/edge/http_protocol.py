@@ -9,12 +9,12 @@ known. A slice therefore completes at most one request, and while that one is be
 stays unparsed in `_held` with reading paused. Invariants: `_held` is empty or an exchange is busy; answers leave in order;
 after a refusal nothing more is parsed.
 
-Hot routes are answered inside `data_received`: no task, no await. When the server sheds, a request without a body is
-turned away before its headers become objects (`_try_shed`). Sources: RFC 9112, RFC 9110.
+Hot routes are answered inside `data_received`: no task, no await; a plain GET of one does not even need the parser
+(`http_request.plain_request`, which accepts a strict subset of what llhttp does). When the server sheds, a request
+without a body is turned away before its headers become objects (`_try_shed`). Sources: RFC 9112, RFC 9110.
 """
 
 import asyncio
-from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
 
@@ -22,7 +22,15 @@ import httptools
 
 from fourplane.edge import http_answers
 from fourplane.edge.http_answers import error_answer
-from fourplane.edge.http_request import BadTarget, HttpRequest, host_is_valid, split_target
+from fourplane.edge.http_request import (
+    PLAIN_HEAD,
+    BadTarget,
+    HotHandler,
+    HttpRequest,
+    host_is_valid,
+    plain_request,
+    split_target,
+)
 
 if TYPE_CHECKING:
     from fourplane.edge.asgi import AsgiExchange
@@ -51,6 +59,11 @@ class Mode(IntEnum):
     CLOSED = 3
 
 
+# Members as globals: in Python 3.11 the look-up through the class costs ten times as much, eight times a request.
+IDLE, HEAD, BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
+HTTP, SOCKET, LINGER, CLOSED = Mode.HTTP, Mode.SOCKET, Mode.LINGER, Mode.CLOSED
+
+
 class Refused(Exception):
     """Raised out of a parser callback: the request is wrong, the connection ends with this answer."""
 
@@ -64,7 +77,9 @@ class HttpProtocol(asyncio.Protocol):
     """One connection; made by the server's listener."""
 
     __slots__ = (
+        "_admission",
         "_count_max",
+        "_declined",
         "_fed_in_head",
         "_head_max",
         "_held",
@@ -97,13 +112,15 @@ class HttpProtocol(asyncio.Protocol):
         self.peer = ""
         self.write_paused = False
         self.deadline_tick = 0
+        self._admission = server.admission
         limits = server.settings
         self._target_max, self._head_max = limits.target_bytes_max, limits.head_bytes_max
         self._count_max = limits.header_count_max
         self._since_tick = 0
-        self._mode = Mode.HTTP
-        self._phase = Phase.IDLE
+        self._mode = HTTP
+        self._phase = IDLE
         self._held = b""
+        self._declined = False
         self._fed_in_head = 0
         self._lingered = 0
         self._write_waiter: asyncio.Future[None] | None = None
@@ -126,7 +143,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.server.closed(self)
         self.gone = True
-        self._mode = Mode.CLOSED
+        self._mode = CLOSED
         self._held = b""
         self.wake_writer()
         if self.exchange is not None:
@@ -135,7 +152,7 @@ class HttpProtocol(asyncio.Protocol):
             self.session.disconnected()
 
     def eof_received(self) -> bool | None:
-        if self._mode is Mode.HTTP and self.exchange is not None and self._phase is not Phase.BODY:
+        if self._mode is HTTP and self.exchange is not None and self._phase is not BODY:
             self.exchange.peer_finished()
             return self.transport.can_write_eof()  # the peer finished asking and may still read the answer
         return None
@@ -147,7 +164,7 @@ class HttpProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.write_paused = False
         self.wake_writer()
-        if self._mode is Mode.HTTP and self.exchange is None:
+        if self._mode is HTTP and self.exchange is None:
             self._rest_for_next()
             self._continue_held()
 
@@ -166,15 +183,17 @@ class HttpProtocol(asyncio.Protocol):
             waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        if self._mode is not Mode.HTTP:
+        if self._mode is not HTTP:
             self._other_data(data)
             return
-        if self._held or (self.exchange is not None and self._phase is not Phase.BODY) or self.write_paused:
+        if self._held or (self.exchange is not None and self._phase is not BODY) or self.write_paused:
             self._hold(self._held + data)
             return
-        if self._phase is Phase.IDLE:
-            admission = self.server.admission
+        if self._phase is IDLE:
+            admission = self._admission
             if admission.in_flight >= admission.shed_at and self._try_shed(data):
+                return
+            if data[:5] == b"GET /" and self._try_plain(data):
                 return
             if data.find(HEAD_END) == len(data) - 4:
                 self._feed(data)
@@ -187,12 +206,12 @@ class HttpProtocol(asyncio.Protocol):
         if self.write_paused:
             self.server.counted("write_stalled")
             self.transport.abort()
-        elif self._mode is Mode.SOCKET and self.session is not None:
+        elif self._mode is SOCKET and self.session is not None:
             self.session.keep_alive()
             self.deadline_tick = deadlines.ticks(limits.socket_ping_s)
-        elif self._mode is not Mode.HTTP:
+        elif self._mode is not HTTP:
             self.transport.abort()
-        elif self._phase is Phase.BODY:
+        elif self._phase is BODY:
             allowed = limits.body_grace_s + self.request.received / limits.body_rate_min
             due = self._since_tick + int(allowed * 2) + 1
             if self.request.reading_paused or due > deadlines.now:
@@ -203,7 +222,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(408, "slow_body", "the body came too slowly")
         elif self.exchange is not None:
             self.deadline_tick = deadlines.ticks(limits.idle_s_max)
-        elif self._phase is Phase.HEAD:
+        elif self._phase is HEAD:
             self._refuse(408, "slow_head", "the request head did not arrive in time")
         else:
             self.transport.close()
@@ -225,31 +244,31 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(501, "unknown_method", "this method is not known here")
         except httptools.HttpParserError as error:
             self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
-        if self._phase is Phase.HEAD:
+        if self._phase is HEAD:
             if self._fed_in_head == 0:  # a head in pieces: from now on it has its time limit
                 self._since_tick = self.server.deadlines.now
                 self.deadline_tick = self._since_tick + self.server.head_ticks
             self._fed_in_head += len(data)
-            if self._fed_in_head > self.server.settings.head_bytes_max and self._mode is Mode.HTTP:
+            if self._fed_in_head > self.server.settings.head_bytes_max and self._mode is HTTP:
                 self._refuse(431, "head_too_large", "the request head is too large")
 
     def _feed_slices(self, data: bytes) -> None:
         view = memoryview(data)
         position, size, answered = 0, len(data), 0
         while position < size:
-            if self._mode is not Mode.HTTP:
+            if self._mode is not HTTP:
                 self._other_data(bytes(view[position:]))
                 return
-            if self._phase is not Phase.BODY and (self.exchange is not None or self.write_paused):
+            if self._phase is not BODY and (self.exchange is not None or self.write_paused):
                 self._hold(data[position:])
                 return
-            if self._phase is Phase.IDLE:
+            if self._phase is IDLE:
                 answered += 1
                 if answered > self.server.settings.burst_max:
                     self._hold(data[position:])
                     asyncio.get_running_loop().call_soon(self._continue_held)
                     return
-            remaining = self.request.remaining if self._phase is Phase.BODY else 0
+            remaining = self.request.remaining if self._phase is BODY else 0
             if remaining > 0:
                 end = min(size, position + remaining)
             else:
@@ -264,18 +283,18 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _continue_held(self) -> None:
-        if self._held and self._mode is Mode.HTTP and not self.write_paused and self.exchange is None:
+        if self._held and self._mode is HTTP and not self.write_paused and self.exchange is None:
             data, self._held = self._held, b""
             self.transport.resume_reading()
             self._feed_slices(data)
 
     def _other_data(self, data: bytes) -> None:
-        if self._mode is Mode.SOCKET:
+        if self._mode is SOCKET:
             if self.session is not None:
                 self.session.data_received(data)
             else:
                 self._hold(self._held + data)
-        elif self._mode is Mode.LINGER:
+        elif self._mode is LINGER:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES_MAX:
                 self.transport.abort()
@@ -283,7 +302,7 @@ class HttpProtocol(asyncio.Protocol):
     # -- the parser's side
 
     def on_message_begin(self) -> None:
-        self._phase = Phase.HEAD
+        self._phase = HEAD
         self._fed_in_head = 0
         self.request = HttpRequest(self.peer)
 
@@ -298,12 +317,12 @@ class HttpProtocol(asyncio.Protocol):
         request.head_bytes = size = request.head_bytes + len(name) + len(value) + 4
         if size > self._head_max:
             raise Refused(431, "head_too_large", "the request head is too large")
-        if self._phase is Phase.BODY:
+        if self._phase is BODY:
             return  # trailers are read, bounded and dropped (RFC 9110 6.5.1)
         name = name.lower()
         if value and value[-1] <= 32:
             value = value.rstrip(b" \t")
-        headers = request.headers
+        headers = request.fields
         headers.append((name, value))
         if name in SPECIAL:
             _note_special(request, name, value)
@@ -330,10 +349,10 @@ class HttpProtocol(asyncio.Protocol):
                 request.path, request.query = target[:mark], target[mark + 1 :]
         else:
             self._take_other_target(request)
-        self._phase = Phase.BODY
+        self._phase = BODY
         if request.method == b"CONNECT":
             raise Refused(405, "no_tunnel", "this server is not a proxy")
-        hot = self.server.hot_handler(request.method, request.path)
+        hot = None if self._declined else self.server.hot_handler(request.method, request.path)
         if hot is not None and request.upgrade is None:
             request.hot = hot
         else:
@@ -366,7 +385,7 @@ class HttpProtocol(asyncio.Protocol):
             self.exchange.body_received(body)
 
     def on_message_complete(self) -> None:
-        self._phase = Phase.IDLE
+        self._phase = IDLE
         request = self.request
         hot = request.hot
         if hot is not None:
@@ -379,7 +398,7 @@ class HttpProtocol(asyncio.Protocol):
 
     # -- answering
 
-    def _answer_hot(self, request: HttpRequest, hot: "Callable[[HttpRequest], object]") -> None:
+    def _answer_hot(self, request: HttpRequest, hot: HotHandler) -> None:
         answered = hot(request)
         if answered is None:
             request.hot = None
@@ -393,7 +412,7 @@ class HttpProtocol(asyncio.Protocol):
         if isinstance(answered, tuple):
             self.transport.writelines(answered)
         else:
-            self.transport.write(cast("bytes", answered))
+            self.transport.write(answered)
         if request.keep_alive:
             self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
         else:
@@ -405,7 +424,7 @@ class HttpProtocol(asyncio.Protocol):
             if request.has_body:
                 raise Refused(400, "upgrade_with_body", "an upgrade carries no body")
             if request.upgrade == b"websocket" and request.method == b"GET" and server.takes_sockets:
-                self._mode = Mode.SOCKET
+                self._mode = SOCKET
                 self.deadline_tick = server.deadlines.ticks(server.settings.head_s_max)
                 server.begin_socket(self, request)
                 return
@@ -427,12 +446,12 @@ class HttpProtocol(asyncio.Protocol):
     def exchange_finished(self) -> None:
         """The answer is out; go on with the next request or end the connection."""
         exchange, self.exchange = self.exchange, None
-        if exchange is None or self._mode is not Mode.HTTP:
+        if exchange is None or self._mode is not HTTP:
             return
         if self.request.reading_paused:
             self.request.reading_paused = False
             self.transport.resume_reading()
-        if not exchange.keep_alive or self.server.draining or self._phase is Phase.BODY:
+        if not exchange.keep_alive or self.server.draining or self._phase is BODY:
             self._finish_connection()
             return
         self._rest_for_next()
@@ -456,19 +475,38 @@ class HttpProtocol(asyncio.Protocol):
         self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
 
     def _try_shed(self, data: bytes) -> bool:
-        """Turn a whole request without a body away by its first line alone; False when it deserves a closer look."""
-        end = data.find(b" HTTP/1.1\r\n")
-        if end <= 0 or data.find(HEAD_END) != len(data) - 4:
-            return False
+        """Turn one plain GET away by its target alone; False when it deserves a closer look."""
         server = self.server
-        admission = server.admission
-        if admission.admits_line(data[:end]):
-            return False
-        low = data.lower()
-        if b"\ncontent-length:" in low or b"\ntransfer-encoding:" in low or b"\nconnection:" in low:
+        admission = self._admission
+        plain = PLAIN_HEAD.fullmatch(data)
+        if plain is None or admission.admits_get(plain[1]):
             return False
         server.shed_total.value += 1
         self.transport.write(admission.rejection)
+        self.deadline_tick = server.deadlines.now + server.idle_ticks
+        return True
+
+    def _try_plain(self, data: bytes) -> bool:
+        """Answer a plain GET of a hot route without the parser; False when the parser has to see it."""
+        server = self.server
+        target = data[4 : data.find(b" ", 5)]
+        hot = server.hot_handler(b"GET", target.partition(b"?")[0])
+        if hot is None or len(data) > self._head_max or len(target) > self._target_max or server.draining:
+            return False
+        request = plain_request(data, self.peer)
+        if request is None or data.count(b"\n") > self._count_max + 2:
+            return False
+        answered = hot(request)
+        if answered is None:  # it declined once; the parser's request goes to the application
+            self._declined = True
+            self._feed(data)
+            self._declined = False
+            return True
+        server.hot_total.value += 1
+        if isinstance(answered, tuple):
+            self.transport.writelines(answered)
+        else:
+            self.transport.write(answered)
         self.deadline_tick = server.deadlines.now + server.idle_ticks
         return True
 
@@ -479,10 +517,10 @@ class HttpProtocol(asyncio.Protocol):
             raise Refused(400, "bad_target", str(error)) from None
         if authority is not None:  # absolute-form: its authority replaces Host (RFC 9112 3.2.2)
             request.host = authority
-            request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
+            request.fields = [(name, authority if name == b"host" else value) for name, value in request.fields]
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        if self._mode is not Mode.HTTP and self._mode is not Mode.SOCKET:
+        if self._mode is not HTTP and self._mode is not SOCKET:
             return
         self.server.counted(code)
         exchange = self.exchange
@@ -501,8 +539,8 @@ class HttpProtocol(asyncio.Protocol):
     def _finish_connection(self) -> None:
         """End after our last answer so that the peer can read it: half-close, drop what it still sends, then close."""
         self._held = b""
-        unread = self._phase is not Phase.IDLE
-        self._mode = Mode.LINGER
+        unread = self._phase is not IDLE
+        self._mode = LINGER
         self.deadline_tick = self.server.deadlines.ticks(self.server.settings.linger_s)
         if not unread or not self.transport.can_write_eof():
             self.transport.close()
@@ -512,9 +550,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def drain(self) -> None:
         """Stop after the request in flight; a connection at rest closes now."""
-        if self._mode is Mode.SOCKET and self.session is not None:
+        if self._mode is SOCKET and self.session is not None:
             self.session.going_away()
-        elif self._mode is Mode.HTTP and self.exchange is None and self._phase is Phase.IDLE:
+        elif self._mode is HTTP and self.exchange is None and self._phase is IDLE:
             self.transport.close()
 
 

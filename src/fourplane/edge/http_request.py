@@ -1,5 +1,6 @@
 """One request as the protocol read it, before any application looked at it."""
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -8,6 +9,19 @@ HotHandler = Callable[["HttpRequest"], HotAnswer]
 
 HOST_BYTES: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:[]%!$&'()*+,;="
 HOST_LENGTH_MAX: Final = 255
+_NOT_PLAIN = rb"(?!(?i:host|connection|content-length|transfer-encoding|expect|upgrade):)"
+_FIELD = (
+    rb"(?:"
+    + _NOT_PLAIN
+    + rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n|(?i:connection): keep-alive\r\n)*+"
+)
+PLAIN_HEAD: Final = re.compile(
+    rb"GET (/[!\"$-~]*+) HTTP/1\.1\r\n"
+    + _FIELD
+    + rb"(?i:host):[ \t]*+([-a-zA-Z0-9._~:\[\]%!$&'()*+,;=]{1,255}+)[ \t]*+\r\n"
+    + _FIELD
+    + rb"\r\n"
+)
 
 
 class BadTarget(Exception):
@@ -27,6 +41,7 @@ class HttpRequest:
     host: bytes | None = None
     hot: HotHandler | None = None
     body = b""
+    raw = b""  # a whole plain head whose fields nobody has asked for yet
     remaining = 0  # bytes of a body with a length that have not come yet
     received = 0
     head_bytes = 0
@@ -41,8 +56,16 @@ class HttpRequest:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.fields: list[tuple[bytes, bytes]] = []
         self.parts: list[bytes] = []
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All header fields in their order, names in lower case."""
+        if self.raw:
+            self.fields = [_field(line) for line in self.raw.split(b"\r\n")[1:-2]]
+            self.raw = b""
+        return self.fields
 
     def header(self, name: bytes) -> bytes | None:
         """The first field of this lower-case name."""
@@ -50,6 +73,28 @@ class HttpRequest:
             if found == name:
                 return value
         return None
+
+
+def plain_request(data: bytes, peer: str) -> HttpRequest | None:
+    """The request in `data` if that is exactly one plain GET; None when llhttp has to look.
+
+    Accepts only what needs no second thought: the strict grammar, one valid Host, no body, no upgrade, no expectation, a
+    connection that is kept. Fields are split when somebody asks for them.
+    """
+    found = PLAIN_HEAD.fullmatch(data)
+    if found is None:
+        return None
+    request = HttpRequest(peer)
+    request.method = b"GET"
+    request.target, request.host = found.groups()
+    request.path, _, request.query = request.target.partition(b"?")
+    request.raw = data
+    return request
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name.lower(), value.strip(b" \t")
 
 
 def host_is_valid(value: bytes) -> bool:

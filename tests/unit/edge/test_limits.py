@@ -46,13 +46,13 @@ def test_an_operator_can_close_classes():
     assert made.admits(Priority.BULK)
 
 
-def test_first_lines_are_classified_without_their_query():
+def test_targets_are_classified_without_their_query():
     made = admission(100)
     made.close_from(Priority.DEGRADED)
-    assert made.admits_line(b"GET /1/x?y=/3")
-    assert not made.admits_line(b"GET /3/x")
+    assert made.admits_get(b"/1/x?y=/3")
+    assert not made.admits_get(b"/3/x")
     for number in range(10_000):
-        assert made.admits_line(b"GET /0/%d" % number)
+        assert made.admits_get(b"/0/%d" % number)
 
 
 def test_a_bucket_fills_at_its_rate():
