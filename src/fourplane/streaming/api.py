@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
+from fourplane.edge.routes import Access, Call, Door, Priority, Reply, Route, StaticFolder
 from fourplane.foundation import clock
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.streaming.jobs import Job
@@ -101,6 +101,7 @@ class Api:
         """Every route of the system and its static files."""
         chunk, base = self._rooms.settings.upload_chunk_max, "/streaming/api"
         play, bulk = Priority.CRITICAL, Priority.BULK
+        staff: Access = "operator"
         return [
             Route("GET", "/streaming/", self._page("index.html"), "browse and watch"),
             Route("GET", "/streaming/watch/{title}", self._page("index.html"), "watch one title"),
@@ -118,23 +119,45 @@ class Api:
             ),
             Route("POST", f"{base}/beacons", self.beacon, "what a player measured", body=Beacon, priority=bulk),
             Route("GET", f"{base}/delivery", self.delivery, "nodes, quality and cost", answer=DeliveryFacts),
-            Route("POST", f"{base}/uploads", self.upload, "begin an upload", body=UploadAsked, answer=UploadState),
-            Route("GET", f"{base}/uploads/{{upload}}", self.upload_state, "how far it is", answer=UploadState),
+            Route(
+                "POST",
+                f"{base}/uploads",
+                self.upload,
+                "begin an upload",
+                access=staff,
+                body=UploadAsked,
+                answer=UploadState,
+            ),
+            Route(
+                "GET",
+                f"{base}/uploads/{{upload}}",
+                self.upload_state,
+                "how far it is",
+                access=staff,
+                answer=UploadState,
+            ),
             Route(
                 "PUT",
                 f"{base}/uploads/{{upload}}/{{offset}}",
                 self.piece,
                 "one piece of a file",
+                access=staff,
                 body=bytes,
                 answer=UploadState,
                 body_max=chunk,
             ),
             Route(
-                "POST", f"{base}/uploads/{{upload}}/import", self.imported, "encode it", body=ImportAsked, answer=Job
+                "POST",
+                f"{base}/uploads/{{upload}}/import",
+                self.imported,
+                "encode it",
+                access=staff,
+                body=ImportAsked,
+                answer=Job,
             ),
-            Route("GET", f"{base}/jobs", self.jobs, "recent imports", answer=JobList),
-            Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", answer=Job),
-            Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import"),
+            Route("GET", f"{base}/jobs", self.jobs, "recent imports", access=staff, answer=JobList),
+            Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", access=staff, answer=Job),
+            Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import", access=staff),
             StaticFolder("/streaming/static/", STATIC),
         ]
 
@@ -259,9 +282,8 @@ class Api:
     async def imported(self, call: Call[ImportAsked]) -> Job:
         upload = self._rooms.uploads.finish(call.params["upload"])
         asked = call.body
-        return await self._rooms.submit(
-            upload.path, asked.name or Path(upload.name).stem, asked.description, replace=asked.replace, owned=True
-        )
+        name = asked.name or Path(upload.name).stem
+        return _told(await self._rooms.submit(upload.path, name, asked.description, replace=asked.replace, owned=True))
 
     async def jobs(self, _: Call[None]) -> JobList:
         return JobList([_told(job) for job in await self._rooms.jobs.recent()])

@@ -74,8 +74,11 @@ class Streaming:
         registry: Registry,
         sockets: Mapping[str, socket.socket] | None = None,
         entitlement: Entitlement = everybody,
+        data: Path = Path("data"),
     ) -> None:
         self._sql = sql
+        cache = None if settings.cache_folder is None else data / settings.cache_folder
+        settings = msgspec.structs.replace(settings, folder=data / settings.folder, cache_folder=cache)
         self.rooms = StreamingRooms(
             settings,
             sql=sql,

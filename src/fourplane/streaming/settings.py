@@ -48,8 +48,8 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     public_host: str = ""  # what players are told; empty: the host they asked
     origin_port: int = 8100
     cdn: tuple[CdnSettings, ...] = TREE
-    folder: Path = Path("data/streaming")  # uploads and work of running encodes
-    cache_folder: Path | None = Path("data/cdn")  # None keeps cached bytes in memory
+    folder: Path = Path("streaming")  # uploads and work of running encodes; relative to the data folder
+    cache_folder: Path | None = Path("cdn")  # the same; None keeps cached bytes in memory
     token_s: float = 4 * 3600.0
     encoding: EncodingSettings = EncodingSettings()
     upload_bytes_max: int = 16 << 30

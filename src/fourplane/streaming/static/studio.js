@@ -72,7 +72,10 @@ async function refresh() {
     get("jobs").replaceChildren(...(jobs.length ? jobs.slice(0, 12).map((job) => jobCard(job, names)) : [element("p", { className: "empty", textContent: "No imports yet." })]));
     const ready = titles.filter((t) => t.version), key = ready.map((t) => t.version).join();
     if (key !== shown) { shown = key; get("titles").replaceChildren(...await Promise.all(ready.slice(0, 20).map(ladder))); }
-  } catch (error) { get("jobs").replaceChildren(element("p", { className: "empty", textContent: `The studio does not answer: ${error.message}` })); }
+  } catch (error) {
+    const text = error.status === 401 || error.status === 403 ? "The studio is for operators: open the operator link that the start of the deployment printed, then come back." : `The studio does not answer: ${error.message}`;
+    get("jobs").replaceChildren(element("p", { className: "empty", textContent: text }));
+  }
   busy = false;
 }
 const drop = get("drop");

@@ -1,0 +1,149 @@
+"""A studio file becomes a film on a screen: real ffmpeg, real ports, a real Chromium."""
+
+import json
+import re
+
+import pytest
+from tests.journeys.streaming.rig import ROOT, house, run, served
+
+from fourplane.edge.http_client import HttpClient
+from fourplane.foundation.errors import Misconfigured
+from fourplane.streaming import ffmpeg
+from fourplane.streaming.encoding import generate_clip
+
+SEEN = """() => {
+  const video = document.querySelector('video'), player = document.querySelector('.player');
+  if (!video || !player) return null;
+  return {
+    engine: player.dataset.engine, failed: player.dataset.failed || '', at: video.currentTime,
+    frames: video.getVideoPlaybackQuality().totalVideoFrames, width: video.videoWidth, start: window.player.totals.start_ms,
+  };
+}"""
+PAST = """(seconds) => {
+  const video = document.querySelector('video');
+  return video && (video.currentTime > seconds || document.querySelector('.player').dataset.failed);
+}"""
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    try:
+        return run(ffmpeg.find)
+    except Misconfigured:
+        pytest.skip("no ffmpeg on this machine")
+
+
+@pytest.fixture(scope="module")
+def film(encoder, shared_data, tmp_path_factory):
+    file = shared_data / "video" / "big_buck_bunny_trailer_720p.mp4"
+    if not file.is_file():
+        pytest.skip("the trailer is not here (../shared/data/video)")
+    with served(tmp_path_factory.mktemp("film"), file) as found:
+        yield found
+
+
+def watch(chromium, here, title, engine, *, past_s=2.0):
+    page = chromium.new_page()
+    heard = []
+    page.on("console", lambda message: heard.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    try:
+        page.goto(f"{here.address}/streaming/watch/{title}?engine={engine}")
+        page.wait_for_function(PAST, arg=past_s, timeout=30_000)
+        page.evaluate("() => window.player.beacon()")
+        return page.evaluate(SEEN), heard
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("engine", ["hls", "mse"])
+def test_the_trailer_plays_in_chromium(chromium, film, engine):
+    if engine == "hls" and not (ROOT / "node_modules/hls.js").is_dir():
+        pytest.skip("hls.js is not installed (npm)")
+    here, title = film
+    seen, heard = watch(chromium, here, title, engine)
+    assert seen["engine"] == engine
+    assert seen["failed"] == ""
+    assert seen["frames"] > 20
+    assert seen["width"] > 0
+    assert seen["at"] > 2
+    assert seen["start"] > 0
+    assert heard == []
+
+
+def test_what_the_player_measured_reaches_the_quality_figures(chromium, film):
+    here, title = film
+    before = here.rooms.quality.starts.count
+    watch(chromium, here, title, "mse", past_s=1.0)
+    assert here.rooms.quality.starts.count == before + 1
+    assert here.rooms.quality.bytes > 0
+
+
+def test_a_generated_clip_plays_where_there_is_no_film(chromium, encoder, tmp_path):
+    with served(tmp_path) as (here, title):
+        seen, heard = watch(chromium, here, title, "mse", past_s=1.5)
+    assert seen["failed"] == ""
+    assert seen["frames"] > 10
+    assert heard == []
+
+
+def test_a_stopped_node_moves_its_viewers_and_the_film_goes_on(chromium, film):
+    here, title = film
+    page = chromium.new_page()
+    try:
+
+        def stop(route):
+            here.rooms.delivery.switches["EDGE1"].on = False
+            route.continue_()
+
+        first = here.rooms.delivery.nodes["EDGE1"].port
+        page.route(re.compile(rf":{first}/.*/[2-9]\.m4s"), stop)
+        page.goto(f"{here.address}/streaming/watch/{title}?engine=mse")
+        page.wait_for_function("() => document.querySelector('video')?.currentTime > 6", timeout=30_000)
+        assert page.evaluate("() => window.player.play.node") != "EDGE1"
+        assert page.evaluate("() => document.querySelector('.player').dataset.failed") is None
+    finally:
+        here.rooms.delivery.switches["EDGE1"].on = True
+        page.close()
+
+
+async def told(client, method, path, body=None, *, token=""):
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    if body is not None:
+        headers["content-type"] = "application/json"
+    content = b"" if body is None else json.dumps(body).encode()
+    answer = await client.request(method, path, body=content, headers=headers)
+    return answer.status, json.loads(answer.body) if answer.body else None
+
+
+def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
+    async def main():
+        clip = tmp_path / "clip.mp4"
+        await generate_clip(encoder, clip, duration_s=4.0, size="320x180")
+        content = clip.read_bytes()
+        async with house(tmp_path / "data") as here:
+            client = HttpClient("127.0.0.1", here.port)
+            announced = {"name": "clip.mp4", "size": len(content)}
+            assert (await told(client, "POST", "/streaming/api/uploads", announced))[0] == 401
+            status, upload = await told(client, "POST", "/streaming/api/uploads", announced, token=here.operator)
+            assert status == 200
+            half = len(content) // 2
+            path = f"/streaming/api/uploads/{upload['id']}"
+            pieces = [(0, content[:half]), (0, content[:half]), (half, content[half:])]
+            headers = {"authorization": f"Bearer {here.operator}"}
+            sent = [await client.request("PUT", f"{path}/{at}", body=part, headers=headers) for at, part in pieces]
+            assert [answer.status for answer in sent] == [200, 409, 200]
+            status, job = await told(client, "POST", f"{path}/import", {"name": "A clip"}, token=here.operator)
+            assert status == 200
+            assert job["file"] == "clip.mp4"
+            assert (await here.rooms.jobs.wait_ended(job["id"])).state == "done"
+            _, listed = await told(client, "GET", "/streaming/api/titles?q=clip")
+            assert [title["name"] for title in listed["titles"]] == ["A clip"]
+            assert listed["titles"][0]["height"] == 180
+            status, play = await told(
+                client, "POST", "/streaming/api/play", {"title": listed["titles"][0]["id"], "region": "asia"}
+            )
+            assert (status, play["node"]) == (200, "EDGE3")
+            client.close()
+
+    run(main)
