@@ -21,7 +21,7 @@ from fourplane.dispatch.driver_index import DriverIndex, IndexStatistics, open_i
 from fourplane.dispatch.driver_verbs import DriverDesk
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta, EtaStatistics
-from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_SHIFT
+from fourplane.dispatch.index_layout import AVAILABLE, ON_TRIP, RESERVED, STATUS_MASK, VEHICLE_SHIFT
 from fourplane.dispatch.live import Live, heat_cells
 from fourplane.dispatch.location_feed import FeedStatistics, LocationFeed
 from fourplane.dispatch.maps import Maps
@@ -74,6 +74,9 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     rides: RideStatistics
     processor: ProcessorStatistics
     drivers: int
+    available: int
+    reserved: int
+    riding: int
     viewers: int
     pushed: int
     surging_cells: int
@@ -182,9 +185,14 @@ class Dispatch:
         match = self.rides.match_seconds
         return DispatchStatistics(
             self.index.statistics(), self.feed.statistics(), self.eta.statistics(), self.matcher.statistics(),
-            self.rides.statistics(), self.processor.statistics(), self.drivers.count, self.live.viewers, self.push.sent,
+            self.rides.statistics(), self.processor.statistics(), self.drivers.count,
+            *self._by_status(), self.live.viewers, self.push.sent,
             len(self.surge.cells), round(match.quantile(0.5), 3), round(match.quantile(0.99), 3),
         )  # fmt: skip
+
+    def _by_status(self) -> tuple[int, int, int]:
+        counts = np.bincount(self.index.snapshot().states & np.uint32(STATUS_MASK), minlength=16)
+        return int(counts[AVAILABLE]), int(counts[RESERVED]), int(counts[ON_TRIP])
 
     async def import_map(self, source: Path, progress: Progress) -> str:
         """Import an OpenStreetMap extract and use it from the next start on."""

@@ -40,7 +40,7 @@ from fourplane.dispatch.index_layout import (
 DRIVERS = from_dtype(DRIVER)[::1]
 SLOTS = from_dtype(SLOT)[::1]
 BUCKETS = from_dtype(BUCKET)[::1]
-UPDATES = from_dtype(UPDATE)[::1]
+UPDATES = types.Array(from_dtype(UPDATE), 1, "C", readonly=True)  # as they come from the wire
 I32S, I64S, U32S, F64S = int32[::1], int64[::1], uint32[::1], f64[::1]
 
 RADIANS_E7 = math.pi / 180 * 1e-7

@@ -17,7 +17,7 @@ from fourplane.dispatch.cells import corners, parents, token
 from fourplane.dispatch.driver_index import Snapshot, check_point
 from fourplane.dispatch.index_layout import STATUS_MASK
 from fourplane.dispatch.pricing import SURGE_LEVEL
-from fourplane.dispatch.rider_api import RIDER
+from fourplane.dispatch.rider_api import RIDER, point, thin
 from fourplane.edge.routes import Call, Reply, Route, SocketRoute, SocketSession
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected
@@ -86,6 +86,7 @@ class Live:
             Route("GET", f"{API}/map", self.info, "The city in use", answer=MapInfo),
             Route("GET", f"{API}/map/lines", self.lines, "Its roads for drawing, binary"),
             Route("GET", f"{API}/map/network", self.network, "Its road network as a file (npz)"),
+            Route("GET", f"{API}/map/route", self.route, "The quickest way between two places"),
             Route("GET", f"{API}/heat", self.heat, "Supply, demand and surge per S2 cell"),
             SocketRoute(f"{API}/live", self.serve, "Moving drivers of a window, and one ride", message_max=4_096),
         ]
@@ -109,6 +110,10 @@ class Live:
     async def network(self, _call: Call[None]) -> Reply:
         content = await self._d.run_heavy(self._d.eta.roads.to_bytes)
         return Reply(content, media_type="application/octet-stream")
+
+    async def route(self, call: Call[None]) -> dict[str, Any]:
+        way = self._d.eta.route(*point(call, "start"), *point(call, "end"))
+        return {"line": thin(way.line, 2_000), "seconds": round(way.seconds), "metres": round(way.metres)}
 
     async def heat(self, _call: Call[None]) -> dict[str, Any]:
         return {"cells": [

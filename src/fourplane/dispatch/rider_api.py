@@ -203,7 +203,7 @@ class RiderApi:
 
     async def prices(self, call: Call[None]) -> Prices:
         self._d.switches.pricing.check()
-        start, end = _point(call, "start"), _point(call, "end")
+        start, end = point(call, "start"), point(call, "end")
         route = self._d.eta.route(*start, *end)
         surge = self._d.surge.at(cell_id(*start, SURGE_LEVEL))
         found = []
@@ -219,7 +219,7 @@ class RiderApi:
         return Prices(found)
 
     async def times(self, call: Call[None]) -> Times:
-        start = _point(call, "start")
+        start = point(call, "start")
         self._d.eta.roads.snap(*start, "the start")
         return Times([TimeEstimate(p.id, p.name, self._d.pickup_s(*start, p)) for p in PRODUCTS])
 
@@ -250,7 +250,7 @@ class RiderApi:
         )  # fmt: skip
         self._d.count_estimate(cell)
         soon = self._d.pickup_s(start.lat, start.lng, product)
-        trip = TripAnswer("km", round(route.metres / 1_000, 2), round(route.seconds), _thin(route.line))
+        trip = TripAnswer("km", round(route.metres / 1_000, 2), round(route.seconds), thin(route.line))
         return Estimate(answer, trip, None if soon is None else max(1, round(soon / 60)))
 
     async def request(self, call: Call[RequestBody]) -> Reply:
@@ -290,10 +290,10 @@ class RiderApi:
         place = self._d.place_of(trip.driver)
         eta = self._d.eta
         if place is not None and trip.status in {"accepted", "offered"}:
-            lines["approach"] = _thin(eta.route(*place, trip.pickup.lat, trip.pickup.lng).line)
+            lines["approach"] = thin(eta.route(*place, trip.pickup.lat, trip.pickup.lng).line)
         start = place if place is not None and trip.status == "in_progress" else (trip.pickup.lat, trip.pickup.lng)
         if not trip.ended:
-            lines["ride"] = _thin(eta.route(*start, trip.dropoff.lat, trip.dropoff.lng).line)
+            lines["ride"] = thin(eta.route(*start, trip.dropoff.lat, trip.dropoff.lng).line)
         return dict(lines)
 
     async def receipt(self, call: Call[None]) -> ReceiptAnswer:
@@ -355,7 +355,8 @@ class RiderApi:
         )  # fmt: skip
 
 
-def _point(call: Call[Any], which: str) -> tuple[float, float]:
+def point(call: Call[Any], which: str) -> tuple[float, float]:
+    """`start` or `end` of a query; raises Rejected."""
     try:
         lat, lng = float(call.query[f"{which}_latitude"]), float(call.query[f"{which}_longitude"])
     except KeyError as error:
@@ -366,7 +367,7 @@ def _point(call: Call[Any], which: str) -> tuple[float, float]:
     return lat, lng
 
 
-def _thin(line: list[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
+def thin(line: list[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
     """A line for drawing: six decimals, not more points than anybody sees."""
     step = max(1, len(line) // most)
     kept = line[::step] + ([line[-1]] if line and (len(line) - 1) % step else [])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fourplane.dispatch import cells, compiled
+from fourplane.dispatch import cells, compiled, feed_frames
 from fourplane.dispatch.driver_index import DriverIndex, IndexSettings, check_point, make_updates, open_index
 from fourplane.dispatch.index_layout import UPDATE
 from fourplane.foundation.errors import Misconfigured, Rejected
@@ -123,7 +123,9 @@ def test_a_leap_is_flagged_and_believed_when_confirmed(engine: str) -> None:
 @engines
 def test_a_driver_who_misses_three_periods_drops_out(engine: str) -> None:
     index = filled(engine, np.array([41.0, 41.0]), np.array([-8.0, -8.1]), period_s=4.0)
-    index.update(make_updates(np.array([1], np.uint32), np.array([41.0]), np.array([-8.1]), np.array([2], np.uint32)), 60)
+    index.update(
+        make_updates(np.array([1], np.uint32), np.array([41.0]), np.array([-8.1]), np.array([2], np.uint32)), 60
+    )
     assert index.drop_stale(120) == 0
     assert index.drop_stale(121) == 1
     assert index.nearest(41.0, -8.05, radius_m=50_000, count=5, mask=0, wanted=0)[0].tolist() == [1]
@@ -136,7 +138,9 @@ def test_a_driver_who_misses_three_periods_drops_out(engine: str) -> None:
 def test_offline_and_unknown_drivers_are_not_on_the_map(engine: str) -> None:
     index = filled(engine, *scattered("a city", 50, 8))
     index.set_states(np.array([4, 5], np.uint32), np.zeros(2, np.uint32))
-    stranger = make_updates(np.array([4, 999], np.uint32), np.full(2, 41.15), np.full(2, -8.61), np.full(2, 9, np.uint32))
+    stranger = make_updates(
+        np.array([4, 999], np.uint32), np.full(2, 41.15), np.full(2, -8.61), np.full(2, 9, np.uint32)
+    )
     index.update(stranger, 5)
     assert index.statistics().live == 48
     assert index.statistics().unknown == 2
@@ -147,7 +151,12 @@ def test_offline_and_unknown_drivers_are_not_on_the_map(engine: str) -> None:
 def test_coordinates_and_numbers_out_of_range_are_counted_as_wrong(engine: str) -> None:
     index = filled(engine, *scattered("a city", 10, 9))
     bad = np.zeros(3, UPDATE)
-    bad["driver"], bad["lat"], bad["lng"], bad["sequence"] = [1, 2, 4_000_000_000], [900_000_001, 0, 0], [0, -(1 << 31), 0], 5
+    bad["driver"], bad["lat"], bad["lng"], bad["sequence"] = (
+        [1, 2, 4_000_000_000],
+        [900_000_001, 0, 0],
+        [0, -(1 << 31), 0],
+        5,
+    )
     index.update(bad, 5)
     assert index.statistics().wrong == 3
     assert index.statistics().live == 10
@@ -185,3 +194,12 @@ def test_a_wrong_setting_names_itself() -> None:
         IndexSettings(level=20)
     with pytest.raises(Misconfigured, match="engine"):
         IndexSettings(engine="redis")
+
+
+@engines
+def test_positions_are_taken_as_they_lie_in_a_frame(engine: str) -> None:
+    index = filled(engine, np.array([41.0, 41.0]), np.array([-8.0, -8.1]))
+    sent = make_updates(np.arange(2, dtype=np.uint32), np.full(2, 41.0001), np.array([-8.0, -8.1]), np.full(2, 2, np.uint32))
+    stream = b"x" + feed_frames.positions_frame(sent)[feed_frames.HEADER.size :]
+    index.update(feed_frames.read_positions(memoryview(stream)[1:]), 10)
+    assert index.places(np.arange(2, dtype=np.uint32))[0] == pytest.approx([41.0001, 41.0001])
