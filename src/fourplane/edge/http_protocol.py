@@ -27,10 +27,10 @@ from fourplane.edge.http_request import (
     BadTarget,
     HotHandler,
     HttpRequest,
-    host_is_valid,
     plain_request,
     split_target,
 )
+from fourplane.edge.http_rules import SPECIAL, Refused, check_version, note_special
 
 if TYPE_CHECKING:
     from fourplane.edge.asgi import AsgiExchange
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from fourplane.edge.websocket import WebSocketSession
 
 HEAD_END: Final = b"\r\n\r\n"
-SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection"})
 LINGER_BYTES_MAX: Final = 1 << 20
 
 
@@ -62,15 +61,6 @@ class Mode(IntEnum):
 # Members as globals: in Python 3.11 the look-up through the class costs ten times as much, eight times a request.
 IDLE, HEAD, BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
 HTTP, SOCKET, LINGER, CLOSED = Mode.HTTP, Mode.SOCKET, Mode.LINGER, Mode.CLOSED
-
-
-class Refused(Exception):
-    """Raised out of a parser callback: the request is wrong, the connection ends with this answer."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -325,7 +315,7 @@ class HttpProtocol(asyncio.Protocol):
         headers = request.fields
         headers.append((name, value))
         if name in SPECIAL:
-            _note_special(request, name, value)
+            note_special(request, name, value)
         if len(headers) > self._count_max:
             raise Refused(431, "too_many_headers", "the request has too many header fields")
 
@@ -333,7 +323,7 @@ class HttpProtocol(asyncio.Protocol):
         request, parser = self.request, self._parser
         keep_alive = parser.should_keep_alive()
         if request.connection_named or not keep_alive:  # otherwise it can only be HTTP/1.1
-            _check_version(request, parser.get_http_version())
+            check_version(request, parser.get_http_version())
         if request.host is None and not request.http_1_0:
             raise Refused(400, "host_missing", "a request needs one Host")
         if request.upgrade is not None and not parser.should_upgrade():
@@ -554,42 +544,3 @@ class HttpProtocol(asyncio.Protocol):
             self.session.going_away()
         elif self._mode is HTTP and self.exchange is None and self._phase is IDLE:
             self.transport.close()
-
-
-def _note_special(request: HttpRequest, name: bytes, value: bytes) -> None:
-    match name:
-        case b"host":
-            if request.host is not None:
-                raise Refused(400, "host_twice", "a request has one Host")
-            if not host_is_valid(value):
-                raise Refused(400, "bad_host", "the Host is not a host")
-            request.host = value
-        case b"content-length":
-            request.remaining = int(value)
-            request.has_body = request.remaining > 0
-        case b"transfer-encoding":
-            if value.lower() != b"chunked":
-                raise Refused(501, "transfer_coding", "only chunked is understood")
-            request.has_body = request.chunked = True
-        case b"expect":
-            if value.lower() != b"100-continue":
-                raise Refused(417, "expectation", "only 100-continue can be expected")
-            request.expects_continue = True
-        case b"connection":
-            request.connection_named = True
-        case _:
-            request.upgrade = value.lower()
-
-
-def _check_version(request: HttpRequest, version: str) -> None:
-    if version == "1.1":
-        return
-    if version != "1.0":
-        raise Refused(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    if request.chunked:
-        raise Refused(400, "chunked_in_1_0", "HTTP/1.0 has no transfer codings")
-    if request.upgrade is not None and request.has_body:
-        raise Refused(400, "upgrade_with_body", "an upgrade carries no body")
-    request.http_1_0 = True
-    request.expects_continue = False
-    request.upgrade = None

@@ -2,8 +2,9 @@
 
 import asyncio
 
-from fourplane.edge.routes import Priority
 from tests.unit.edge.serving import HOST, answers, echo_app, serving, talk
+
+from fourplane.edge.routes import Priority
 
 
 def classify(_method, path):
