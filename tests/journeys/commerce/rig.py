@@ -1,5 +1,7 @@
 """A whole shop behind a real listener, for journeys, the failure tests and the simulator."""
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -143,3 +145,15 @@ async def shop(**options) -> AsyncIterator[Shop]:
         await built.life.drain()
         await built.life.stop()
         built.gateway.close()
+
+
+async def serve(data: Path) -> None:
+    """A shop in a process of its own, until it is killed; tells its port."""
+    async with shop(data=data, settings=CommerceSettings(generated_products=8, standing_offers=False)) as s:
+        sys.stdout.write(f"{s.server.port}\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

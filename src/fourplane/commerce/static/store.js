@@ -2,7 +2,7 @@
 // Every form works without it; what fails here falls back to the plain form.
 
 const body = document.body;
-const cart = body.dataset.cart;
+let cart = body.dataset.cart;
 const country = body.dataset.country || "US";
 const symbols = { USD: "$", EUR: "€", GBP: "£" };
 const money = (amount, currency) =>
@@ -133,6 +133,13 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && drawer && !drawer.hidden) closeDrawer();
 });
 
+// Pages of visitors without a cart are shared by all of them; the first addition fetches one.
+async function newCart() {
+  const made = await call("POST", "/carts");
+  document.cookie = `fp_cart=${made.id}; path=/commerce; max-age=${60 * 86400}; samesite=lax`;
+  return made.id;
+}
+
 const id = () => crypto.getRandomValues(new Uint32Array(2)).join("");
 
 document.addEventListener("submit", async (event) => {
@@ -146,11 +153,12 @@ document.addEventListener("submit", async (event) => {
     return;
   }
   const fields = new FormData(form);
-  if (kind !== "add" || !cart) return; // the first addition is a plain form: its answer brings the cart
+  if (kind !== "add") return;
   event.preventDefault();
   const button = form.querySelector("[type=submit]");
   button.disabled = true;
   try {
+    cart ||= await newCart();
     const view = await call("POST", `/carts/${cart}/lines?country=${country}`, {
       sku: fields.get("sku"), quantity: Number(fields.get("quantity")), operation: id(),
     });
