@@ -1,0 +1,92 @@
+"""Servers that are killed and come back: callers hear of it, then it works again without a restart of ours."""
+
+import asyncio
+
+import pytest
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Misconfigured, Overloaded, Unavailable
+from fourplane.state.contracts import Statement
+from fourplane.state.engines.postgres import PostgresSql
+from fourplane.state.engines.redis import RedisCache, RedisSettings
+
+
+async def eventually(work):
+    for _ in range(200):
+        try:
+            return await work()
+        except Unavailable:
+            await clock.sleep(0.01)
+    raise AssertionError("never came back")
+
+
+def test_redis_comes_back(redis_server):
+    async def body():
+        cache = await RedisCache.open(redis_server.url, prefix="k:")
+        await cache.set("a", b"1", ttl_s=60)
+        redis_server.kill()
+        with pytest.raises(Unavailable):
+            await cache.get("a")
+        redis_server.start()
+        assert await eventually(lambda: cache.get("a")) is None
+        await cache.set("a", b"2", ttl_s=60)
+        assert await cache.get("a") == b"2"
+        assert cache.statistics().connects >= 2
+        await cache.close()
+        with pytest.raises(Unavailable):
+            await cache.get("a")
+
+    asyncio.run(body())
+
+
+def test_redis_refuses_a_wrong_password_without_repeating_it(redis_server):
+    async def body():
+        with pytest.raises(Misconfigured) as told:
+            await RedisCache.open(f"redis://:wrong-one@127.0.0.1:{redis_server.port}/0")
+        assert "wrong-one" not in str(told.value)
+
+    asyncio.run(body())
+
+
+def test_redis_commands_of_one_tick_leave_in_one_write_and_are_bounded(redis_server):
+    async def body():
+        cache = await RedisCache.open(redis_server.url, settings=RedisSettings(in_flight_max=100))
+        before = cache.statistics().writes
+        await asyncio.gather(*[cache.get(f"k{number}") for number in range(100)])
+        assert cache.statistics().writes - before == 1
+        answers = await asyncio.gather(*[cache.get(f"k{number}") for number in range(150)], return_exceptions=True)
+        assert sum(isinstance(answer, Overloaded) for answer in answers) == 50
+        await cache.close()
+
+    asyncio.run(body())
+
+
+def test_a_silent_redis_counts_as_lost(redis_server):
+    async def body():
+        cache = await RedisCache.open(redis_server.url, settings=RedisSettings(timeout_s=0.05))
+        pipe = cache._pipe
+        pipe.data_received = lambda _data: None
+        with pytest.raises(Unavailable):
+            await cache.get("a")
+        assert await eventually(lambda: cache.get("a")) is None
+        await cache.close()
+
+    asyncio.run(body())
+
+
+def test_postgres_comes_back_with_every_acknowledged_row(postgres_server):
+    async def body():
+        sql = await PostgresSql.open(postgres_server.url, schema="killed")
+        await sql.commit([Statement("CREATE TABLE told (id BIGINT PRIMARY KEY)")])
+        for number in range(5):
+            await sql.commit([Statement("INSERT INTO told (id) VALUES (?1)", (number,))])
+        postgres_server.kill()
+        with pytest.raises(Unavailable):
+            await sql.commit([Statement("INSERT INTO told (id) VALUES (?1)", (100,))])
+        postgres_server.start()
+        rows = await eventually(lambda: sql.read("SELECT id FROM told WHERE id<100 ORDER BY id"))
+        assert rows == [(number,) for number in range(5)]
+        await eventually(lambda: sql.commit([Statement("INSERT INTO told (id) VALUES (?1)", (200,))]))
+        await sql.close()
+
+    asyncio.run(body())
