@@ -45,6 +45,7 @@ EXIT_TOO_MANY_RESTARTS = 70
 POLL_S = 0.02  # while a worker starts; otherwise the parent sleeps
 IDLE_S = 3_600.0
 READY_MAX = 1 << 16
+COLLECT_AFTER = (20_000, 20, 50)  # a worker holds many long-lived objects: look at them less often
 PR_SET_PDEATHSIG = 1
 DATABASE_SUFFIXES = (".db", ".sqlite", "-wal", ".wal")
 
@@ -185,6 +186,7 @@ class Fleet:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all: the parent decides
         clock.reseed_after_fork()
+        gc.set_threshold(*COLLECT_AFTER)
         for other in self._slots:
             if other.ready >= 0:
                 os.close(other.ready)

@@ -68,12 +68,12 @@ class CircuitBreaker:
         self._probes_open += 1
         return True
 
-    def succeeded(self, now: float) -> None:
-        """The call got an answer; one that says no to the caller is an answer too."""
+    def succeeded(self, now: float, count: int = 1) -> None:
+        """The call (or `count` calls, while closed) got an answer; one that says no to the caller is an answer too."""
         if self.state == "closed":
             if now >= self._window_end:
                 self._turn(now)
-            self._calls += 1
+            self._calls += count
         elif self.state == "half-open" and self._probes_open:
             self._probes_open -= 1
             self._probes_left -= 1
