@@ -143,3 +143,33 @@ def test_direct_tls_and_stream_management_over_a_broken_connection(tmp_path):
             await alice.close()
 
     asyncio.run(main())
+
+
+def test_what_was_acknowledged_for_a_silent_reader_survives_a_killed_server(tmp_path):
+    async def main():
+        async with Server(tmp_path) as server:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+            alice, bob = XmppClient("alice", PASSWORD), XmppClient("bob", PASSWORD)
+            for client in (alice, bob):
+                await client.connect("127.0.0.1", server.tls_port, tls=tls, direct=True)
+                await client.login(manage=True)
+                await client.request("get", "<ping xmlns='urn:xmpp:ping'/>")
+            bob._transport.pause_reading()
+            for number in range(10):
+                alice.message("bob@localhost", f"{number}")
+            acknowledged = 0
+            async with asyncio.timeout(WAIT_S):
+                while acknowledged < 13:  # roster, presence, ping, ten messages
+                    alice.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+                    acknowledged = int((await alice.next("urn:xmpp:sm:3 a")).attributes["h"])
+            server.process.kill()
+            await server.process.wait()
+        async with Server(tmp_path) as server:
+            bob = XmppClient("bob", PASSWORD)
+            await bob.connect("127.0.0.1", server.tls_port, tls=tls, direct=True)
+            await bob.login()
+            assert [body_of(await bob.next()) for _ in range(10)] == [str(number) for number in range(10)]
+            bob.abort()
+
+    asyncio.run(main())

@@ -194,7 +194,7 @@ def resume(router: Router, name: str, stanza: Stanza) -> tuple[UserSession | Non
     assert session is not None
     management = session.management
     assert management is not None
-    management.acknowledged(int(h))
+    session.taken(management.acknowledged(int(h)))
     answer = f"<resumed xmlns='{SM}' previd='{resume_id}' h='{session.durable_h()}'/>"
     return session, answer.encode()
 

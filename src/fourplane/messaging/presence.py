@@ -49,8 +49,6 @@ def broadcast(user: "User", session: "UserSession", stanza: Stanza) -> None:
     if first:
         _first_presence(user, session)
     if session.priority >= 0:
-        if first:
-            user.take_over(session)
         user.deliver_stored(session)
 
 

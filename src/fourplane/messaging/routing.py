@@ -108,6 +108,7 @@ class Router:
         self.switches = Switches()
         self.store_latency = Histogram()
         self.session_count = 0
+        self.owing: dict[UserSession, None] = {}  # with stanzas whose senders wait for an acknowledgement
         self.resume_ids: dict[str, UserSession] = {}
         self.archive: Archive | None = None
         self.personal_events: PersonalEvents | None = None
@@ -119,6 +120,7 @@ class Router:
     def start(self, tasks: Tasks) -> None:
         """Be able to load users; their loads end when the system stops."""
         self._tasks = tasks
+        tasks.start(self._keep_old(), "keep-unacknowledged")
 
     def parse(self, text: str) -> Address | None:
         """The prepared address, or None when it is none."""
@@ -152,6 +154,7 @@ class Router:
     def session_ended(self, session: UserSession) -> None:
         """Forget what was kept for a resumption."""
         self.session_count -= 1
+        self.owing.pop(session, None)
         if session.management is not None:
             self.resume_ids.pop(session.management.resume_id, None)
             expiry = self._expiries.pop(session.management.resume_id, None)
@@ -282,6 +285,15 @@ class Router:
         successor = self._begin(user.address)
         successor.adopt(user)
         self.spawn(self._finish(successor))
+
+    async def _keep_old(self) -> None:
+        """Once a second, store what readers have owed an acknowledgement for too long."""
+        while True:
+            await clock.sleep(1.0)
+            now = clock.monotonic_s()
+            for session in list(self.owing):
+                if not session.keep_old(now):
+                    self.owing.pop(session, None)
 
     def _to_server(self, delivery: Delivery) -> None:
         assert self.queries is not None

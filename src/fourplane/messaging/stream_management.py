@@ -7,11 +7,35 @@ that an acknowledgement is never ahead of the disk. Counters are 32 bits and wra
 
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from fourplane.messaging.xml_stream import Stanza, StreamError
 
+if TYPE_CHECKING:
+    from fourplane.messaging.user_session import UserSession
+
 NAMESPACE = "urn:xmpp:sm:3"
 MODULUS = 1 << 32
+
+
+class Owed:
+    """One stanza the client has not acknowledged, and whose own acknowledgement waits for that."""
+
+    __slots__ = ("at_s", "data", "message", "source", "stored_id", "token")
+
+    def __init__(self, data: bytes, message: Stanza | None) -> None:
+        self.data = data
+        self.message = message  # None when it need not, or need no longer, be kept for others
+        self.source: UserSession | None = None
+        self.token = 0
+        self.stored_id = 0  # where it lies in the store
+        self.at_s = 0.0
+
+    def settle(self) -> None:
+        """It is safe: the sender's acknowledgement may go out."""
+        source, self.source = self.source, None
+        if source is not None:
+            source.settle(self.token)
 
 
 class StreamManagement:
@@ -32,26 +56,25 @@ class StreamManagement:
         self.resume_id = resume_id  # empty: may not be resumed
         self.handled = 0  # stanzas taken from the client
         self.sent_count = 0
-        self.unacked: deque[tuple[bytes, Stanza | None]] = deque()
+        self.unacked: deque[Owed] = deque()
         self.acknowledged_h = 0  # the client's last h
         self.answered = -1  # the h we told last
         self.requested = False  # an acknowledgement was asked for and has not come yet
         self.wanted = False  # the client asked and its answer was held back
 
-    def sent(self, data: bytes, message: Stanza | None) -> int:
+    def sent(self, owed: Owed) -> int:
         """Remember one stanza that goes to the client; how many it has not acknowledged."""
-        self.unacked.append((data, message))
+        self.unacked.append(owed)
         self.sent_count += 1
         return len(self.unacked)
 
-    def acknowledged(self, h: int) -> None:
-        """The client has handled `h` of our stanzas; raises StreamError when that is more than were sent."""
+    def acknowledged(self, h: int) -> list[Owed]:
+        """The client has handled `h` of our stanzas: the newly acknowledged; raises StreamError for more than were sent."""
         count = (h - self.acknowledged_h) % MODULUS
         if count > len(self.unacked):
             raise StreamError("undefined-condition", f"acknowledged {h}, more than was sent")
-        for _ in range(count):
-            self.unacked.popleft()
         self.acknowledged_h = h % MODULUS
+        return [self.unacked.popleft() for _ in range(count)]
 
     def durable_h(self, holds: Iterable[int]) -> int:
         """How many of the client's stanzas are handled, up to the first whose durable write (in `holds`) is not finished."""

@@ -13,7 +13,7 @@ from fourplane.messaging import presence, stanzas, subscriptions
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
-from fourplane.messaging.stream_management import MODULUS
+from fourplane.messaging.stream_management import MODULUS, Owed
 from fourplane.messaging.user_session import CHAT_STATES, UserSession
 from fourplane.messaging.user_store import StoredUser
 from fourplane.messaging.xml_stream import CLIENT, MESSAGE, PRESENCE, Stanza
@@ -26,6 +26,7 @@ __all__ = ["Delivery", "User"]
 BODY = "jabber:client body"
 HINTS = "urn:xmpp:hints "
 CARBONS = "urn:xmpp:carbons:2"
+UNKEPT = frozenset({"groupchat", "headline", "error"})
 FLUSH_PAGE = 100
 SPOOL_POLL_S = 0.002
 SUBSCRIPTIONS = frozenset(SUBSCRIPTION_TYPES)
@@ -99,11 +100,7 @@ class User:
         if session.carbons:
             self.carbon_count -= 1
         presence.session_gone(self, session)
-        if session.management is not None:
-            for _, message in session.management.unacked:
-                if message is not None:
-                    self._save(message)
-            session.management.unacked.clear()
+        self.keep_unacked(session)
         if not self.sessions:
             self.router.became_idle(self)
 
@@ -180,16 +177,47 @@ class User:
             if session.interested:
                 session.send((head + stanzas.escape(session.address.full)).encode() + query)
 
-    def take_over(self, session: UserSession) -> None:
-        """Give a new client what waits for clients whose connection broke; they keep their own copy for a resumption."""
-        for other in self.sessions.values():
-            management = other.management
-            if other is session or other.stream is not None or management is None:
-                continue
-            for index, (data, message) in enumerate(management.unacked):
-                if message is not None and _worth_storing(message):
-                    management.unacked[index] = (data, None)
-                    session.send(data, message)
+    def keep_unacked(self, session: UserSession) -> None:
+        """The connection of `session` broke: store what it was sent and never acknowledged, and offer it to the others."""
+        management = session.management
+        if management is None:
+            return
+        for owed in management.unacked:
+            if not owed.stored_id:
+                self.keep(owed)
+        live = [other for other in self.available() if other.stream is not None]
+        if live:
+            self.deliver_stored(live[0])
+
+    def keep(self, owed: Owed) -> None:
+        """Store one message a client has not acknowledged; its sender's acknowledgement goes out when it is durable."""
+        message, owed.message = owed.message, None
+        if message is None or not _worth_storing(message):
+            owed.settle()
+            return
+        router = self.router
+        owed.stored_id = router.ids.next()
+        self.offline_count += 1
+        self.spooling += 1
+
+        def stored(failure: FourplaneError | None) -> None:
+            self.spooling -= 1
+            if failure is None:
+                router.counts.stored += 1
+                owed.settle()
+                return
+            self.offline_count -= 1
+            owed.stored_id, owed.message = 0, message
+            router.registry.event(
+                "error", "messaging", "an unacknowledged message cannot be stored", error=failure.reason
+            )
+
+        router.store.put_offline(self.address.bare, owed.stored_id, message.raw, stored)
+
+    def forget_stored(self, ids: list[int]) -> None:
+        """Messages that lie in the store were acknowledged after all."""
+        self.offline_count = max(0, self.offline_count - len(ids))
+        self.router.store.delete_offline(self.address.bare, ids)
 
     def deliver_stored(self, session: UserSession) -> None:
         """Send what came in the user's absence, oldest first; forgotten when it was handed over."""
@@ -234,7 +262,9 @@ class User:
             if session is not None:
                 if self.router.archive is not None and kind not in {"error", "groupchat"}:
                     self.router.archive.received(self, delivery)
-                self._push(session, delivery)
+                self._push(
+                    session, delivery, alone=(not self.carbon_count or len(self.sessions) == 1) and kind not in UNKEPT
+                )
                 if self.carbon_count and _wants_carbon(stanza):
                     self._carbon("received", delivery, frozenset((resource,)))
                 return
@@ -260,16 +290,20 @@ class User:
         if len(targets) > 1:
             top = max(session.priority for session in targets)
             targets = [session for session in targets if session.priority == top]
+        alone = len(targets) == 1 and (not self.carbon_count or len(self.sessions) == 1)
         for session in targets:
-            self._push(session, delivery)
+            self._push(session, delivery, alone=alone)
         if self.carbon_count and _wants_carbon(delivery.stanza):
             self._carbon("received", delivery, frozenset(session.address.resource for session in targets))
 
-    def _push(self, session: UserSession, delivery: Delivery) -> None:
+    def _push(self, session: UserSession, delivery: Delivery, *, alone: bool = False) -> None:
         stanza = delivery.stanza
         self.router.counts.delivered += 1
-        kept = Stanza(stanza.name, stanza.attributes, stanza.children, delivery.raw) if stanza.name == MESSAGE else None
-        session.send(delivery.raw, kept)
+        if session.management is None or stanza.name != MESSAGE:
+            session.send(delivery.raw)
+        else:
+            kept = Stanza(stanza.name, stanza.attributes, stanza.children, delivery.raw) if alone else None
+            session.send(delivery.raw, kept, delivery.source)
         stream = session.stream
         if stream is not None and stream.congested and delivery.source is not None:
             stream.slow_down(delivery.source)
@@ -303,13 +337,6 @@ class User:
                 source.release(hold)
 
         router.store.put_offline(self.address.bare, router.ids.next(), delivery.raw, stored)
-
-    def _save(self, message: Stanza) -> None:
-        """A session ended before its client acknowledged this: try the other sessions, then the store."""
-        if message.attributes.get("type") in {"groupchat", "headline", "error"} or not _worth_storing(message):
-            return
-        sender = self.router.parse(message.attributes.get("from", "")) or self.address
-        self._to_bare(Delivery(message, message.raw, sender, self.address, None), "chat")
 
     def _carbon(self, direction: str, delivery: Delivery, without: frozenset[str]) -> None:
         raw = delivery.raw

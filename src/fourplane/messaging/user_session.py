@@ -14,8 +14,8 @@ from fourplane.foundation import clock
 from fourplane.messaging import stanzas
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
+from fourplane.messaging.stream_management import MODULUS, Owed, StreamManagement
 from fourplane.messaging.stream_management import NAMESPACE as SM
-from fourplane.messaging.stream_management import StreamManagement
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza, StreamError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fourplane.messaging.user import User
 
 HOLDS_MAX = 500
+KEEP_AFTER_S = 2.0
+NOTHING_OWED: dict[int, int] = {}  # shared by all who never owe; `owe` makes a session's own
 TAKEN_POLL_S = 0.01
 QUIET_MAX = 1_000
 ACK_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"  # one at a time: its answer asks for the next while something is owed
@@ -42,6 +44,7 @@ class UserSession:
         "_held",
         "_hold_next",
         "_holds",
+        "_owed",
         "address",
         "carbons",
         "directed",
@@ -71,21 +74,34 @@ class UserSession:
         self.quiet: dict[str, bytes] | None = None  # presence kept back while the client is inactive (XEP-0352)
         self._holds: dict[int, int] | None = None
         self._hold_next = 0
+        self._owed: dict[int, int] = NOTHING_OWED
         self._held: deque[bytes] | None = None
 
-    def send(self, data: bytes, message: Stanza | None = None) -> None:
-        """Send one stanza to the client; `message` is given when it must be saved if the client never gets it."""
+    def send(self, data: bytes, message: Stanza | None = None, source: "UserSession | None" = None) -> None:
+        """Send one stanza to the client.
+
+        `message` is given when it must be kept if the client never gets it; `source` is not told that it was taken before
+        this client has acknowledged it or it is on disk.
+        """
         if self.quiet:
             self._wake()
         management = self.management
         stream = self.stream
         if management is not None:
-            waiting = management.sent(data, message)
+            owed = Owed(data, message)
+            if source is not None and source.management is not None:
+                owed.source = source
+                owed.token = source.owe()
+                owed.at_s = clock.monotonic_s()
+                self.user.router.owing[self] = None
+            waiting = management.sent(owed)
             if stream is not None:
                 stream.send(data)
                 if not management.requested:
                     management.requested = True
                     stream.send(ACK_REQUEST)
+            else:
+                self.user.keep(owed)
             if waiting > self.user.router.settings.unacked_max:
                 self.close("policy-violation", "too many stanzas are not acknowledged")
         elif stream is not None:
@@ -137,6 +153,41 @@ class UserSession:
         for data in held or ():
             self.send(data)
 
+    def owe(self) -> int:
+        """A stanza of this client was passed on and is not safe yet: hold its acknowledgement back until `settle`."""
+        assert self.management is not None
+        self._hold_next += 1
+        if self._owed is NOTHING_OWED:
+            self._owed = {}
+        self._owed[self._hold_next] = self.management.handled
+        return self._hold_next
+
+    def settle(self, token: int) -> None:
+        """A passed-on stanza is safe: with its reader, or on disk."""
+        if self._owed.pop(token, None) is not None:
+            management = self.management
+            if management is not None and management.wanted and self.stream is not None:
+                self._acknowledge(management)
+
+    def taken(self, acknowledged: list[Owed]) -> None:
+        """The client has these; what was stored for it can go."""
+        stored = [owed.stored_id for owed in acknowledged if owed.stored_id]
+        for owed in acknowledged:
+            owed.settle()
+        if stored:
+            self.user.forget_stored(stored)
+
+    def keep_old(self, now_s: float) -> bool:
+        """Store what the client has not acknowledged for long, so that its senders need not wait; False when nothing is owed."""
+        management = self.management
+        owes = False
+        for owed in list(management.unacked) if management is not None else ():
+            if owed.source is not None:
+                owes = True
+                if not owed.stored_id and now_s - owed.at_s > KEEP_AFTER_S:
+                    self.user.keep(owed)
+        return owes
+
     def handle(self, stanza: Stanza) -> None:
         """Act on one stanza of the client; raises StreamError when the stream must end."""
         name = stanza.name
@@ -187,6 +238,7 @@ class UserSession:
         self.stream = None
         if self.management is not None and self.management.resume_id:
             self.user.router.resumable(self)
+            self.user.keep_unacked(self)
         else:
             self.user.ended(self)
 
@@ -199,8 +251,8 @@ class UserSession:
         """Go on over another connection; the caller has told the client its counters."""
         self.stream = stream
         assert self.management is not None
-        for data, _ in self.management.unacked:
-            stream.send(data)
+        for owed in self.management.unacked:
+            stream.send(owed.data)
         self.management.requested = bool(self.management.unacked)
         if self.management.requested:
             stream.send(ACK_REQUEST)
@@ -237,13 +289,15 @@ class UserSession:
     def durable_h(self) -> int:
         """The acknowledgement that may be given now."""
         assert self.management is not None
-        return self.management.durable_h(self._holds.values() if self._holds else ())
+        if not self._holds:
+            return self.management.durable_h(self._owed.values())
+        return self.management.durable_h([*self._holds.values(), *self._owed.values()])
 
     def _acknowledge(self, management: StreamManagement) -> None:
         if self.stream is None:
             return
         h = self.durable_h()
-        if self._holds and h != management.handled:
+        if h != management.handled % MODULUS:
             if h == management.answered:
                 return  # nothing new to say; release will
         else:
@@ -270,7 +324,7 @@ class UserSession:
             h = stanza.attributes.get("h", "")
             if not h.isdecimal() or len(h) > 10:
                 raise StreamError("undefined-condition", "an acknowledgement without h")
-            management.acknowledged(int(h))
+            self.taken(management.acknowledged(int(h)))
             management.requested = bool(management.unacked)
             if management.requested and self.stream is not None:
                 self.stream.send(ACK_REQUEST)

@@ -112,6 +112,10 @@ class UserStore:
         found = await self.records.scan(partition_of(bare), start=b"h/", end=b"h0", limit=limit, reverse=True)
         return [(struct.unpack(">Q", record.value[1:9])[0], record.value[9:]) for record in reversed(found)]
 
+    def delete_offline(self, bare: str, ids: Sequence[int]) -> None:
+        """Remove messages that were delivered, some time soon."""
+        self.write(bare, [Delete(_offline_key(message_id)) for message_id in ids])
+
     async def forget_offline(self, bare: str, ids: Sequence[int]) -> None:
         """Remove messages that were delivered; gone for good when this returns."""
         await self.written(bare, [Delete(_offline_key(message_id)) for message_id in ids])

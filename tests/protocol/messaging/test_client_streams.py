@@ -416,4 +416,4 @@ def test_what_waits_for_a_vanished_client_goes_to_the_next_one_at_once_and_once(
         await clock.sleep(400)
         return got, bodies(new), here.messaging.statistics().stored
 
-    assert in_virtual_time(work) == ("anybody?", [], 0)
+    assert in_virtual_time(work) == ("anybody?", [], 1)
