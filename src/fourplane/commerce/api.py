@@ -17,6 +17,7 @@ from fourplane.commerce.orders import Order, OrderEvent
 from fourplane.commerce.pricing import Quote, market_of
 from fourplane.commerce.shipping import TrackingEvent
 from fourplane.commerce.store import Store
+from fourplane.commerce.webhooks import Endpoint, Webhooks
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route
 from fourplane.foundation import ids
 from fourplane.foundation.errors import Forbidden, Rejected
@@ -104,6 +105,12 @@ class OrderPage(msgspec.Struct, frozen=True):
     next: str = ""
 
 
+class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to post what happens to orders."""
+
+    url: str
+
+
 class Level(msgspec.Struct, frozen=True):
     """What is available of a sku."""
 
@@ -114,8 +121,9 @@ class Level(msgspec.Struct, frozen=True):
 class Api:
     """Handlers over one `Store`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, webhooks: Webhooks) -> None:
         self._store = store
+        self._webhooks = webhooks
 
     def doors(self) -> list[Door]:
         """All verbs of the API."""
@@ -136,6 +144,11 @@ class Api:
             Route("GET", f"{base}/orders", self.orders, "My orders", answer=OrderPage, access="user"),
             Route("GET", f"{base}/orders/{{order_id}}", self.order, "An order and its parcel", answer=OrderView),
             Route("POST", f"{base}/orders/{{order_id}}/cancel", self.cancel, "Cancel an order", answer=OrderView),
+            Route("GET", f"{base}/webhooks", self.webhooks, "Who hears of orders (operators)", access="operator"),
+            Route("POST", f"{base}/webhooks", self.new_webhook, "Tell an address of orders (operators)", body=NewWebhook,
+                  answer=Endpoint, access="operator"),
+            Route("DELETE", f"{base}/webhooks/{{webhook_id}}", self.remove_webhook, "Forget an address (operators)",
+                  access="operator"),
             Route("POST", f"{base}/catalog/import", self.import_catalog, "Import a catalog file (operators)", body=bytes,
                   body_max=256 << 20, answer=ImportReport, access="operator", priority=Priority.BULK),
             Route("GET", f"{base}/catalog/export", self.export_catalog, "The catalog as JSON lines (operators)",
@@ -260,6 +273,19 @@ class Api:
         """The whole catalog, one product a line."""
         assert call.identity is not None, "the gateway lets only operators in"
         return Reply(export_rows(self._store.catalog), media_type="application/x-ndjson")
+
+    async def webhooks(self, call: Call[None]) -> list[Endpoint]:
+        """Who hears of orders; secrets are not shown again."""
+        assert call.identity is not None, "the gateway lets only operators in"
+        return self._webhooks.endpoints()
+
+    async def new_webhook(self, call: Call[NewWebhook]) -> Endpoint:
+        """Register an address; the answer holds the secret that signs what it gets."""
+        return await self._webhooks.register(call.body.url)
+
+    async def remove_webhook(self, call: Call[None]) -> None:
+        """Forget an address."""
+        await self._webhooks.remove(call.params["webhook_id"])
 
     async def _view(self, call: Call[B]) -> CartView:
         shipping = call.query.get("shipping", "standard")

@@ -28,6 +28,7 @@ from fourplane.commerce.schema import SHARD, STORE
 from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
 from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.storefront import Storefront
+from fourplane.commerce.webhooks import Webhooks, WebhookSettings
 from fourplane.control.nodes import Node
 from fourplane.edge.http_request import HotHandler
 from fourplane.edge.routes import Door
@@ -57,6 +58,7 @@ class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fulfilment: FulfilmentSettings = FulfilmentSettings()
     commit: CommitSettings = CommitSettings()
     pages: PageCacheSettings = PageCacheSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     name: str = "commerce"
     catalog_file: str = ""
     generated_products: int = 1_200
@@ -86,7 +88,8 @@ class Commerce:
         self.catalog = Catalog(settings.catalog, sql=sql, search=search)
         self.inventory = Inventory(settings.inventory, shards=self._shards, ids=ids)
         self.carts = CartStore(settings.cart, records=records, replica=settings.name)
-        self.orders = Orders(sql=sql)
+        self.webhooks = Webhooks(settings.webhooks, sql=sql, ids=ids)
+        self.orders = Orders(sql=sql, announce=self.webhooks.announce)
         self.payments = Payments(settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch)
         carrier = BuiltInCarrier(settings.shipping)
         participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}
@@ -123,7 +126,7 @@ class Commerce:
         )
         self.pages = PageCache(settings.pages)
         self.storefront = Storefront(self.store, self.pages)
-        self._api = Api(self.store)
+        self._api = Api(self.store, self.webhooks)
 
     async def start(self, tasks: Tasks) -> None:
         """Be open: tables, ownership, recovery, catalog, search."""
@@ -131,6 +134,7 @@ class Commerce:
         for shard in self._shards:
             await schema.ensure(shard, "commerce-inventory", SHARD)
         await self.inventory.open()
+        await self.webhooks.open()
         await self.coordinator.start(tasks)
         await self.promotions.open(STANDING if self._settings.standing_offers else ())
         await self.catalog.seed_stock(await self.inventory.levels())
@@ -139,6 +143,7 @@ class Commerce:
             await self.fill()
         tasks.start(self.fulfilment.run(), "fulfilment")
         tasks.start(self._tell_stock(), "stock")
+        tasks.start(self.webhooks.run(), "webhooks")
 
     async def drain(self) -> None:
         """Finish every checkout that has begun."""

@@ -130,11 +130,15 @@ class OrderEvent(msgspec.Struct, frozen=True):
     note: str
 
 
+Announce = Callable[[int, str], Sequence[Statement]]  # rows that tell others, for the commit of a new state
+
+
 class Orders:
     """The owner of order rows."""
 
-    def __init__(self, *, sql: Sql) -> None:
+    def __init__(self, *, sql: Sql, announce: Announce = lambda _order, _state: ()) -> None:
         self._sql = sql
+        self._announce = announce
         self._decoder = msgspec.msgpack.Decoder(OrderBody)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -177,7 +181,7 @@ class Orders:
             "UPDATE orders SET state = 'paid' WHERE id = ?1 AND state = 'placing'", (transaction.id,), expect_rows=1
         )
         try:
-            await self._sql.commit([paid])
+            await self._sql.commit([paid, *self._announce(transaction.id, "paid")])
         except Conflict:
             order = await self.fetch(transaction.id)
             assert order.state not in ("placing", "failed"), f"{order.id} is {order.state} and was to become paid"
@@ -272,13 +276,14 @@ class Orders:
 
     async def _write(self, number: int, before: State, state: State, note: str, more: Sequence[Statement]) -> None:
         now = clock.now_us()
+        told = self._announce(number, state) if state != "failed" else ()
         change = Statement(
             "UPDATE orders SET state = ?2, reason = ?3, changed_us = ?4 WHERE id = ?1 AND state = ?5",
             (number, state, note[:200], now, before),
             expect_rows=1,
             label="state",
         )
-        await self._sql.commit([change, Statement(_PUT_EVENT, (number, state, now, note[:200])), *more])
+        await self._sql.commit([change, Statement(_PUT_EVENT, (number, state, now, note[:200])), *more, *told])
 
     def _order(self, row: Row) -> Order:
         *columns, stored = row

@@ -73,6 +73,23 @@ Table(
     CheckConstraint("used >= 0 AND (uses_max = 0 OR used <= uses_max)", name="code_uses_bound"),
 )
 Table(
+    "webhook_endpoints",
+    STORE,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("url", String(500), nullable=False),
+    Column("secret", String(100), nullable=False),
+)
+Table(
+    "webhook_deliveries",
+    STORE,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("endpoint", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_us", BigInteger, nullable=False),
+    Column("state", String(10), nullable=False),
+)
+Table(
     "promotions",
     STORE,
     Column("id", String(60), primary_key=True),
@@ -126,5 +143,7 @@ Index("stock_ledger_reference", SHARD.tables["stock_ledger"].c.reference)
 _ORDERS = STORE.tables["orders"].c
 _OPEN = text("state IN ('placing', 'paid', 'packed', 'shipped')")
 _NAMED = text("account <> 0")
+_DELIVERIES = STORE.tables["webhook_deliveries"].c
+Index("webhook_deliveries_due", _DELIVERIES.state, _DELIVERIES.due_us)
 Index("orders_open", _ORDERS.state, _ORDERS.id, sqlite_where=_OPEN, postgresql_where=_OPEN)
 Index("orders_account", _ORDERS.account, _ORDERS.id, sqlite_where=_NAMED, postgresql_where=_NAMED)

@@ -1,0 +1,85 @@
+"""Kept pages: shared by visitors without a cart, renewed by one, dropped when stock runs low, better than an error."""
+
+import asyncio
+
+from tests.journeys.commerce.rig import shop
+
+from fourplane.commerce.page_cache import PageCache, PageCacheSettings
+from fourplane.edge.http_request import HttpRequest
+from fourplane.foundation import clock
+
+
+class Still(clock.MachineSource):
+    now = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now
+
+
+def asked(path: bytes, *headers: tuple[bytes, bytes], query: bytes = b"") -> HttpRequest:
+    request = HttpRequest("test")
+    request.path, request.query, request.headers = path, query, list(headers)
+    return request
+
+
+def test_a_kept_page_is_for_visitors_without_cookies_or_queries() -> None:
+    cache = PageCache(PageCacheSettings())
+    cache.keep("/p/1", b"<h1>")
+    assert cache.hot(asked(b"/p/1")).endswith(b"<h1>")
+    assert cache.hot(asked(b"/p/1", (b"cookie", b"fp_cart=1"))) is None
+    assert cache.hot(asked(b"/p/1", (b"authorization", b"Bearer x"))) is None
+    assert cache.hot(asked(b"/p/1", query=b"a=1")) is None
+    assert cache.hot(asked(b"/p/2")) is None
+
+
+def test_one_request_renews_while_the_others_get_the_old_page() -> None:
+    source = Still()
+    with clock.installed(source):
+        cache = PageCache(PageCacheSettings(fresh_s=5, stale_s=60))
+        cache.keep("/p/1", b"old")
+        source.now = 6.0
+        assert cache.hot(asked(b"/p/1")) is None
+        assert cache.hot(asked(b"/p/1")).endswith(b"old")
+        cache.keep("/p/1", b"new")
+        assert cache.hot(asked(b"/p/1")).endswith(b"new")
+        source.now = 100.0
+        assert cache.hot(asked(b"/p/1")) is None
+        assert cache.find_stale("/p/1") is None
+
+
+def test_a_validator_saves_the_body_and_the_bound_holds() -> None:
+    cache = PageCache(PageCacheSettings(pages_max=2, page_bytes_max=100))
+    cache.keep("/p/1", b"page")
+    tag = cache.hot(asked(b"/p/1")).partition(b"etag: ")[2].partition(b"\r\n")[0]
+    assert cache.hot(asked(b"/p/1", (b"if-none-match", tag))).startswith(b"HTTP/1.1 304")
+    cache.keep("/p/large", b"x" * 101)
+    for number in range(2, 5):
+        cache.keep(f"/p/{number}", b"page")
+    assert cache.statistics().pages == 2
+
+
+def test_the_shop_keeps_a_page_drops_it_when_few_are_left_and_serves_it_when_all_else_is_away() -> None:
+    async def main() -> None:
+        async with shop() as s:
+            for method, path, handler in s.commerce.hot_routes():
+                s.server.hot(method, path, handler)
+            sku = await s.some_sku(20)
+            product = await s.commerce.catalog.find_by_sku(sku)
+            path = f"/commerce/p/{product.id}"
+            first = await s.client.request("GET", path)
+            again = await s.client.request("GET", path)
+            assert first.body == again.body
+            assert "etag" in again.headers
+            assert "set-cookie" not in again.headers
+            s.commerce.store.boxes.catalog.switch.on = False
+            with_cart = await s.client.request("GET", path, headers={"cookie": f"fp_cart={'a' * 32}"})
+            assert (with_cart.status, with_cart.body) == (200, first.body), "a static fallback instead of an error"
+            assert "warning" in with_cart.headers
+            s.commerce.store.boxes.catalog.switch.on = True
+            cart = await s.cart_with(sku, 15)
+            assert (await s.order(cart, "attempt-1"))[0] == 201
+            for product_id in await s.commerce.checkout.tell_stock():
+                s.commerce.pages.drop([f"/commerce/p/{product_id}"])
+            assert b"Only 5 left" in (await s.client.request("GET", path)).body
+
+    asyncio.run(main())
