@@ -127,7 +127,9 @@ def test_a_fleet_gateway_gets_offers_and_drives_over_the_feed() -> None:
             assert offer["trip"] == ride
             for verb in ("accept", "arrive", "start", "finish"):
                 fleet.send(frames.VERBS, msgspec.json.encode({"verb": verb, "driver": offer["driver"], "trip": ride}))
-                wanted = {"accept": "accepted", "arrive": "arriving", "start": "in_progress", "finish": "completed"}[verb]
+                wanted = {"accept": "accepted", "arrive": "arriving", "start": "in_progress", "finish": "completed"}[
+                    verb
+                ]
                 await fleet.wait(lambda _, news, wanted=wanted: news.get("status") == wanted)
             await rider.wait_for(ride, lambda now: now["paid"] == "captured")
 
@@ -164,7 +166,12 @@ def test_bad_requests_are_refused_with_what_is_wrong() -> None:
         async with running() as city:
             (lat, lng), end = city.points(2)
             rider = await city.guest()
-            for start, code in (((lng, lat), "no_road"), ((0.0, 0.0), "no_road"), ((200.0, 10.0), "bad_point"), ((-20.0, 142.5), "no_road")):
+            for start, code in (
+                ((lng, lat), "no_road"),
+                ((0.0, 0.0), "no_road"),
+                ((200.0, 10.0), "bad_point"),
+                ((-20.0, 142.5), "no_road"),
+            ):
                 with pytest.raises(Refused) as refused:
                     await rider.estimate(start, end)
                 assert refused.value.code == code, start

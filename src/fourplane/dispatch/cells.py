@@ -74,7 +74,8 @@ def face_ij(lat: Floats, lng: Floats) -> tuple[Ints, Ints, Ints]:
 def _leaf(u: Floats) -> Ints:
     bent = np.sqrt(1 + 3 * np.abs(u))
     s = np.where(u >= 0, 0.5 * bent, 1 - 0.5 * bent)
-    return np.clip(np.floor(s * LEAF_COUNT), 0, LEAF_COUNT - 1).astype(np.int64)
+    leaf: Ints = np.clip(np.floor(s * LEAF_COUNT), 0, LEAF_COUNT - 1).astype(np.int64)
+    return leaf
 
 
 def cell_ids(lat: Floats, lng: Floats, level: int) -> Ids:

@@ -8,6 +8,7 @@ Blocks grow sparse towards the edge and parks hold no streets, as in cities peop
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,14 +123,14 @@ def _streets(
 
 def _steps(points: list[Place]) -> Iterator[tuple[Place, Place]]:
     """Neighbouring places of the grid along a line, diagonals included."""
-    for (a, b), (c, d) in zip(points, points[1:], strict=False):
+    for (a, b), (c, d) in pairwise(points):
         count = max(abs(c - a), abs(d - b))
         line = (
             [(round(a + (c - a) * n / count), round(b + (d - b) * n / count)) for n in range(count + 1)]
             if count
             else []
         )
-        yield from zip(line, line[1:], strict=False)
+        yield from pairwise(line)
 
 
 def _lay(classes: dict[tuple[Place, Place], int], points: list[Place], kind: int) -> None:

@@ -7,7 +7,6 @@ set-up, and leaves a stamp that names source, numba, Python and processor; `read
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from pathlib import Path
@@ -59,7 +58,7 @@ def _stamp() -> str:
         platform.machine(),
     ]
     for source in SOURCES:
-        facts = os.stat(HERE / source)
+        facts = (HERE / source).stat()
         parts.append(f"{source}:{facts.st_mtime_ns}:{facts.st_size}")
     return " ".join(parts)
 

@@ -80,7 +80,7 @@ def _other() -> list[Node]:
     ]
 
 
-def _node(
+def _node(  # noqa: PLR0917 - a table's columns
     name: str,
     plane: Plane,
     what: str,

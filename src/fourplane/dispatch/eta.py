@@ -176,7 +176,8 @@ def _reach_plain(roads: Roads, source: int, targets: NDArray[np.int32], limit_s:
 
 
 def _path_plain(roads: Roads, source: int, target: int) -> list[int] | None:
-    best, by_edge = {source: 0.0}, {}
+    best: dict[int, float] = {source: 0.0}
+    by_edge: dict[int, int] = {}
     heap = [(0.0, source)]
     while heap:
         key, node = heapq.heappop(heap)

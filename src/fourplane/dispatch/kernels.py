@@ -236,7 +236,7 @@ def _jumped(lat: int, lng: int, old_lat: int, old_lng: int, elapsed: int, bound_
     error_model="numpy",
     nogil=True,
 )
-def apply(
+def apply(  # noqa: PLR0915 - one loop, all of it hot
     updates: np.ndarray,
     first: int,
     now: int,

@@ -8,6 +8,7 @@ index per interval. A viewer may also watch one ride: its news and its driver's 
 
 import asyncio
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -129,20 +130,14 @@ class Live:
             return
         self.viewers += 1
         viewer = _Viewer(self._d, socket)
-        sender = asyncio.ensure_future(self._send(viewer))
         try:
-            while (message := await socket.receive()) is not None:
-                try:
-                    await viewer.look(message)
-                except FourplaneError as error:
-                    socket.send(
-                        msgspec.json.encode({"kind": "error", "code": error.reason, "message": error.message}).decode()
-                    )
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send(viewer))
+                await viewer.listen()
+                sender.cancel()
         finally:
             self.viewers -= 1
             viewer.close()
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
 
     async def _send(self, viewer: "_Viewer") -> None:
         try:
@@ -171,7 +166,16 @@ class _Viewer:
         self._d, self.socket = dispatch, socket
         self.window: tuple[float, float, float, float] | None = None
         self._trip = 0
-        self._unwatch = lambda: None
+        self._unwatch: Callable[[], None] = lambda: None
+
+    async def listen(self) -> None:
+        """Take what the viewer says until it leaves."""
+        while (message := await self.socket.receive()) is not None:
+            try:
+                await self.look(message)
+            except FourplaneError as error:
+                told = {"kind": "error", "code": error.reason, "message": error.message}
+                self.socket.send(msgspec.json.encode(told).decode())
 
     async def look(self, message: str | bytes) -> None:
         """Take a new window or ride; raises Rejected for anything else."""
@@ -225,7 +229,8 @@ def pack(snapshot: Snapshot, window: tuple[float, float, float, float], most: in
         | (states >> np.uint32(4) & np.uint32(15)) << np.uint32(28)
     )
     header = HEADER.pack(VERSION, len(inside), clock.now_us() / 1e3, south, west, north, east)
-    return header + out.tobytes()
+    body: bytes = out.tobytes()
+    return header + body
 
 
 def draw_lines(columns: dict[str, Any]) -> bytes:
@@ -239,7 +244,8 @@ def draw_lines(columns: dict[str, Any]) -> bytes:
     header = struct.pack("<II4i", len(count), len(lat), south, west, north, east)
     classes = columns["line_class"].astype("u1").tobytes()
     padding = b"\0" * (-len(classes) % 2)
-    return header + classes + padding + count.tobytes() + points.tobytes()
+    body: bytes = classes + padding + count.tobytes() + points.tobytes()
+    return header + body
 
 
 def heat_cells(dispatch: "Dispatch") -> dict[int, int]:

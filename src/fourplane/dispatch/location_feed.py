@@ -193,6 +193,7 @@ class LocationFeed:
         self._inherited = inherited
         self.settings, self.index, self.signer, self.push = settings, index, signer, push
         self._drivers, self._desk, self._log, self._registry, self._switch = drivers, desk, log, registry, switch
+        self._inherited = inherited
         self._server: asyncio.Server | None = None
         self._verbs: asyncio.Queue[tuple[FeedSession, DriverVerb]] = asyncio.Queue(settings.verbs_waiting_max)
         self._open: set[FeedConnection] = set()
@@ -267,7 +268,7 @@ class LocationFeed:
         """A WebSocket speaks the same: binary messages are frames, texts are JSON; `?token=` may stand for the hello."""
         reader = frames.FrameReader()
 
-        def send(kind: int, payload: bytes) -> None:
+        def send(_kind: int, payload: bytes) -> None:
             socket.send(payload.decode())
 
         session = FeedSession(self, send)
@@ -376,7 +377,7 @@ class FeedConnection(asyncio.Protocol):
             else:
                 self._fail(error)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
         self._session.close()
         self._feed.closed(self)

@@ -78,7 +78,7 @@ def costs(etas: Floats, ratings: Floats, idle_s: Floats, settings: MatchingSetti
 
 
 def cheapest_pairs(requests: Ints, drivers: Ints, cost: Floats) -> list[int]:
-    """Edges (positions in the columns) taken cheapest first, each request and each driver at most once; ties go to the older request."""
+    """Edges (positions in the columns) taken cheapest first, each request and driver at most once; ties go to older requests."""
     taken_requests: set[int] = set()
     taken_drivers: set[int] = set()
     chosen = []

@@ -286,7 +286,8 @@ class RiderApi:
 
     async def map(self, call: Call[None]) -> dict[str, Any]:
         ride = await self._own(call)
-        trip, lines = ride.trip, {"approach": [], "ride": []}  # type: dict[str, list[tuple[float, float]]]
+        trip = ride.trip
+        lines: dict[str, list[tuple[float, float]]] = {"approach": [], "ride": []}
         place = self._d.place_of(trip.driver)
         eta = self._d.eta
         if place is not None and trip.status in {"accepted", "offered"}:

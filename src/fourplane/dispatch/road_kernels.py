@@ -168,7 +168,7 @@ def snap_many(
     for n in range(px.size):
         x, y = px[n], py[n]
         best, best_node = metres_max * metres_max, -1
-        column, row = int(math.floor(x / size_m)), int(math.floor(y / size_m))
+        column, row = math.floor(x / size_m), math.floor(y / size_m)
         for ring in range(reach_count + 1):
             away = (ring - 1) * size_m
             if ring > 1 and best < away * away:

@@ -11,11 +11,13 @@ per edge come from the road's class (or its stated limit) in ordinary traffic pl
 
 import io
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -75,10 +77,19 @@ class Roads:
         self._reverse()
         self._project()
 
-    @property
+    @cached_property
     def center(self) -> tuple[float, float]:
-        """The middle of the network's junctions: where its city is, not the middle of its frame."""
-        return float(np.median(self.lat)), float(np.median(self.lng))
+        """Where junctions lie densest (within about a kilometre): the city, not the middle of its frame."""
+        square = 250.0
+        rows, columns = int(self.y.max() / square) + 1, int(self.x.max() / square) + 1
+        counts, _, _ = np.histogram2d(
+            self.y, self.x, bins=(rows, columns), range=((0, rows * square), (0, columns * square))
+        )
+        row, column = np.unravel_index(int(gaussian_filter(counts, 4.0, mode="constant").argmax()), counts.shape)
+        return (
+            self.south + (float(row) + 0.5) * square / self.y_scale,
+            self.west + (float(column) + 0.5) * square / self.x_scale,
+        )
 
     def _reverse(self) -> None:
         order = np.argsort(self.heads, kind="stable")
@@ -155,7 +166,8 @@ class Roads:
         """The network as one file."""
         out = io.BytesIO()
         facts = msgspec.json.encode({"format": FORMAT, "name": self.name, "attribution": self.attribution})
-        np.savez_compressed(out, facts=np.frombuffer(facts, np.uint8), **{name: self.columns[name] for name in COLUMNS})
+        columns: dict[str, Any] = {name: self.columns[name] for name in COLUMNS}
+        np.savez_compressed(out, facts=np.frombuffer(facts, np.uint8), **columns)
         return out.getvalue()
 
     @classmethod

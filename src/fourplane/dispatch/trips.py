@@ -359,4 +359,5 @@ def decode(value: bytes) -> Event:
     """What `encode` made; raises msgspec.DecodeError for anything else."""
     if not value or value[0] != SCHEMA:
         raise msgspec.DecodeError(f"trip event of schema {value[:1].hex()}, this version reads {SCHEMA}")
-    return _decoder.decode(value[1:])
+    event: Event = _decoder.decode(value[1:])
+    return event

@@ -105,7 +105,9 @@ class Rider:
             "end_latitude": end[0], "end_longitude": end[1],
         })  # fmt: skip
 
-    async def request(self, start, end, *, product: str = "go", key: str = "", method: str = "card_ok", pin: bool = False):
+    async def request(
+        self, start, end, *, product: str = "go", key: str = "", method: str = "card_ok", pin: bool = False
+    ):
         fare = (await self.estimate(start, end, product))["fare"]["fare_id"]
         headers = {"idempotency_key": key} if key else {}
         return await self.call("POST", "/requests", {"fare_id": fare, "payment_method": method, "pin": pin}, **headers)
@@ -202,7 +204,12 @@ async def gate(city: City, token: str) -> Gate:
 
 
 async def build(
-    *, data: Path | None = None, settings: DispatchSettings = QUICK, host: str = "127.0.0.1", disk=None, cards: bool = True
+    *,
+    data: Path | None = None,
+    settings: DispatchSettings = QUICK,
+    host: str = "127.0.0.1",
+    disk=None,
+    cards: bool = True,
 ) -> City:
     registry, ids = Registry(), IdGenerator()
     chosen = MEMORY if data is None else StoresSettings(search="memory://")
@@ -215,13 +222,21 @@ async def build(
         records=await stores.records("dispatch"), log=await stores.log("dispatch"), blobs=await stores.blobs("dispatch"),
         payments=payments, signer=Signer(KeyRing.in_memory()), ids=ids, registry=registry,
     )  # fmt: skip
-    gateway = Gateway(dispatch.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6))
+    gateway = Gateway(
+        dispatch.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
+    )
     server = HttpServer(
         HttpServerSettings(listener=ListenerSettings(host=host, port=0)), gateway, registry=registry,
         classify=gateway.classify, sockets=gateway.open_socket,
     )  # fmt: skip
     life = Lifecycle(registry)
-    for name, part in (("stores", stores), ("accounts", accounts), ("cards", payments), ("dispatch", dispatch), ("http", server)):
+    for name, part in (
+        ("stores", stores),
+        ("accounts", accounts),
+        ("cards", payments),
+        ("dispatch", dispatch),
+        ("http", server),
+    ):
         life.add(name, part)
     await life.start()
     city = City(dispatch, server, life, host)

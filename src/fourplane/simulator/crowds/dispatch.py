@@ -293,7 +293,7 @@ class DispatchCrowd:
                 return start, int(end)
         return start, int(nodes[1])
 
-    async def _call(self, method: str, path: str, body: object = None, **headers: str) -> Any:  # noqa: ANN401 - JSON
+    async def _call(self, method: str, path: str, body: object = None, **headers: str) -> Any:
         return msgspec.json.decode(await self._raw(method, path, body, **headers))
 
     async def _raw(self, method: str, path: str, body: object = None, **headers: str) -> bytes:
