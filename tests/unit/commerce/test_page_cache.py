@@ -18,7 +18,7 @@ class Still(clock.MachineSource):
 
 def asked(path: bytes, *headers: tuple[bytes, bytes], query: bytes = b"") -> HttpRequest:
     request = HttpRequest("test")
-    request.path, request.query, request.headers = path, query, list(headers)
+    request.path, request.query, request.fields = path, query, list(headers)
     return request
 
 
