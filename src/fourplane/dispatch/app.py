@@ -6,7 +6,7 @@ events that leave. Everything a caller may do stands in `rider_api`, `driver_api
 
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,14 +99,14 @@ class Dispatch:
         ids: IdGenerator,
         registry: Registry,
         work: Path | None = None,
-        sockets: Mapping[str, socket.socket] | None = None,
+        inherited: socket.socket | None = None,
         inherited: socket.socket | None = None,
     ) -> None:
         self.settings, self.records, self.log, self.signer = settings, records, log, signer
         self.payments, self.ids, self.registry = payments, ids, registry
         self._inherited = inherited  # the feed's socket, bound by the parent process
         self.maps = Maps(blobs, work if work is not None else Path(tempfile.gettempdir()) / "fourplane-maps")
-        self._sockets = sockets or {}
+        self._inherited = inherited
         self.switches = Switches()
         self.index: DriverIndex = open_index(settings.index)
         self.push = Push()

@@ -10,6 +10,7 @@ per edge come from the road's class (or its stated limit) in ordinary traffic pl
 """
 
 import io
+import zipfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -179,7 +180,7 @@ class Roads:
                 if facts["format"] != FORMAT:
                     raise Corrupt(f"road network of format {facts['format']}, this version reads {FORMAT}")
                 columns = {name: file[name] for name in COLUMNS}
-        except (OSError, ValueError, KeyError, EOFError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
             raise Corrupt(f"not a road network: {error}") from error
         return cls(columns, name=str(facts["name"]), attribution=str(facts["attribution"]))
 
