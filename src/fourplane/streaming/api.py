@@ -155,6 +155,7 @@ class Api:
                 body=ImportAsked,
                 answer=Job,
             ),
+            Route("POST", f"{base}/test-title", self.make_test_title, "encode a test picture", answer=Job, access=staff),
             Route("GET", f"{base}/jobs", self.jobs, "recent imports", access=staff, answer=JobList),
             Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", access=staff, answer=Job),
             Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import", access=staff),
@@ -284,6 +285,9 @@ class Api:
         asked = call.body
         name = asked.name or Path(upload.name).stem
         return _told(await self._rooms.submit(upload.path, name, asked.description, replace=asked.replace, owned=True))
+
+    async def make_test_title(self, _: Call[None]) -> Job:
+        return _told(await self._rooms.test_title())
 
     async def jobs(self, _: Call[None]) -> JobList:
         return JobList([_told(job) for job in await self._rooms.jobs.recent()])

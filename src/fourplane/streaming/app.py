@@ -25,7 +25,6 @@ from fourplane.state.schema import ensure
 from fourplane.streaming import ffmpeg
 from fourplane.streaming.api import Api
 from fourplane.streaming.diagram import nodes_of
-from fourplane.streaming.encoding import generate_clip
 from fourplane.streaming.jobs import JobStatistics
 from fourplane.streaming.playback import Entitlement
 from fourplane.streaming.quality import QualityStatistics
@@ -84,7 +83,7 @@ class Streaming:
             sql=sql,
             blobs=blobs,
             signer=signer,
-            ids=ids,
+            id_generator=ids,
             registry=registry,
             sockets=sockets or {},
             entitlement=entitlement,
@@ -170,19 +169,15 @@ class Streaming:
             f"/streaming/watch/{title.id}",
         )
 
-    async def ensure_title(self, progress: Told, *, duration_s: float = 20.0) -> str:
+    async def ensure_title(self, *, duration_s: float = 20.0) -> str:
         """The id of a title that can be played; without any, a generated clip is encoded first."""
         for title in await self.rooms.titles.all():
             if title.version:
                 return title.id
-        file = self.rooms.settings.folder / "Test picture.mp4"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        encoder = await ffmpeg.find(self.rooms.settings.ffmpeg)
-        await generate_clip(encoder, file, duration_s=duration_s)
-        try:
-            return (await self.import_file(file, progress)).title
-        finally:
-            file.unlink(missing_ok=True)
+        job = await self.rooms.jobs.wait_ended((await self.rooms.test_title(duration_s=duration_s)).id)
+        if job.state != "done":
+            raise Rejected(job.said or f"the import was {job.state}", code=job.error or job.state)
+        return job.title
 
 
 __all__ = ["ImportedVideo", "Streaming", "StreamingSettings", "StreamingStatistics"]

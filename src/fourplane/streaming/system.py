@@ -6,12 +6,15 @@ from pathlib import Path
 
 from fourplane.control.nodes import Switch
 from fourplane.edge.routes import Identity
+from fourplane.foundation import ids
 from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.telemetry import Histogram, Registry
 from fourplane.service.tokens import Signer
 from fourplane.state.contracts import Blobs, Sql
+from fourplane.streaming import ffmpeg
 from fourplane.streaming.delivery import Delivery
+from fourplane.streaming.encoding import generate_clip
 from fourplane.streaming.jobs import Job, Jobs
 from fourplane.streaming.origin import Origin
 from fourplane.streaming.playback import Entitlement, MediaGuard, Playback
@@ -35,15 +38,15 @@ class StreamingRooms:
         sql: Sql,
         blobs: Blobs,
         signer: Signer,
-        ids: IdGenerator,
+        id_generator: IdGenerator,
         registry: Registry,
         sockets: Mapping[str, socket.socket],
         entitlement: Entitlement,
     ) -> None:
         self.settings = settings
         self.registry = registry
-        self.titles = Titles(sql, ids)
-        self.jobs = Jobs(settings, sql=sql, blobs=blobs, titles=self.titles, ids=ids, registry=registry)
+        self.titles = Titles(sql, id_generator)
+        self.jobs = Jobs(settings, sql=sql, blobs=blobs, titles=self.titles, ids=id_generator, registry=registry)
         self.uploads = Uploads(settings)
         self.origin = Origin(blobs)
         self.quality = Quality(sessions_max=settings.sessions_max, idle_s=settings.session_idle_s)
@@ -77,6 +80,14 @@ class StreamingRooms:
             if owned:
                 file.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
             raise
+
+    async def test_title(self, *, duration_s: float = 20.0, size: str = "1280x720") -> Job:
+        """Queue a generated clip (moving test picture, tone) as a title, for a deployment that has no film."""
+        encoder = await ffmpeg.find(self.settings.ffmpeg)
+        file = self.settings.folder / "uploads" / ids.capability() / "Test picture.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        await generate_clip(encoder, file, duration_s=duration_s, size=size)
+        return await self.submit(file, "Test picture", "Moving bars, a clock and a tone, made by ffmpeg.", owned=True)
 
 
 class _Ports(Mapping[str, int]):
