@@ -100,13 +100,11 @@ class Dispatch:
         registry: Registry,
         work: Path | None = None,
         inherited: socket.socket | None = None,
-        inherited: socket.socket | None = None,
     ) -> None:
         self.settings, self.records, self.log, self.signer = settings, records, log, signer
         self.payments, self.ids, self.registry = payments, ids, registry
         self._inherited = inherited  # the feed's socket, bound by the parent process
         self.maps = Maps(blobs, work if work is not None else Path(tempfile.gettempdir()) / "fourplane-maps")
-        self._inherited = inherited
         self.switches = Switches()
         self.index: DriverIndex = open_index(settings.index)
         self.push = Push()

@@ -193,7 +193,6 @@ class LocationFeed:
         self._inherited = inherited
         self.settings, self.index, self.signer, self.push = settings, index, signer, push
         self._drivers, self._desk, self._log, self._registry, self._switch = drivers, desk, log, registry, switch
-        self._inherited = inherited
         self._server: asyncio.Server | None = None
         self._verbs: asyncio.Queue[tuple[FeedSession, DriverVerb]] = asyncio.Queue(settings.verbs_waiting_max)
         self._open: set[FeedConnection] = set()

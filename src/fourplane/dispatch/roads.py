@@ -80,13 +80,13 @@ class Roads:
 
     @cached_property
     def center(self) -> tuple[float, float]:
-        """Where junctions lie densest (within about a kilometre): the city, not the middle of its frame."""
+        """Where junctions lie densest (within about two kilometres): the city, not the middle of its frame."""
         square = 250.0
         rows, columns = int(self.y.max() / square) + 1, int(self.x.max() / square) + 1
         counts, _, _ = np.histogram2d(
             self.y, self.x, bins=(rows, columns), range=((0, rows * square), (0, columns * square))
         )
-        row, column = np.unravel_index(int(gaussian_filter(counts, 4.0, mode="constant").argmax()), counts.shape)
+        row, column = np.unravel_index(int(gaussian_filter(counts, 8.0, mode="constant").argmax()), counts.shape)
         return (
             self.south + (float(row) + 0.5) * square / self.y_scale,
             self.west + (float(column) + 0.5) * square / self.x_scale,
