@@ -1,7 +1,9 @@
 """Ordered events on SQLite: the `EventLog` contract over one `Database`.
 
-One row per producer batch, so that 1,000 events cost one insert: key = stream number << 40 | offset of the first event, which
-keeps a stream's batches in offset order at the end of its range. The body begins with its schema number:
+One row per producer batch, so that 1,000 events cost one insert. Bodies of all streams are appended to one table in the order
+of arrival, which dirties its last page only; a small second table says where each batch lies: key = stream number << 40 |
+offset of the first event. (Bodies clustered by stream wrote 1.2 to 7 times the bytes with 8 to 50 streams.) A body
+begins with its schema number:
 
     u8 schema (1) | u32 count | u32 length of each event | the events
 
@@ -39,16 +41,19 @@ _STEPS = (
         "CREATE TABLE IF NOT EXISTS stream (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
         " floor INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, partition))"
     ),
-    "CREATE TABLE IF NOT EXISTS batch (key INTEGER PRIMARY KEY, count INTEGER NOT NULL, body BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS batch (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS place (key INTEGER PRIMARY KEY, batch INTEGER NOT NULL, count INTEGER NOT NULL)",
     (
         "CREATE TABLE IF NOT EXISTS position (consumers TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,"
         " next INTEGER NOT NULL, PRIMARY KEY (consumers, topic, partition)) WITHOUT ROWID"
     ),
 )
 _STREAM = "SELECT id, floor FROM stream WHERE topic=?1 AND partition=?2"
-_LAST = "SELECT key, count FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1"
-_FROM = "SELECT key, body FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key"
-_APPEND = "INSERT INTO batch (key, count, body) VALUES (?1,?2,?3)"
+_LAST = "SELECT key, count FROM place WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1"
+_FROM = "SELECT key, body FROM place JOIN batch ON batch.id=place.batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key"
+_APPEND = "INSERT INTO batch (body) VALUES (?1)"
+_TRIM_BODIES = "DELETE FROM batch WHERE id IN (SELECT batch FROM place WHERE key>=?1 AND key<?2)"
+_PLACE = "INSERT INTO place (key, batch, count) VALUES (?1,?2,?3)"
 _POSITION = (
     "INSERT INTO position (consumers, topic, partition, next) VALUES (?1,?2,?3,?4)"
     " ON CONFLICT (consumers, topic, partition) DO UPDATE SET next=excluded.next"
@@ -100,7 +105,9 @@ class EmbeddedEventLog:
             if stream is None:
                 stream = self._streams[key] = _load(writer, topic, partition)
             first = stream.end
-            writer.execute(_APPEND, (stream.id << OFFSET_BITS | first, count, body)).fetchall()
+            writer.execute(_APPEND, (body,)).fetchall()
+            place = (stream.id << OFFSET_BITS | first, writer.last_insert_rowid(), count)
+            writer.execute(_PLACE, place).fetchall()
             stream.end = first + count
             return first
 
@@ -159,7 +166,8 @@ class EmbeddedEventLog:
             # the batch that holds `before` stays, unless `before` is exactly behind it
             key, count = rows[0]
             cut = key - base + count if key - base + count <= before else key - base
-            writer.execute("DELETE FROM batch WHERE key>=?1 AND key<?2", (base, base | cut)).fetchall()
+            writer.execute(_TRIM_BODIES, (base, base | cut)).fetchall()
+            writer.execute("DELETE FROM place WHERE key>=?1 AND key<?2", (base, base | cut)).fetchall()
             writer.execute("UPDATE stream SET floor=max(floor, ?1) WHERE id=?2", (cut, stream.id)).fetchall()
 
         if before > 0:
