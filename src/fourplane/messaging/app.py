@@ -15,7 +15,9 @@ from fourplane.foundation.errors import Forbidden
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.account_data import AccountData
 from fourplane.messaging.addresses import prepare_local
+from fourplane.messaging.archive import MessageArchive
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.diagram import diagram
 from fourplane.messaging.group_chat import GroupChat
@@ -91,6 +93,9 @@ class Messaging:
         self.store = UserStore(records, settings.offline_s)
         self.router = Router(settings, store=self.store, accounts=accounts, ids=ids, registry=registry)
         self.queries = ServerQueries(self.router)
+        AccountData(self.router, self.queries)
+        if settings.archive:
+            MessageArchive(self.router, self.queries)
         self.groups = GroupChat(self.router, f"groups.{settings.domains[0]}")
         self.router.services[self.groups.domain] = self.groups
         self.queries.items.append((self.groups.domain, "Groups"))

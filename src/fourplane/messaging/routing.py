@@ -53,7 +53,7 @@ class Archive(Protocol):
     """Keeps a copy of conversations (XEP-0313); may add the archive's id to the delivery's bytes."""
 
     def sent(self, user: User, delivery: Delivery) -> None: ...
-    def received(self, user: User, delivery: Delivery) -> None: ...
+    def received(self, user: User, delivery: Delivery) -> bool: ...
 
 
 class PersonalEvents(Protocol):
@@ -204,6 +204,14 @@ class Router:
             user.receive(delivery)
         except Exception as error:  # noqa: BLE001 - let it crash: this user restarts, the others do not notice
             self.crashed(user, error, delivery)
+
+    def archived(self, user: User, delivery: Delivery) -> None:
+        """A message is in the receiver's archive: deliver it, to the actor of the present."""
+        current = self.users.get(user.address.bare)
+        try:
+            (current or user).receive_message(delivery, archived=True)
+        except Exception as error:  # noqa: BLE001 - let it crash: this user restarts, the others do not notice
+            self.crashed(current or user, error, delivery)
 
     def from_session(self, session: UserSession, stanza: Stanza) -> None:
         """Handle a stanza of a user's own client, inside its actor."""

@@ -142,7 +142,7 @@ class User:
             return
         name = delivery.stanza.name
         if name == MESSAGE:
-            self._receive_message(delivery)
+            self.receive_message(delivery)
         elif name == PRESENCE:
             kind = delivery.stanza.attributes.get("type")
             if kind in SUBSCRIPTIONS:
@@ -192,7 +192,7 @@ class User:
     def keep(self, owed: Owed) -> None:
         """Store one message a client has not acknowledged; its sender's acknowledgement goes out when it is durable."""
         message, owed.message = owed.message, None
-        if message is None or not _worth_storing(message):
+        if message is None or not worth_storing(message):
             owed.settle()
             return
         router = self.router
@@ -253,15 +253,16 @@ class User:
         if targets and self.offline_count:
             self.deliver_stored(targets[0])
 
-    def _receive_message(self, delivery: Delivery) -> None:
+    def receive_message(self, delivery: Delivery, *, archived: bool = False) -> None:
+        """RFC 6121 section 8.5; with an archive, once the message is durable there."""
         stanza = delivery.stanza
         kind = stanza.attributes.get("type")
         resource = delivery.to.resource
         if resource:
             session = self.sessions.get(resource)
             if session is not None:
-                if self.router.archive is not None and kind not in {"error", "groupchat"}:
-                    self.router.archive.received(self, delivery)
+                if not archived and self.router.archive is not None and self.router.archive.received(self, delivery):
+                    return
                 self._push(
                     session, delivery, alone=(not self.carbon_count or len(self.sessions) == 1) and kind not in UNKEPT
                 )
@@ -274,8 +275,8 @@ class User:
         if kind in {"error", "groupchat"}:
             self.router.bounce(delivery, "service-unavailable")
             return
-        if self.router.archive is not None and kind != "headline":
-            self.router.archive.received(self, delivery)
+        if not archived and self.router.archive is not None and self.router.archive.received(self, delivery):
+            return
         self._to_bare(delivery, kind)
 
     def _to_bare(self, delivery: Delivery, kind: str | None) -> None:
@@ -311,7 +312,7 @@ class User:
     def _spool(self, delivery: Delivery) -> None:
         """Store a message for later (XEP-0160); its sender's answers wait until it is durable."""
         router = self.router
-        if not _worth_storing(delivery.stanza):
+        if not worth_storing(delivery.stanza):
             return
         if not router.switches.spool.on:
             router.bounce(delivery, "service-unavailable", "the message storage was stopped by an operator")
@@ -370,7 +371,7 @@ def _wants_carbon(stanza: Stanza) -> bool:
     return kind in {None, "normal"} and BODY in children
 
 
-def _worth_storing(stanza: Stanza) -> bool:
+def worth_storing(stanza: Stanza) -> bool:
     """XEP-0160 and XEP-0334: anything with content, but no chat states, and nothing that says no."""
     children = stanza.children
     if f"{HINTS}no-store" in children or f"{HINTS}no-permanent-store" in children:

@@ -7,6 +7,7 @@
     b/<jid>             a blocked address
     v                   the vCard
     x/<namespace name>  private XML
+    a/<8 byte id>       one archived message: schema, when, with whom, stanza
     room                a room: configuration, affiliations, subject
     h/<8 byte id>       one message of a room: schema, when, stanza
     n/<address>         (in an index partition) a room that can be found
@@ -106,6 +107,14 @@ class UserStore:
     async def names(self, index: str) -> list[str]:
         """What is listed in an index partition."""
         return [record.value[1:].decode() for record in await self._all(partition_of(index), b"n/")]
+
+    async def archived(
+        self, bare: str, first: int, last: int, limit: int, *, backwards: bool
+    ) -> list[tuple[bytes, bytes]]:
+        """Archive records with first <= id <= last, key and value."""
+        start, end = b"a/" + struct.pack(">Q", first), b"a/" + struct.pack(">Q", last) + b"\0"
+        found = await self.records.scan(partition_of(bare), start=start, end=end, limit=limit, reverse=backwards)
+        return [(record.sort, record.value) for record in found]
 
     async def room_history(self, bare: str, limit: int) -> list[tuple[int, bytes]]:
         """The newest messages of a room, oldest first: when, and the stanza."""

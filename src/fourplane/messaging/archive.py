@@ -1,0 +1,237 @@
+"""The archive of every account (XEP-0313), paged by result sets (XEP-0059), newest ids last.
+
+One record per message and owner in the owner's partition, under the id that clients see as `<stanza-id/>` (XEP-0359). Ids carry
+their time, so a question about a time is a range of keys. Whoever receives a message gets it once its archive record is
+durable, so an archive id is never a promise that a crash could break; the order of a user's messages is that of the
+writes. Filtering by person reads up to `SCAN_MAX` records a page.
+"""
+
+import struct
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
+from fourplane.foundation.ids import EPOCH_MS, SEQUENCE_BITS, SLOT_BITS
+from fourplane.messaging import stanzas
+from fourplane.messaging.delivery import Delivery
+from fourplane.messaging.routing import Router
+from fourplane.messaging.server_queries import Request, ServerQueries
+from fourplane.messaging.stanzas import escape
+from fourplane.messaging.user import User, worth_storing
+from fourplane.messaging.user_store import Done
+from fourplane.messaging.xml_stream import CLIENT, Stanza
+from fourplane.state.contracts import Put
+
+MAM = "urn:xmpp:mam:2"
+RSM = "http://jabber.org/protocol/rsm"
+FORM = "jabber:x:data"
+STANZA_ID = "urn:xmpp:sid:0 stanza-id"
+PAGE_MAX = 100
+SCAN_MAX = 2_000
+SCHEMA = 1
+ID_MAX = (1 << 63) - 1
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One page that a client asks for."""
+
+    peer: str = ""  # bare or full address, empty for everybody
+    first: int = 0  # smallest and largest id
+    last: int = ID_MAX
+    count: int = 50
+    backwards: bool = False
+
+
+class ArchivedMessage(msgspec.Struct, frozen=True):
+    """One record."""
+
+    id: int
+    at_us: int
+    peer: str
+    raw: bytes
+
+
+class MessageArchive:
+    """Writes copies and answers queries; registers itself with the router."""
+
+    def __init__(self, router: Router, queries: ServerQueries) -> None:
+        self._router = router
+        queries.own(f"{MAM} query", get=_answer_form, put=self._query)
+        queries.account_features += [MAM, f"{MAM}#extended", "urn:xmpp:sid:0"]
+        router.archive = self
+
+    def sent(self, user: User, delivery: Delivery) -> None:
+        """Keep a copy for the sender; its acknowledgement waits for the disk."""
+        if not _is_conversation(delivery.stanza):
+            return
+        source = delivery.source
+        hold = source.hold() if source is not None else 0
+
+        def kept(failure: FourplaneError | None) -> None:
+            if failure is not None:
+                self._complain(failure)
+            if source is not None:
+                source.release(hold)
+
+        self._write(user, self._router.ids.next(), delivery.to.full, delivery.raw, kept)
+
+    def received(self, user: User, delivery: Delivery) -> bool:
+        """Keep a copy for the receiver and deliver it then; False when this message is not kept."""
+        if not _is_conversation(delivery.stanza):
+            return False
+        source = delivery.source
+        hold = source.hold() if source is not None else 0
+        ident = self._router.ids.next()
+        raw = delivery.raw
+        if STANZA_ID in delivery.stanza.children:
+            raw = _without_claims(raw, user.address.bare)
+        mark = f"<stanza-id xmlns='urn:xmpp:sid:0' by='{escape(user.address.bare)}' id='{ident}'/>"
+        delivery.raw = stanzas.with_child(raw, mark.encode())
+
+        def kept(failure: FourplaneError | None) -> None:
+            if failure is not None:
+                self._complain(failure)
+                self._router.bounce(delivery, "internal-server-error", "the message could not be stored")
+            else:
+                self._router.archived(user, delivery)
+            if source is not None:
+                source.release(hold)
+
+        self._write(user, ident, delivery.sender.full, delivery.raw, kept)
+        return True
+
+    def _write(self, user: User, ident: int, peer: str, raw: bytes, kept: Done) -> None:
+        name = peer.encode()
+        value = bytes([SCHEMA]) + struct.pack(">QH", clock.now_us(), len(name)) + name + raw
+        put = Put(b"a/" + struct.pack(">Q", ident), value, ttl_s=self._router.settings.archive_s)
+        self._router.store.write(user.address.bare, [put], kept)
+
+    def _complain(self, failure: FourplaneError) -> None:
+        self._router.registry.event("error", "messaging", "the archive cannot be written", error=failure.reason)
+
+    def _query(self, request: Request) -> None:
+        user = request.account()
+        question = read_question(request)
+        self._router.spawn(self._answer(request, user, question))
+
+    async def _answer(self, request: Request, user: User, question: Question) -> None:
+        try:
+            found, complete = await self.page(user.address.bare, question)
+        except FourplaneError as error:
+            request.refuse(stanzas.condition_of(error), error.message)
+            return
+        query_id = request.element.get("queryid", "")
+        marked = f" queryid='{escape(query_id)}'" if query_id else ""
+        to = escape(request.delivery.sender.full)
+        for message in found:
+            raw = message.raw
+            if b"xmlns=" not in raw[: raw.index(b">")]:
+                raw = stanzas.with_attribute(raw, f" xmlns='{CLIENT}'".encode())
+            stamp = stanzas.timestamp(message.at_us)
+            head = (
+                f"<message to='{to}' from='{escape(user.address.bare)}'><result xmlns='{MAM}'{marked} id='{message.id}'>"
+                f"<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='{stamp}'/>"
+            )
+            if request.session is not None:
+                request.session.reply(head.encode() + raw + b"</forwarded></result></message>")
+        edges = f"<first>{found[0].id}</first><last>{found[-1].id}</last>" if found else ""
+        finished = " complete='true'" if complete else ""
+        request.answer(f"<fin xmlns='{MAM}'{finished}><set xmlns='{RSM}'>{edges}</set></fin>".encode())
+
+    async def page(self, bare: str, question: Question) -> tuple[list[ArchivedMessage], bool]:
+        """Up to `count` messages in order, and whether nothing is left beyond them in the asked direction."""
+        found: list[ArchivedMessage] = []
+        first, last, read = question.first, question.last, 0
+        while len(found) <= question.count and first <= last and read < SCAN_MAX:
+            records = await self._router.store.archived(bare, first, last, PAGE_MAX, backwards=question.backwards)
+            for sort, value in records:
+                message = _read(sort, value)
+                if not question.peer or _is_with(message.peer, question.peer):
+                    found.append(message)
+                if question.backwards:
+                    last = message.id - 1
+                else:
+                    first = message.id + 1
+            read += len(records)
+            if len(records) < PAGE_MAX:
+                break
+        complete = len(found) <= question.count and read < SCAN_MAX
+        found = found[: question.count]
+        return (found[::-1] if question.backwards else found), complete
+
+
+def read_question(request: Request) -> Question:
+    """What a `<query/>` asks for; raises Rejected, or NotFound for an id that cannot be."""
+    element = request.element
+    values = {
+        field.get("var", ""): (field.findtext(f"{{{FORM}}}value") or "").strip()
+        for field in element.iterfind(f"{{{FORM}}}x/{{{FORM}}}field")
+    }
+    first, last = 0, ID_MAX
+    if values.get("start"):
+        first = _id_at(stanzas.parse_timestamp(values["start"]))
+    if values.get("end"):
+        last = _id_at(stanzas.parse_timestamp(values["end"]) + 1_000) - 1
+    peer = ""
+    if values.get("with"):
+        address = request.router.parse(values["with"])
+        if address is None:
+            raise Rejected("the address is malformed", code="jid_malformed")
+        peer = address.full
+    result_set = element.find(f"{{{RSM}}}set")
+    count, backwards = 50, False
+    if result_set is not None:
+        wanted = result_set.findtext(f"{{{RSM}}}max") or ""
+        count = min(int(wanted), PAGE_MAX) if wanted.isdecimal() and len(wanted) < 10 else count
+        after, before = result_set.findtext(f"{{{RSM}}}after"), result_set.findtext(f"{{{RSM}}}before")
+        if after:
+            first = max(first, _id(after) + 1)
+        if before is not None:
+            backwards = True
+            if before:
+                last = min(last, _id(before) - 1)
+    return Question(peer, max(0, first), max(0, last), count, backwards)
+
+
+def _answer_form(request: Request) -> None:
+    request.account()
+    fields = "".join(
+        f"<field var='{name}' type='{kind}'/>"
+        for name, kind in (("with", "jid-single"), ("start", "text-single"), ("end", "text-single"))
+    )
+    hidden = f"<field var='FORM_TYPE' type='hidden'><value>{MAM}</value></field>"
+    request.answer(f"<query xmlns='{MAM}'><x xmlns='{FORM}' type='form'>{hidden}{fields}</x></query>".encode())
+
+
+def _is_conversation(stanza: Stanza) -> bool:
+    return stanza.attributes.get("type") in {None, "chat", "normal"} and worth_storing(stanza)
+
+
+def _is_with(peer: str, wanted: str) -> bool:
+    return peer == wanted or (peer.partition("/")[0] == wanted)
+
+
+def _id(text: str) -> int:
+    if not text.isdecimal() or len(text) > 19:
+        raise NotFound("there is no such archive id")
+    return int(text)
+
+
+def _id_at(at_us: int) -> int:
+    return min(ID_MAX, max(0, at_us // 1_000 - EPOCH_MS) << (SLOT_BITS + SEQUENCE_BITS))
+
+
+def _read(sort: bytes, value: bytes) -> ArchivedMessage:
+    assert value[0] == SCHEMA, f"archive schema {value[0]}"
+    at_us, size = struct.unpack(">QH", value[1:11])
+    return ArchivedMessage(struct.unpack(">Q", sort[2:])[0], at_us, value[11 : 11 + size].decode(), value[11 + size :])
+
+
+def _without_claims(raw: bytes, bare: str) -> bytes:
+    """The message without ids that somebody else claims we gave it."""
+    root = stanzas.tree(Stanza("", {}, [], raw))
+    for child in list(root):
+        if child.tag == "{urn:xmpp:sid:0}stanza-id" and child.get("by") == bare:
+            root.remove(child)
+    return stanzas.text_of(root)
