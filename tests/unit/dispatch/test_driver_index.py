@@ -199,7 +199,9 @@ def test_a_wrong_setting_names_itself() -> None:
 @engines
 def test_positions_are_taken_as_they_lie_in_a_frame(engine: str) -> None:
     index = filled(engine, np.array([41.0, 41.0]), np.array([-8.0, -8.1]))
-    sent = make_updates(np.arange(2, dtype=np.uint32), np.full(2, 41.0001), np.array([-8.0, -8.1]), np.full(2, 2, np.uint32))
+    sent = make_updates(
+        np.arange(2, dtype=np.uint32), np.full(2, 41.0001), np.array([-8.0, -8.1]), np.full(2, 2, np.uint32)
+    )
     stream = b"x" + feed_frames.positions_frame(sent)[feed_frames.HEADER.size :]
     index.update(feed_frames.read_positions(memoryview(stream)[1:]), 10)
     assert index.places(np.arange(2, dtype=np.uint32))[0] == pytest.approx([41.0001, 41.0001])
