@@ -157,7 +157,7 @@ async def import_rows(
     report = ImportReport(dry_run=dry_run)
     batch: list[Draft] = []
     seen: dict[str, int] = {}
-    size = 200
+    size = 100  # with 50 variants each still within one commit
     for number, row in enumerate(rows, start=1):
         report.rows = number
         try:

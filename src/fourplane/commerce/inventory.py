@@ -57,6 +57,9 @@ _DROP = "DELETE FROM holds WHERE transaction_id = ?1"
 NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark", "reno")}
 
 
+ADJUST_MAX = 150
+
+
 class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where stock lies and how long a hold may stay undecided."""
 
@@ -138,20 +141,29 @@ class InventoryShard:
         self._epoch = epoch
 
     async def set_stock(self, adjustments: Sequence[Adjustment]) -> None:
-        """Make `on_hand` what each adjustment says and write the difference into the ledger."""
+        """Make `on_hand` what each adjustment says and write the difference into the ledger; in batches.
+
+        Raises Conflict (`stock_held`) for less than buyers hold at this moment; batches before it are done then.
+        """
+        for begin in range(0, len(adjustments), ADJUST_MAX):
+            await self._adjust(adjustments[begin : begin + ADJUST_MAX])
+
+    async def _adjust(self, adjustments: Sequence[Adjustment]) -> None:
         statements = [self._fence()]
         now = clock.now_us()
         for adjustment in adjustments:
             if adjustment.on_hand < 0:
                 raise Rejected("stock cannot be negative", code="bad_quantity", sku=adjustment.sku)
             for warehouse, count in self._spread(adjustment):
-                statements.append(
-                    Statement(
-                        _CORRECT_LEDGER, (self._ids.next(), adjustment.sku, warehouse, count, adjustment.reason, now)
-                    )
-                )
+                values = (self._ids.next(), adjustment.sku, warehouse, count, adjustment.reason, now)
+                statements.append(Statement(_CORRECT_LEDGER, values))
                 statements.append(Statement(_SET_STOCK, (adjustment.sku, warehouse, count)))
-        await self._sql.commit(statements)
+        try:
+            await self._sql.commit(statements)
+        except Conflict as conflict:
+            if conflict.fields.get("label") == "epoch":
+                raise Conflict("this shard has a new owner", code="not_owner") from conflict
+            raise Conflict("more is on hold than would be left", code="stock_held") from conflict
 
     async def available(self, sku: str) -> int:
         """How many could be held now, over all warehouses."""

@@ -103,3 +103,14 @@ def test_an_owner_that_was_replaced_can_write_no_more() -> None:
         await younger.check()
 
     run(body)
+
+
+def test_a_count_below_what_buyers_hold_is_refused() -> None:
+    async def body(shard, _):
+        await shard.prepare(tx(1), want(("b", 2)))
+        with pytest.raises(Conflict) as refusal:
+            await shard.set_stock([Adjustment("b", 1, "count", "reno")])
+        assert refusal.value.reason == "stock_held"
+        await shard.check()
+
+    run(body)
