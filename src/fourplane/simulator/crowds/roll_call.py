@@ -8,6 +8,7 @@ from fourplane.simulator.crowds import Crowd, Plan
 from fourplane.simulator.crowds.commerce import CommerceCrowd
 from fourplane.simulator.crowds.dispatch import DispatchCrowd
 from fourplane.simulator.crowds.messaging import MessagingCrowd
+from fourplane.simulator.crowds.streaming import StreamingCrowd
 
 GENTLE = {
     "streaming": Plan(users=3, rate_per_s=0.5),
@@ -40,6 +41,8 @@ def plan(
 def crowd(system: str, accounts: list[tuple[str, str]]) -> Crowd:
     """The crowd of one system; `accounts` are what the deployment made for crowds that log in."""
     match system:
+        case "streaming":
+            return StreamingCrowd()
         case "dispatch":
             return DispatchCrowd()
         case "commerce":
