@@ -1,5 +1,7 @@
 """Riders, drivers and time in any order: never two drivers on a trip, never two trips on a driver, money balances."""
 
+import contextlib
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
