@@ -272,7 +272,7 @@ class Deployment:
         """Something to watch, where nothing was imported yet."""
         match self.systems.get("streaming"):
             case Streaming() as streaming:
-                await streaming.ensure_title(lambda _: None)
+                await streaming.ensure_title()
 
 
 async def import_file(

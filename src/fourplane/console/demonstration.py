@@ -7,6 +7,7 @@ get. It runs beside the deployment, not inside it, so that the figures on the co
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fourplane.foundation import processes
+from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
@@ -61,7 +62,10 @@ class Demonstration:
 
     async def _run(self) -> None:
         self._registry.event("info", "demo", "The demonstration starts: gentle crowds will drive every system")
-        await self._prepare()
+        try:
+            await self._prepare()
+        except FourplaneError as error:
+            self._registry.event("warning", "demo", f"The demonstration goes on without it: {error.message}")
         if not self._wanted():
             return
         last: list[str] = []

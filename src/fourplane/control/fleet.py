@@ -71,9 +71,10 @@ class Port(msgspec.Struct, frozen=True):
 class Worker:
     """What a forked worker is given."""
 
-    __slots__ = ("_ready", "parent_pid", "slot", "sockets", "workers")
+    __slots__ = ("_ready", "parent_pid", "say", "slot", "sockets", "workers")
 
-    def __init__(self, slot: int, workers: int, sockets: Mapping[str, socket.socket], ready: int) -> None:
+    def __init__(self, slot: int, workers: int, sockets: Mapping[str, socket.socket], ready: int, *, say: Say) -> None:
+        self.say = say
         self.slot = slot
         self.workers = workers
         self.sockets = sockets
@@ -194,7 +195,7 @@ class Fleet:
                 for one in other.sockets.values():
                     one.close()
         try:
-            return self._body(Worker(slot.number, len(self._slots), slot.sockets, ready))
+            return self._body(Worker(slot.number, len(self._slots), slot.sockets, ready, say=self._say))
         except Misconfigured as error:
             self._say(error.message)
             return EXIT_MISCONFIGURED
@@ -275,7 +276,8 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
 
     async def watch() -> None:
         nonlocal failed
-        await lifecycle.wait_failed()
+        error = await lifecycle.wait_failed()
+        worker.say(f"worker {worker.slot} stops, a part of it failed: {_told(error)}")
         failed = True
         over.set()
 
@@ -286,6 +288,15 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
     await lifecycle.drain()
     await lifecycle.stop()
     return 1 if failed else 0
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line, with the place it came from."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f" ({Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno})" if where is not None else ""
+    return f"{error!r}{place}"
 
 
 def limit_native_threads() -> None:
