@@ -183,7 +183,9 @@ class CacheFetch:
         entry.secondary = fill.secondary
         entry.tags = tuple(tag.encode("latin-1") for tag in split_list(all_values(fields, b"cache-tag"))[:TAGS_MAX])
         if fill.status == 206:
-            entry.part = parse_content_range(first_value(fields, b"content-range"))
+            stated = parse_content_range(first_value(fields, b"content-range"))
+            # What came counts, not what was announced: a part is never taken for longer than its bytes.
+            entry.part = stated and (stated[0], min(stated[1], stated[0] + len(body)), stated[2])
             entry.asked_range = first_value(fill.request.fields, b"range")
             if entry.part is None or entry.asked_range is None:
                 return

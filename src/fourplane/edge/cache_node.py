@@ -550,7 +550,7 @@ def _part_answers(entry: CacheEntry, ranged: bytes) -> bool:
     """Whether a stored part holds what a Range asks for."""
     if entry.asked_range == ranged:
         return True
-    if entry.part is None or entry.part[2] is None or entry.size != entry.part[1] - entry.part[0]:
+    if entry.part is None or entry.part[2] is None or entry.size < entry.part[1] - entry.part[0]:
         return False
     span = parse_range(ranged, entry.part[2])
     return isinstance(span, tuple) and entry.part[0] <= span[0] and span[1] <= entry.part[1]

@@ -194,7 +194,8 @@ class OriginPool:
         while self._idle:
             connection = self._idle.pop()
             reader = connection.reader
-            if now_s - connection.idle_since_s < self.settings.idle_s and not reader.at_eof():
+            young = now_s - connection.idle_since_s < self.settings.idle_s
+            if young and not reader.at_eof() and not _unread(reader) and not connection.writer.transport.is_closing():
                 connection.reused = True
                 return connection
             connection.writer.transport.abort()
@@ -258,6 +259,11 @@ class OriginPool:
         """End all idle connections."""
         while self._idle:
             self._idle.pop().writer.transport.abort()
+
+
+def _unread(reader: asyncio.StreamReader) -> bool:
+    """Whether bytes wait that belong to no answer: what an honest origin never sends."""
+    return bool(reader._buffer)  # type: ignore[attr-defined] # noqa: SLF001 - the stream has no public way to ask
 
 
 def parse_head(head: bytes) -> tuple[bytes, int, bytes, Fields]:

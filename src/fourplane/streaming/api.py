@@ -155,7 +155,9 @@ class Api:
                 body=ImportAsked,
                 answer=Job,
             ),
-            Route("POST", f"{base}/test-title", self.make_test_title, "encode a test picture", answer=Job, access=staff),
+            Route(
+                "POST", f"{base}/test-title", self.make_test_title, "encode a test picture", answer=Job, access=staff
+            ),
             Route("GET", f"{base}/jobs", self.jobs, "recent imports", access=staff, answer=JobList),
             Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", access=staff, answer=Job),
             Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import", access=staff),

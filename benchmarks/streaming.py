@@ -1,0 +1,267 @@
+"""A cache node beside nginx's proxy_cache: the same objects, the same loader, alternating rounds, per CPU second of the server.
+
+The server is pinned to core 0, the loader to core 1 (where there are two). 64 segments of 2 MiB over 16 kept connections, one
+object of 10 KiB over 64. The loader drops bodies in the kernel, so it is not the limit. What counts is the server's own CPU time
+(all its threads, from /proc): wall time on shared cores says little. nginx runs with one worker, sendfile, no access log.
+
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import select
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+SEGMENT, SEGMENTS, SMALL = 2 << 20, 64, 10 << 10
+KINDS = {"2 MiB": (16, [f"/seg/{n}" for n in range(SEGMENTS)]), "10 KiB": (64, ["/small"])}
+BARS = {"2 MiB": 1.0, "10 KiB": 1.2}
+HZ = os.sysconf("SC_CLK_TCK")
+
+
+def origin():
+    """A server of the objects in a thread; its port."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    body, small = os.urandom(SEGMENT), os.urandom(SMALL)
+
+    def serve(connection):
+        with contextlib.suppress(OSError), connection:
+            held = b""
+            while data := connection.recv(65_536):
+                held += data
+                while b"\r\n\r\n" in held:
+                    head, _, held = held.partition(b"\r\n\r\n")
+                    content = small if b" /small " in head else body
+                    fields = f'Content-Length: {len(content)}\r\nCache-Control: max-age=3600\r\nETag: "x"\r\n'
+                    connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n{fields}\r\n".encode() + content)
+
+    def accept():
+        while True:
+            connection, _ = listening.accept()
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listening.getsockname()[1]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def serve_node(port, origin_port, folder):
+    from fourplane.edge.cache_node import CacheNode, CacheNodeSettings
+    from fourplane.edge.cache_origin import OriginSettings
+    from fourplane.edge.listener import ListenerSettings
+    from fourplane.foundation.lifecycle import Lifecycle
+    from fourplane.foundation.telemetry import Registry
+
+    async def main():
+        registry = Registry()
+        settings = CacheNodeSettings(
+            listener=ListenerSettings(port=port), origin=OriginSettings(port=origin_port), folder=Path(folder)
+        )
+        lifecycle = Lifecycle(registry)
+        lifecycle.add("cache", CacheNode(settings, registry=registry))
+        await lifecycle.start()
+        await asyncio.Event().wait()
+
+    try:
+        import uvloop
+
+        uvloop.run(main())
+    except ImportError:
+        asyncio.run(main())
+
+
+NGINX = """
+worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log crit;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000; keepalive_timeout 60s;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u;
+  scgi_temp_path {folder}/s;
+  proxy_cache_path {folder}/cache keys_zone=all:16m max_size=1g;
+  server {{ listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_cache all; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 128k; add_header X-Cache $upstream_cache_status; }} }}
+}}
+"""
+
+
+def start(name, origin_port, folder):
+    """The server process and its port."""
+    port = free_port()
+    if name == "nginx":
+        config = Path(folder) / "nginx.conf"
+        config.write_text(NGINX.format(folder=folder, port=port, origin=origin_port))
+        command = ["nginx", "-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
+    else:
+        command = [sys.executable, str(Path(__file__)), "--serve", str(port), str(origin_port), str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for _ in range(200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+            return process, port
+        time.sleep(0.05)
+    raise SystemExit(f"{name} did not start")
+
+
+def processes_of(pid):
+    found = [pid]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        found += [int(child) for child in children.split()]
+    return found
+
+
+def cpu_s(pid):
+    total = 0
+    for one in processes_of(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+    return total / HZ
+
+
+def pin(pid, core):
+    if (os.cpu_count() or 1) > 1:
+        for one in processes_of(pid):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(one, {core})
+
+
+class Connection:
+    """One kept connection of the loader."""
+
+    def __init__(self, port, number, paths):
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.requests = [f"GET {path} HTTP/1.1\r\nHost: bench\r\nUser-Agent: loader\r\n\r\n".encode() for path in paths]
+        self.next = number
+        self.left = 0
+
+    def ask(self):
+        self.socket.sendall(self.requests[self.next % len(self.requests)])
+        self.next += 1
+        self.left = -1
+
+    def take(self, buffer):
+        """Read what is there; True when an answer is complete."""
+        if self.left < 0:
+            size = self.socket.recv_into(buffer, 65_536)
+            head, _, body = bytes(buffer[:size]).partition(b"\r\n\r\n")
+            low = head.lower()
+            assert low.startswith(b"http/1.1 200"), head[:80]
+            at = low.index(b"content-length: ") + 16
+            self.left = int(low[at : low.find(b"\r", at) if b"\r" in low[at:] else None]) - len(body)
+        else:
+            self.left -= self.socket.recv_into(buffer, min(len(buffer), self.left), socket.MSG_TRUNC)
+        return self.left == 0
+
+
+def load(port, connections, paths, seconds):
+    """(requests, bytes, seconds) of a closed loop over kept connections."""
+    poll, buffer = select.epoll(), bytearray(4 << 20)
+    held = {}
+    for number in range(connections):
+        one = Connection(port, number * 7, paths)
+        held[one.socket.fileno()] = one
+        poll.register(one.socket, select.EPOLLIN)
+        one.ask()
+    requests, began = 0, time.monotonic()
+    while (now := time.monotonic()) - began < seconds:
+        for number, _ in poll.poll(0.5):
+            if held[number].take(buffer):
+                requests += 1
+                held[number].ask()
+    for one in held.values():
+        one.socket.close()
+    return requests, now - began
+
+
+def measure(servers, kind, seconds):
+    """Requests per CPU second of each server, one round."""
+    connections, paths = KINDS[kind]
+    found = {}
+    for name, (process, port) in servers.items():
+        before = cpu_s(process.pid)
+        requests, wall = load(port, connections, paths, seconds)
+        used = cpu_s(process.pid) - before
+        found[name] = {"per_cpu_s": requests / used if used else 0.0, "per_s": requests / wall}
+    return found
+
+
+def run(options):
+    """Alternate rounds over node and nginx (where installed); medians and ratios."""
+    origin_port = origin()
+    names = ["node", *(["nginx"] if shutil.which("nginx") else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        servers = {}
+        try:
+            for name in names:
+                place = Path(folder) / name
+                place.mkdir()
+                place.chmod(0o777)
+                servers[name] = start(name, origin_port, place)
+            Path(folder).chmod(0o755)
+            if (os.cpu_count() or 1) > 1:
+                os.sched_setaffinity(0, {1})
+            for process, port in servers.values():
+                pin(process.pid, 0)
+                for connections, paths in KINDS.values():
+                    load(port, min(4, connections), paths, 1.0)
+            rounds = {kind: [measure(servers, kind, options.seconds) for _ in range(options.rounds)] for kind in KINDS}
+        finally:
+            for process, _ in servers.values():
+                process.terminate()
+                process.wait(10)
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    }
+    for kind, found in rounds.items():
+        size = SEGMENT if kind == "2 MiB" else SMALL
+        for name in names:
+            value = statistics.median(one[name]["per_cpu_s"] for one in found)
+            result[f"{kind} {name}"] = {
+                "requests_per_cpu_s": round(value),
+                "gb_per_cpu_s": round(value * size / 1e9, 2),
+            }
+        if "nginx" in names:
+            ratio = statistics.median(one["node"]["per_cpu_s"] / one["nginx"]["per_cpu_s"] for one in found)
+            result[f"{kind} ratio"] = {"node_to_nginx": round(ratio, 2), "bar": BARS[kind], "met": ratio >= BARS[kind]}
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", nargs=3, metavar=("PORT", "ORIGIN", "FOLDER"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.serve:
+        serve_node(int(options.serve[0]), int(options.serve[1]), options.serve[2])
+        return
+    found = run(options)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<16} {value}")
+    place = Path(__file__).parent / "results"
+    place.mkdir(exist_ok=True)
+    (place / "streaming.json").write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
