@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from fourplane.dispatch import trips
 from fourplane.dispatch.drivers import Drivers
@@ -394,6 +395,11 @@ class Rides:
             holder = -1 if trip.ended else max(trip.driver, trip.offered_to)
             assert holder < 0 or self._drivers.trips[holder] == trip.id, "a trip's driver does not know of it"
             assert (trip.id in self.searching) == (trip.status == "processing"), "the search disagrees with the trip"
+        for driver in np.flatnonzero(self._drivers.trips).tolist():
+            held = self.active.get(int(self._drivers.trips[driver]))
+            assert held is not None, "a driver is held by a trip that is over"
+            holds = not held.trip.ended and driver in {held.trip.driver, held.trip.offered_to}
+            assert holds or held.lock.locked(), "a driver is held by somebody else's trip"
 
     async def _append(self, ride: Ride, events: list[Event]) -> bool:
         if not events:
