@@ -183,6 +183,7 @@ class GroupChat:
         occupant = room.by_address.get(delivery.sender.full)
         if kind in {"unavailable", "error"}:
             if occupant is not None:
+                occupant.content = _content(stanzas.tree(stanza)) if kind == "unavailable" else b""
                 for reader in room.readers():
                     own = (110,) if reader is occupant else ()
                     self.send(reader, room.presence(occupant, reader, *own, kind="unavailable"))
@@ -193,7 +194,7 @@ class GroupChat:
         if not nick:
             raise Rejected("a name in the room is needed", code="jid_malformed")
         root = stanzas.tree(stanza)
-        content = b"".join(stanzas.text_of(child) for child in root if child.tag != f"{{{MUC_NS}}}x")
+        content = _content(root)
         if occupant is None or JOIN in stanza.children:
             if occupant is not None:
                 room.leave(occupant)
@@ -325,6 +326,10 @@ class GroupChat:
         value = bytes([SCHEMA]) + struct.pack(">Q", now_us) + raw
         put = Put(b"h/" + struct.pack(">Q", ident), value, ttl_s=self.router.settings.archive_s)
         self.router.store.write(room.address.bare, [put], kept)
+
+
+def _content(root: ET.Element) -> bytes:
+    return b"".join(stanzas.text_of(child) for child in root if not child.tag.startswith(f"{{{MUC_NS}"))
 
 
 def _addressed(raw: bytes, occupant: Occupant) -> bytes:

@@ -199,7 +199,7 @@ def _form(room: Room, delivery: Delivery) -> str:
             shown = f"<value>{'anyone' if value else 'moderators'}</value>{options}"
         else:
             shown = f"<value>{int(value) if isinstance(value, bool) else escape(str(value))}</value>"
-        fields.append(f"<field var='{variable}' type='{kind}' label='{label}'>{shown}</field>")
+        fields.append(f"<field var='{variable}' type='{kind}' label='{escape(label)}'>{shown}</field>")
     return f"<query xmlns='{OWNER}'><x xmlns='{FORM}' type='form'>{''.join(fields)}</x></query>"
 
 

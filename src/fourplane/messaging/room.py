@@ -157,7 +157,7 @@ class Room:
         )
         shown = item or f"<item affiliation='{affiliation}' role='{role}'{jid}/>"
         tail = f"<x xmlns='{USER_NS}'>{shown}{statuses}</x></presence>"
-        return head.encode() + reader.to_attribute + b">" + (b"" if kind else occupant.content) + tail.encode()
+        return head.encode() + reader.to_attribute + b">" + (b"" if item else occupant.content) + tail.encode()
 
     def readers(self) -> Iterator[Occupant]:
         """Everybody in the room, in the order in which they came."""

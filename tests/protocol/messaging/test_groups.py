@@ -1,5 +1,7 @@
 """Groups (XEP-0045) over the public port, in virtual time."""
 
+from xml.etree import ElementTree as ET
+
 from tests.protocol.messaging.test_client_streams import bodies, client, in_virtual_time, settled
 
 from fourplane.foundation import clock
@@ -66,8 +68,9 @@ def test_leaving_and_vanishing_are_seen_and_an_empty_temporary_room_is_gone():
         await clock.sleep(1)
         await settled(alice)
         seen = b"type='unavailable'" in presences(alice)[-1]
-        alice.send(f"<presence to='{ROOM}/Alice' type='unavailable'/>".encode())
+        alice.send(f"<presence to='{ROOM}/Alice' type='unavailable'><status>bye</status></presence>".encode())
         await settled(alice)
+        assert b"<status>bye</status>" in presences(alice)[-1]
         return seen, b"code='110'" in presences(alice)[-1], len(here.messaging.groups.rooms)
 
     assert in_virtual_time(work) == (True, True, 0)
@@ -77,6 +80,9 @@ def test_history_subject_and_configuration_of_a_persistent_room_survive_its_bein
     async def work(here):
         alice, bob = await client(here, "alice"), await client(here, "bob")
         await enter(alice, "Alice")
+        form = await alice.request("get", f"<query xmlns='{OWNER}'/>", to=ROOM)
+        fields = ET.fromstring(form.raw).iter("{jabber:x:data}field")
+        assert "muc#roomconfig_maxusers" in {field.get("var") for field in fields}
         assert await configure(alice, persistentroom="1", roomname="Tea &amp; cake") == "result"
         alice.send(f"<message to='{ROOM}' type='groupchat'><subject>biscuits</subject></message>".encode())
         for text in ("one", "two", "three"):
