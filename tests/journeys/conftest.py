@@ -18,9 +18,13 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A running headless Chromium; pages are the test's to close."""
+    """A running headless Chromium; pages are the test's to close.
+
+    Playwright's synchronous driver keeps a running event loop in this thread, where no `asyncio.run` works then: it goes
+    away with the module, and a module that uses it does its own asyncio elsewhere.
+    """
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no chromium on this machine")

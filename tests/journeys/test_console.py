@@ -101,6 +101,18 @@ def test_a_visitor_cannot_stop_a_box_and_an_operator_can(page, shop):
     assert "ORDER stopped by operator" in page.locator("#feed").text_content()
 
 
+def test_the_switch_waits_for_the_first_figures(page, shop):
+    def without_frames(socket):
+        server = socket.connect_to_server()
+        server.on_message(lambda text: socket.send(text) if '"kind":"opening"' in text else None)
+
+    page.route_web_socket("**/console/live", without_frames)
+    page.goto(shop["address"] + "#/commerce")
+    page.locator('.node[data-node="ORDER"]').click()
+    page.wait_for_selector("#switch")
+    assert page.locator("#switch").is_disabled()
+
+
 def test_a_killed_worker_comes_back_on_the_same_ports(shop):
     before = worker_of(shop["pid"])
     os.kill(before, signal.SIGKILL)

@@ -201,6 +201,8 @@ function openPanel(system, box, known) {
     const button = document.createElement("button");
     button.className = "button danger";
     button.id = "switch";
+    button.disabled = true; // until the first figures say whether it stops or starts
+    button.textContent = "Stop this box";
     button.addEventListener("click", () => order(`/console/api/nodes/${system}/${encodeURIComponent(known.key)}`, { running: button.dataset.running !== "true" }));
     panel.querySelector("#actions").append(button);
   }
@@ -250,6 +252,7 @@ function paintPanel() {
   $("curve").replaceChildren(sparkline(state.history[chosen.system]?.[chosen.known.key] ?? []));
   const button = $("switch");
   if (button) {
+    button.disabled = false;
     button.dataset.running = running;
     button.textContent = running ? "Stop this box" : "Start it again";
     button.classList.toggle("danger", running);
