@@ -10,6 +10,7 @@ clock says. Every row is the median of `--rounds` short runs.
 import argparse
 import asyncio
 import base64
+import gc
 import hashlib
 import hmac
 import json
@@ -24,29 +25,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import ClassVar
+
+import uvloop
+
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.messaging.app import Messaging
+from fourplane.messaging.settings import MessagingSettings
+from fourplane.service.accounts import Accounts, NewAccount
+from fourplane.state.stores import Stores
 
 PASSWORD = "bench"
 NAME = "localhost"
-HEADER = (
-    b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='localhost' version='1.0'>"
-)
+HEADER = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='localhost' version='1.0'>"
 BODY = b"<body>Shall we meet at the bridge at eight, as we did last time?</body>"
 USERS = 20_000
+Steps = Generator[tuple[bytes, bytes], bytes, None]  # what to send and what to wait for
 
 
 # ---- the server, in a child process
 
 
 async def serve(folder: Path, users: int) -> None:
-    from fourplane.foundation.ids import IdGenerator
-    from fourplane.foundation.lifecycle import Lifecycle
-    from fourplane.foundation.telemetry import Registry
-    from fourplane.messaging.app import Messaging
-    from fourplane.messaging.settings import MessagingSettings
-    from fourplane.service.accounts import Accounts, NewAccount
-    from fourplane.state.stores import Stores
-
     registry, ids, stores = Registry(), IdGenerator(0), Stores(data=folder)
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
     settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=False, offline_max=10_000_000)
@@ -60,8 +64,6 @@ async def serve(folder: Path, users: int) -> None:
     keys = await accounts.derive_keys(PASSWORD)
     if await accounts.find("u0") is None:
         await accounts.create_many([NewAccount(f"u{number}", keys=keys) for number in range(users)])
-    import gc
-
     gc.collect()
     gc.freeze()
     print(json.dumps({"port": messaging.port}), flush=True)
@@ -106,7 +108,7 @@ def _environment() -> dict[str, str]:
 class Client:
     """One blocking login, then a socket for the epoll loop."""
 
-    salted: dict[tuple[bytes, int], bytes] = {}
+    salted: ClassVar[dict[tuple[bytes, int], bytes]] = {}
 
     def __init__(self, port: int, name: str, *, sm: bool = False, presence: bool = True, later: bool = False) -> None:
         self.name = name
@@ -123,7 +125,7 @@ class Client:
                 wanted = _following(steps, self.ask(*wanted))
         self.sock.setblocking(False)
 
-    def login(self, *, sm: bool = False, presence: bool = True):
+    def login(self, *, sm: bool = False, presence: bool = True) -> Steps:
         """What to send and what to wait for, step by step."""
         yield (HEADER, b"</stream:features>")
         bare = b"n=" + self.name.encode() + b",r=" + base64.b64encode(os.urandom(12))
@@ -141,7 +143,9 @@ class Client:
         answer = b"<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>%s</response>"
         yield (answer % base64.b64encode(without + b",p=" + proof), b"</success>")
         yield (HEADER, b"</stream:features>")
-        bind = b"<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>"
+        bind = (
+            b"<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>"
+        )
         yield (bind, b"</iq>")
         if sm:
             yield (b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>", b"/>")
@@ -218,7 +222,7 @@ def drain(clients: list[Client], quiet_s: float = 0.3) -> None:
     poll.close()
 
 
-def measure(server: Server, work) -> dict[str, float]:
+def measure(server: Server, work: Callable[[], int]) -> dict[str, float]:
     cpu, wall = server.cpu_s(), time.perf_counter()
     done = work()
     cpu, wall = server.cpu_s() - cpu, time.perf_counter() - wall
@@ -250,7 +254,7 @@ def store_offline(port: int, clients: list[Client], seconds: float) -> int:
 def logins(port: int, seconds: float, first: int, at_once: int = 32) -> int:
     """Clients that come, log in up to the first ping and go, `at_once` at a time; how many did."""
     poll = select.epoll()
-    running: dict[int, tuple[Client, object, bytes, bytes]] = {}
+    running: dict[int, tuple[Client, Steps, bytes, bytes]] = {}
     begun = done = 0
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or running:
@@ -281,7 +285,7 @@ def logins(port: int, seconds: float, first: int, at_once: int = 32) -> int:
     return done
 
 
-def _following(steps, got: bytes):
+def _following(steps: Steps, got: bytes) -> tuple[bytes, bytes] | None:
     try:
         return steps.send(got)
     except StopIteration:
@@ -302,7 +306,10 @@ def run(options: argparse.Namespace) -> dict:
                 drain(clients)
             rows[name] = _median(found)
         rows["offline messages stored, durable"] = _median(
-            [measure(server, lambda: store_offline(server.port, clients, options.seconds)) for _ in range(options.rounds)]
+            [
+                measure(server, lambda: store_offline(server.port, clients, options.seconds))
+                for _ in range(options.rounds)
+            ]
         )
         for client in clients:
             client.sock.close()
@@ -326,7 +333,10 @@ def run(options: argparse.Namespace) -> dict:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    return {"machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}", "rows": rows}
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
+        "rows": rows,
+    }
 
 
 def _median(found: list[dict[str, float]]) -> dict[str, float]:
@@ -344,8 +354,6 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=2_000)
     options = parser.parse_args()
     if options.serve is not None:
-        import uvloop
-
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options.serve, options.users))
         return
