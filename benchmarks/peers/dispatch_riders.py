@@ -1,0 +1,112 @@
+"""Riders who ask at a steady rate and a fleet that accepts at once: the load for the whole path.
+
+Latency counts from the moment a rider's request leaves until the fleet hears that its acceptance is durable, so the
+pool's window is in it. Every accepted trip is driven through to its end at once, which frees the car.
+"""
+
+import asyncio
+import time
+
+import msgspec
+import numpy as np
+
+from fourplane.dispatch import feed_frames as frames
+from fourplane.dispatch.driver_index import make_updates
+from fourplane.dispatch.roads import Roads
+from fourplane.dispatch.traffic import Traffic, pick_nodes
+from fourplane.edge.http_client import HttpClient, HttpClientSettings
+from fourplane.foundation import network
+from fourplane.simulator.crowds.dispatch import Gateway
+
+NEXT = {"accepted": "arrive", "arriving": "start", "in_progress": "finish"}
+REPEATS = 25  # each position is sent this often a quarter second, with new sequence numbers: 1M/s from 10,000 cars
+
+
+async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[str, float]:
+    client = HttpClient("127.0.0.1", target["http"], settings=HttpClientSettings(connections_max=64))
+    asked: dict[str, float] = {}
+    waits: list[float] = []
+    counts = {"completed": 0, "failed": 0, "positions": 0}
+
+    async def call(method: str, path: str, body: object = None, **headers: str):
+        sent = {name.replace("_", "-"): value for name, value in headers.items()} | {"content-type": "application/json"}
+        answer = await client.request(method, f"/dispatch/api{path}", body=msgspec.json.encode(body), headers=sent, timeout_s=30)
+        assert answer.status < 300, answer.body
+        return msgspec.json.decode(answer.body)
+
+    roads = Roads.from_bytes((await client.request("GET", "/dispatch/api/map/network")).body)
+    rng = np.random.default_rng(1)
+    traffic = Traffic(roads, cars, rng)
+    fleet = await call("POST", "/fleets", {"name": "bench", "count": cars}, authorization=f"Bearer {target['token']}")
+    _, gate = await network.connect(Gateway, "127.0.0.1", target["feed"])
+    gate.send(frames.HELLO, fleet["feed_token"].encode())
+    await gate.news.get()
+    gate.send(frames.VERBS, msgspec.json.encode({"verb": "online", "driver": fleet["first"], "count": cars}))
+
+    async def move() -> None:
+        sequence, numbers = 1, np.arange(cars, dtype=np.uint32) + np.uint32(fleet["first"])
+        while True:
+            began = time.monotonic()
+            traffic.step(0.25)
+            lat, lng = traffic.places()
+            for _ in range(REPEATS):
+                sequence += 1
+                updates = make_updates(numbers, lat, lng, np.full(cars, sequence, np.uint32))
+                for at in range(0, cars, 4_096):
+                    gate.send(frames.POSITIONS, updates[at : at + 4_096].tobytes())
+                counts["positions"] += cars
+                await asyncio.sleep(0)
+            await asyncio.sleep(max(0.0, 0.25 - (time.monotonic() - began)))
+
+    async def hear() -> None:
+        while (news := await gate.news.get()) is not None:
+            if news.kind == "offer":
+                verb = "accept"
+            elif news.kind == "driver_trip" and news.status in NEXT:
+                verb = NEXT[news.status]
+                if news.status == "accepted":
+                    waits.append(time.monotonic() - asked.pop(news.trip, time.monotonic()))
+            else:
+                counts["completed"] += news.status == "completed"
+                continue
+            gate.send(frames.VERBS, msgspec.json.encode({"verb": verb, "driver": news.driver, "trip": news.trip}))
+
+    async def ride(token: str, start: int, end: int) -> None:
+        places = {
+            "start_latitude": float(roads.lat[start]), "start_longitude": float(roads.lng[start]),
+            "end_latitude": float(roads.lat[end]), "end_longitude": float(roads.lng[end]),
+        }  # fmt: skip
+        try:
+            fare = await call("POST", "/requests/estimate", {"product_id": "go", **places}, x_rider_token=token)
+            began = time.monotonic()
+            made = await call("POST", "/requests", {"fare_id": fare["fare"]["fare_id"]}, x_rider_token=token)
+            asked[made["request_id"]] = began
+        except Exception:
+            counts["failed"] += 1
+
+    tokens = [(await call("POST", "/guests", {}))["token"] for _ in range(int(rate * 12))]
+    background = [asyncio.create_task(move()), asyncio.create_task(hear())]
+    await asyncio.sleep(2)
+    nodes = pick_nodes(roads, 4_000, rng, spread_m=1_800.0)
+    began, positions, open_rides, made = time.monotonic(), counts["positions"], set(), 0
+    while (now := time.monotonic() - began) < seconds:
+        while made < now * rate:
+            task = asyncio.create_task(ride(tokens[made % len(tokens)], int(nodes[made % 4_000]), int(nodes[(made * 7 + 1) % 4_000])))
+            open_rides.add(task)
+            task.add_done_callback(open_rides.discard)
+            made += 1
+        await asyncio.sleep(0.005)
+    wall = time.monotonic() - began
+    flowing = (counts["positions"] - positions) / wall
+    await asyncio.gather(*open_rides)
+    await asyncio.sleep(4)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    gate.close()
+    client.close()
+    return {
+        "matches per hour": len(waits) / wall * 3_600, "asked per s": made / wall, "completed": counts["completed"],
+        "failed": counts["failed"], "p50 s": float(np.quantile(waits, 0.5)), "p99 s": float(np.quantile(waits, 0.99)),
+        "positions per s": flowing, "wall s": wall,
+    }  # fmt: skip
