@@ -154,6 +154,7 @@ def test_private_words_renaming_self_ping_and_invitations():
         await enter(alice, "Alice")
         await enter(bob, "Bob")
         alice.send(f"<message to='{ROOM}/Bob' type='chat'><body>psst</body></message>".encode())
+        await settled(alice)
         bob.send(f"<presence to='{ROOM}/Robert'/>".encode())
         await settled(alice, bob)
         renamed = any(b"code='303'" in raw and b"nick='Robert'" in raw for raw in presences(alice))
