@@ -117,7 +117,7 @@ class CacheFetch:
             entry.build_head()
             self._store.remove(entry)
         else:
-            entry.freshness = newer
+            entry.renew(newer)
             self._store.rewrite(entry)
         fill.entry = entry
         fill.how = "fwd=stale; fwd-status=304"
@@ -209,7 +209,7 @@ class CacheFetch:
                 b"GET", fill.request.fields, entry.status, entry.fields, asked_s=asked_s, now_s=now_s
             )
             if newer is not None:
-                entry.freshness = newer
+                entry.renew(newer)
                 self._store.rewrite(entry)
 
     @staticmethod

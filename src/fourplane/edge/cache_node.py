@@ -22,7 +22,7 @@ import msgspec
 
 from fourplane.edge import http_cache as rules
 from fourplane.edge.cache_fetch import CacheFetch
-from fourplane.edge.cache_fields import Fields, parse_range
+from fourplane.edge.cache_fields import parse_range
 from fourplane.edge.cache_fill import Fill
 from fourplane.edge.cache_origin import OriginPool, OriginSettings
 from fourplane.edge.cache_protocol import CacheProtocol, CacheRequest
@@ -38,6 +38,7 @@ from fourplane.foundation.telemetry import Histogram, Registry
 
 SAMPLE = 15  # every 16th hit is timed
 UNCACHEABLE_MAX = 10_000
+KERNEL_MIN = 128 << 10  # bodies from here on are sent by the kernel
 CORS = (
     b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\ntiming-allow-origin: *\r\n"
     b"cross-origin-resource-policy: cross-origin\r\n"
@@ -121,6 +122,7 @@ class CacheNode:
         self._guard = guard
         self._allowed = allowed
         self._label = settings.name.encode()
+        self._obey = settings.obey_request
         self._extra = CORS if settings.cors else b""
         self._tasks: Tasks | None = None
         self._connections: dict[CacheProtocol, None] = {}
@@ -241,13 +243,17 @@ class CacheNode:
         entry = self._lookup(key, request)
         if entry is None:
             return self._answer(connection, request, key, None)
+        return self._use(connection, request, key, entry)
+
+    def _use(
+        self, connection: CacheProtocol, request: CacheRequest, key: bytes, entry: CacheEntry
+    ) -> Coroutine[Any, Any, None] | None:
+        """Answer from what is stored, or return the work that asks the parent about it."""
         now_s = clock.now_us() / 1e6
-        verdict = rules.judge(
-            entry.freshness,
-            request.fields if request.special else _NO_FIELDS,
-            now_s,
-            obey_request=self.settings.obey_request,
-        )
+        if now_s < entry.fresh_until_s and not (request.special and self._obey):
+            verdict = Verdict.HIT
+        else:
+            verdict = rules.judge(entry.freshness, request.fields, now_s, obey_request=self._obey)
         if verdict is Verdict.HIT or verdict is Verdict.STALE:
             if not self.serve(connection, request, entry, now_s):
                 return self._answer(connection, request, key, None)
@@ -284,16 +290,27 @@ class CacheNode:
                 return True
             if (ranged := request.value(b"range")) is not None and entry.status in {200, 206}:
                 return self._serve_range(connection, request, entry, now_s, ranged)
+        self.bytes_out += entry.size
+        self.bytes_hit += entry.size if how == b"hit" else 0
+        return self._send_body(connection, request, entry, entry.head_timed, (0, entry.size))
+
+    # -- answers from the store
+
+    def _send_body(
+        self, connection: CacheProtocol, request: CacheRequest, entry: CacheEntry, head: bytes, span: tuple[int, int]
+    ) -> bool:
+        """Send a span of a stored body: by the kernel from its file, else from memory; False when unreadable."""
+        first, past = span
+        if request.method != b"HEAD" and past - first >= KERNEL_MIN:
+            file = self.store.open_file(entry)
+            if file >= 0 and connection.answer_file(request, head, file, entry.offset + first, past - first):
+                return True
         body = self.store.content(entry)
         if body is None:
             return False
-        connection.answer(request, entry.head_timed, body)
-        self.bytes_out += len(body)
-        if how == b"hit":
-            self.bytes_hit += len(body)
+        whole = first == 0 and past == entry.size
+        connection.answer(request, head, body if whole else memoryview(body)[first:past])
         return True
-
-    # -- answers from the store
 
     def _lookup(self, key: bytes, request: CacheRequest) -> CacheEntry | None:
         entries = self.store.variants(key)
@@ -325,33 +342,27 @@ class CacheNode:
     def _serve_range(
         self, connection: CacheProtocol, request: CacheRequest, entry: CacheEntry, now_s: float, ranged: bytes
     ) -> bool:
-        body = self.store.content(entry)
-        if body is None:
-            return False
         offset, size = (0, entry.size) if entry.part is None else (entry.part[0], entry.part[2] or entry.part[1])
         span = parse_range(ranged, size) if rules.range_holds(entry.freshness, request.value(b"if-range")) else None
         if span is None and entry.part is None:
-            connection.answer(request, entry.head_timed, body)
             self.bytes_out += entry.size
             self.bytes_hit += entry.size
-            return True
+            return self._send_body(connection, request, entry, entry.head_timed, (0, entry.size))
         if span is False:
             head = b"HTTP/1.1 416 Range Not Satisfiable\r\ncontent-length: 0\r\ncontent-range: bytes */%d\r\n" % size
             connection.answer(request, self._timed(entry, now_s, b"hit", head + date_line()))
             return True
         if entry.asked_range == ranged or not isinstance(span, tuple):
-            connection.answer(request, entry.head_timed, body)
             self.bytes_out += entry.size
-            return True
+            return self._send_body(connection, request, entry, entry.head_timed, (0, entry.size))
         first, past = span
         lines = [b"HTTP/1.1 206 Partial Content\r\n"]
         lines += [b"%s: %s\r\n" % field for field in entry.fields if field[0] not in _NOT_IN_PART]
         lines.append(b"content-length: %d\r\ncontent-range: bytes %d-%d/%d\r\n" % (past - first, first, past - 1, size))
-        part = memoryview(body)[first - offset : past - offset]
-        connection.answer(request, self._timed(entry, now_s, b"hit", b"".join(lines)), part)
         self.bytes_out += past - first
         self.bytes_hit += past - first
-        return True
+        head = self._timed(entry, now_s, b"hit", b"".join(lines))
+        return self._send_body(connection, request, entry, head, (first - offset, past - offset))
 
     # -- answers that need the parent
 
@@ -530,7 +541,6 @@ class CacheNode:
         connection.transport.write(head + label + b"\r\n" + (b"" if request.method == b"HEAD" else body))
 
 
-_NO_FIELDS: Fields = []
 _KEPT_IN_304 = frozenset(
     {
         b"cache-control",

@@ -6,6 +6,7 @@ the client pipelined meanwhile is kept, bounded, with reading paused. Answers le
 """
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -13,6 +14,7 @@ import httptools
 from fourplane.edge.cache_fields import Fields
 from fourplane.edge.http_answers import date_line, error_answer
 from fourplane.edge.http_request import BadTarget, host_is_valid, split_target
+from fourplane.foundation import network
 
 if TYPE_CHECKING:
     from fourplane.edge.cache_node import CacheNode
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX = 32 << 10
 FIELDS_MAX = 100
 PIPELINED_MAX = 32
+PIECE = 32 << 10
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE = b"connection: close\r\n"
 SPECIAL = frozenset(
@@ -73,12 +76,15 @@ class CacheProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_answering",
+        "_descriptor",
         "_drained",
         "_head_bytes",
+        "_host",
         "_node",
         "_parser",
         "_pending",
         "_request",
+        "_sending",
         "_task",
         "busy",
         "chunked",
@@ -98,6 +104,9 @@ class CacheProtocol(asyncio.Protocol):
         self._pending: list[CacheRequest] = []
         self._answering: CacheRequest | None = None
         self._head_bytes = 0
+        self._host = b""
+        self._descriptor = -1  # of the socket, where the kernel may send files into it
+        self._sending: tuple[int, int, int, CacheRequest] | None = None  # file, offset, bytes left
         self._drained: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.busy = False
@@ -117,6 +126,9 @@ class CacheProtocol(asyncio.Protocol):
             self.gone = True
             self.transport.abort()
             return
+        plain = transport.get_extra_info("ssl_object") is None
+        connected = transport.get_extra_info("socket") if plain else None
+        self._descriptor = connected.fileno() if connected is not None and hasattr(connected, "fileno") else -1
         self.rest()
         self._node.deadlines.add(self)
 
@@ -125,6 +137,9 @@ class CacheProtocol(asyncio.Protocol):
             self._node.closed(self)
         self.gone = True
         self._pending.clear()
+        if self._sending is not None:
+            os.close(self._sending[0])
+            self._sending = None
         self._wake()
         if self._task is not None:
             self._task.cancel()
@@ -137,6 +152,9 @@ class CacheProtocol(asyncio.Protocol):
         self.write_paused = False
         self._wake()
         self.rest()
+        if self._sending is not None:
+            self._send_on()
+            return
         if not self.busy:
             self._continue()
 
@@ -184,9 +202,11 @@ class CacheProtocol(asyncio.Protocol):
         if name in SPECIAL:
             request.special = True
         elif name == b"host":
-            if request.host or not host_is_valid(value):
+            if request.host or (value != self._host and not host_is_valid(value)):
                 raise _Refused(400, "bad_host", "a request has one valid Host")
-            request.host = value
+            request.host = self._host = value
+        elif name == b"connection":
+            request.http_1_0 = True  # until the version is looked at
         elif name == b"expect":
             request.expects = value.lower() == b"100-continue"
 
@@ -194,10 +214,11 @@ class CacheProtocol(asyncio.Protocol):
         request, parser = self._request, self._parser
         request.method = parser.get_method()
         request.keep_alive = parser.should_keep_alive()
-        request.http_1_0 = parser.get_http_version() == "1.0"
+        if request.http_1_0 or not request.keep_alive:  # the version costs a string: asked only where it can matter
+            request.http_1_0 = parser.get_http_version() == "1.0"
         if len(request.fields) > FIELDS_MAX or self._head_bytes > HEAD_BYTES_MAX + self._node.settings.body_bytes_max:
             raise _Refused(431, "head_too_large", "the request head is too large")
-        if not request.host and not request.http_1_0:
+        if not request.host and parser.get_http_version() != "1.0":
             raise _Refused(400, "no_host", "a request has a Host")
         if not request.target.startswith(b"/"):
             try:
@@ -218,14 +239,14 @@ class CacheProtocol(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
-        if self.busy or self.write_paused or self._pending:
+        if not (self.busy or self.write_paused or self._pending):
+            self._handle(self._request)
+        else:
             self._pending.append(self._request)
             if len(self._pending) >= PIPELINED_MAX:
                 self.transport.pause_reading()
             if len(self._pending) > 64 * PIPELINED_MAX:
                 raise _Refused(429, "too_many", "too many requests without waiting for an answer")
-            return
-        self._handle(self._request)
 
     # -- answering
 
@@ -233,7 +254,8 @@ class CacheProtocol(asyncio.Protocol):
         self._answering = request
         work = self._node.handle(self, request)
         if work is None:
-            self.finished(request)
+            if self._sending is None:
+                self.finished(request)
             return
         self.busy = True
         self._task = self._node.start_task(work)
@@ -251,6 +273,78 @@ class CacheProtocol(asyncio.Protocol):
         else:
             self.transport.write(head + b"\r\n")
             self.transport.write(parts[1])
+
+    def answer_file(self, request: CacheRequest, head: bytes, file: int, offset: int, count: int) -> bool:
+        """Send a head and part of a file without the bytes passing through here; False where that cannot be done.
+
+        The kernel copies while the socket takes it. When it is full the transport carries one small piece and calls
+        `resume_writing` when that is gone: so nothing but the transport ever watches the socket.
+        """
+        transport = self.transport
+        if self._descriptor < 0 or self.gone or transport.get_write_buffer_size():
+            return False
+        whole = head + (b"\r\n" if request.keep_alive else CLOSE + b"\r\n")
+        try:
+            if os.write(self._descriptor, whole) != len(whole):
+                transport.abort()
+                return True
+            count, offset = self._send_some(file, offset, count)
+        except BlockingIOError:
+            return False
+        except OSError:
+            transport.abort()
+            return True
+        if count:
+            self.busy = True
+            self._sending = (os.dup(file), offset, count, request)
+            transport.set_write_buffer_limits(high=0)
+            self._send_piece()
+        return True
+
+    def _send_some(self, file: int, offset: int, count: int) -> tuple[int, int]:
+        """Hand over what the socket takes now; what is left and from where. Raises OSError when the client is gone."""
+        try:
+            while count:
+                sent = network.send_file(self._descriptor, file, offset, count)
+                if not sent:
+                    raise OSError("the file is shorter than it was")
+                offset += sent
+                count -= sent
+        except BlockingIOError:
+            pass
+        return count, offset
+
+    def _send_piece(self) -> None:
+        """Let the transport carry a little, so that it tells us when the socket takes more."""
+        assert self._sending is not None
+        file, offset, count, request = self._sending
+        piece = os.pread(file, min(PIECE, count), offset)
+        if not piece:
+            self.transport.abort()
+            return
+        self._sending = (file, offset + len(piece), count - len(piece), request)
+        self.transport.write(piece)
+        if not self.write_paused:  # it went out at once
+            asyncio.get_running_loop().call_soon(self._send_on)
+
+    def _send_on(self) -> None:
+        if self._sending is None or self.write_paused:
+            return
+        file, offset, count, request = self._sending
+        try:
+            if not self.transport.get_write_buffer_size():
+                count, offset = self._send_some(file, offset, count)
+        except OSError:
+            self.transport.abort()
+            return
+        if count:
+            self._sending = (file, offset, count, request)
+            self._send_piece()
+            return
+        self._sending = None
+        os.close(file)
+        self.transport.set_write_buffer_limits()
+        self.finished(request)
 
     def begin(self, request: CacheRequest, head: bytes, length: int | None) -> None:
         """Send a head whose body follows in pieces; `head` without length and last empty line."""

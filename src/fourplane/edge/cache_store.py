@@ -1,8 +1,8 @@
 """What a cache node has: entries in memory, bodies in files, a bound in bytes, and SIEVE to decide what goes.
 
 One file per entry (head and body, written beside and renamed): a restart finds whole entries or nothing. A body is mapped
-when it is first asked for; at most `resident_max` entries keep their map. SIEVE (Zhang et al., NSDI 2024): new entries at the
-head, a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is touched on a hit.
+when it is first asked for; at most `resident_max` entries keep their map or descriptor. SIEVE (Zhang et al., NSDI 2024): new
+entries at the head, a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is touched on a hit.
 
 Invariants (`check`): the sum of the entries' sizes is `bytes`, which never exceeds `bytes_max` after `put`; every entry is in
 exactly one key's list and once in the queue.
@@ -11,6 +11,7 @@ exactly one key's list and once in the queue.
 import contextlib
 import mmap
 import os
+import resource
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,10 @@ class CacheEntry:
     __slots__ = (
         "asked_range",
         "body",
+        "descriptor",
         "fields",
         "file",
+        "fresh_until_s",
         "freshness",
         "head",
         "head_second",
@@ -77,7 +80,8 @@ class CacheEntry:
         self.status = status
         self.reason = reason
         self.fields = fields
-        self.freshness = freshness
+        self.renew(freshness)
+        self.descriptor = -1
         self.secondary: tuple[bytes | None, ...] = ()
         self.part: tuple[int, int, int | None] | None = None
         self.asked_range: bytes | None = None
@@ -94,6 +98,12 @@ class CacheEntry:
         self.head_timed = b""
         self.head = b""
         self.build_head()
+
+    def renew(self, freshness: Freshness) -> None:
+        """What may be done with it from now on; `fresh_until_s` lets a hit be decided by one comparison."""
+        self.freshness = freshness
+        kept = freshness
+        self.fresh_until_s = -1.0 if kept.must_validate else kept.stored_s + kept.lifetime_s - kept.age_s
 
     def build_head(self) -> None:
         """Write the head again after its fields changed."""
@@ -127,13 +137,14 @@ class CacheEntry:
 class CacheStore:
     """Entries by key; `folder` None keeps bodies in memory only."""
 
-    def __init__(self, folder: Path | None, *, bytes_max: int, resident_max: int = 8_192) -> None:
+    def __init__(self, folder: Path | None, *, bytes_max: int, resident_max: int = 0) -> None:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.evictions = 0
         self.disk_errors = 0
         self._folder = folder
-        self._resident_max = resident_max
+        # A resident entry costs one descriptor, so a quarter of what this process may open is the bound.
+        self._resident_max = resident_max or max(32, min(4_096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._resident: deque[CacheEntry] = deque()
         self._keys: dict[bytes, list[CacheEntry]] = {}
         self._head: CacheEntry | None = None
@@ -177,6 +188,17 @@ class CacheStore:
         self._keep_resident(entry)
         return body
 
+    def open_file(self, entry: CacheEntry) -> int:
+        """A descriptor of the entry's file for sending it in the kernel; -1 when it has none or is small. Stays the store's."""
+        if entry.descriptor >= 0 or entry.file is None or entry.size < MAP_MIN or self._folder is None:
+            return entry.descriptor
+        try:
+            entry.descriptor = os.open(self._folder / entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        self._keep_resident(entry)
+        return entry.descriptor
+
     def put(self, entry: CacheEntry, body: bytes) -> None:
         """Store a response in place of an equal one; evicts until it fits. Its file follows behind."""
         entry.body = body
@@ -211,6 +233,7 @@ class CacheStore:
         self.bytes -= entry.cost
         self._count -= 1
         entry.body = None
+        self._release(entry)
         self._discard(entry.file)
         entry.file = None
 
@@ -247,9 +270,11 @@ class CacheStore:
         return self._count
 
     def close(self) -> None:
-        """Finish the writes under way."""
+        """Finish the writes under way and let go of all files."""
         if self._worker is not None:
             self._worker.close()
+        for entry in self._walk():
+            self._release(entry)
 
     # -- files
 
@@ -274,6 +299,13 @@ class CacheStore:
             oldest = self._resident.popleft()
             if oldest is not entry and oldest.file is not None:
                 oldest.body = None
+                self._release(oldest)
+
+    @staticmethod
+    def _release(entry: CacheEntry) -> None:
+        if entry.descriptor >= 0:
+            os.close(entry.descriptor)
+            entry.descriptor = -1
 
     def _write_behind(self, entry: CacheEntry, body: bytes | memoryview) -> None:
         assert self._folder is not None
@@ -292,6 +324,7 @@ class CacheStore:
                 self.disk_errors += 1
                 self.remove(entry)
                 return
+            self._release(entry)
             self._discard(entry.file)
             entry.file, entry.offset = f"{name[:2]}/{name}", future.result()
             entry.body = None  # the next hit maps the file; the memory of the fill is free
