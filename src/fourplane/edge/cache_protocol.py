@@ -7,12 +7,13 @@ the client pipelined meanwhile is kept, bounded, with reading paused. Answers le
 
 import asyncio
 import os
+import re
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from fourplane.edge.cache_fields import Fields
-from fourplane.edge.http_answers import date_line, error_answer
+from fourplane.edge.http_answers import error_answer
 from fourplane.edge.http_request import BadTarget, host_is_valid, split_target
 from fourplane.foundation import network
 
@@ -39,6 +40,14 @@ SPECIAL = frozenset(
 )
 
 
+# A client sends the same fields with every request, so a head behind its first line is parsed once and remembered. Only
+# plain GETs are: one whole message, nothing special, no body. The first line must be exactly what the pattern says.
+HEAD_END = b"\r\n\r\n"
+KNOWN_MAX = 2_048
+_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
+_known: "dict[bytes, CacheRequest]" = {}
+
+
 class CacheRequest:
     """One request of a client. `special`: it carries a field that a plain hit need not look at."""
 
@@ -54,6 +63,13 @@ class CacheRequest:
         self.keep_alive = True
         self.http_1_0 = False
         self.expects = False
+
+    def again(self, target: bytes) -> "CacheRequest":
+        """The same request for another target."""
+        made = CacheRequest.__new__(CacheRequest)
+        made.method, made.target, made.host, made.fields = self.method, target, self.host, self.fields
+        made.body, made.special, made.keep_alive, made.http_1_0, made.expects = b"", False, True, False, False
+        return made
 
     def value(self, name: bytes) -> bytes | None:
         """The first value of a field, name in lower case."""
@@ -80,6 +96,7 @@ class CacheProtocol(asyncio.Protocol):
         "_drained",
         "_head_bytes",
         "_host",
+        "_learning",
         "_node",
         "_parser",
         "_pending",
@@ -105,6 +122,7 @@ class CacheProtocol(asyncio.Protocol):
         self._answering: CacheRequest | None = None
         self._head_bytes = 0
         self._host = b""
+        self._learning = b""
         self._descriptor = -1  # of the socket, where the kernel may send files into it
         self._sending: tuple[int, int, int, CacheRequest] | None = None  # file, offset, bytes left
         self._drained: asyncio.Future[None] | None = None
@@ -159,6 +177,15 @@ class CacheProtocol(asyncio.Protocol):
             self._continue()
 
     def data_received(self, data: bytes) -> None:
+        if not self._head_bytes and not self.busy and not self.write_paused and not self._pending:
+            line = _LINE.match(data)
+            if line is not None:
+                rest = data[line.end() :]
+                known = _known.get(rest)
+                if known is not None:
+                    self._handle(known.again(line[1]))
+                    return
+                self._learning = rest if rest.find(HEAD_END) == len(rest) - 4 else b""
         self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -173,6 +200,7 @@ class CacheProtocol(asyncio.Protocol):
             self._refuse(501, "unknown_method", "this method is not known here")
         except httptools.HttpParserError as error:
             self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
+        self._learning = b""
 
     def expire(self) -> None:
         """The coarse timer: nothing asked, nothing taken for too long."""
@@ -239,6 +267,8 @@ class CacheProtocol(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
+        if self._learning:
+            _learn(self._learning, self._request)
         if not (self.busy or self.write_paused or self._pending):
             self._handle(self._request)
         else:
@@ -426,6 +456,9 @@ class CacheProtocol(asyncio.Protocol):
             waiter.set_result(None)
 
 
-def dated(head: bytes) -> bytes:
-    """A head of the node itself with the current date."""
-    return head + date_line()
+def _learn(rest: bytes, request: CacheRequest) -> None:
+    plain = request.method == b"GET" and not request.special and not request.body and not request.expects
+    if plain and request.keep_alive and not request.http_1_0:
+        if len(_known) >= KNOWN_MAX:
+            _known.clear()
+        _known[rest] = request

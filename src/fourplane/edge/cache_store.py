@@ -1,8 +1,9 @@
 """What a cache node has: entries in memory, bodies in files, a bound in bytes, and SIEVE to decide what goes.
 
 One file per entry (head and body, written beside and renamed): a restart finds whole entries or nothing. A body is mapped
-when it is first asked for; at most `resident_max` entries keep their map or descriptor. SIEVE (Zhang et al., NSDI 2024): new
-entries at the head, a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is touched on a hit.
+or its file opened when it is first asked for; at most `resident_max` entries keep theirs. SIEVE (Zhang et al., NSDI 2024):
+new entries at the head, a hit only sets a bit, a hand walks from the tail and takes the first entry without it. No list is
+touched on a hit.
 
 Invariants (`check`): the sum of the entries' sizes is `bytes`, which never exceeds `bytes_max` after `put`; every entry is in
 exactly one key's list and once in the queue.

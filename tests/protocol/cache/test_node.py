@@ -332,3 +332,56 @@ def test_a_restarted_node_still_has_its_objects(tmp_path):
             assert origin.seen == []
 
     run(main)
+
+
+def test_a_remembered_head_is_no_way_around_the_checks():
+    async def main():
+        async with node(fresh) as (_, origin, connect):
+            client = await connect()
+            for _ in range(3):
+                assert (await client.ask("/a"))[0] == 200
+            head = b" HTTP/1.1\r\nHost: here\r\n\r\n"
+            for target in (b"/a b", b"/a\x00", b"/\xff", b"a"):
+                other = await connect()
+                other.writer.write(b"GET " + target + head)
+                answer = await other.reader.readuntil(b"\r\n\r\n")
+                assert int(answer.split(b" ")[1]) >= 400, target
+            split = await connect()
+            for part in (b"GET /a HTTP/1.1\r\nHo", b"st: here\r\n\r", b"\nGET /a HTTP/1.1\r\nHost: here\r\n\r\n"):
+                split.writer.write(part)
+                await asyncio.sleep(0.01)
+            assert [(await split.read())[0] for _ in range(2)] == [200, 200]
+            assert len(origin.seen) == 1
+
+    run(main)
+
+
+def test_a_large_body_arrives_whole_however_slowly_it_is_read(tmp_path):
+    size = 3 << 20
+    content = bytes(range(256)) * (size // 256)
+
+    async def main():
+        async with node(lambda *_: response(content, "Cache-Control: max-age=60"), folder=tmp_path) as (
+            cache,
+            _,
+            connect,
+        ):
+            await (await connect()).ask()
+            while not list(tmp_path.glob("??/*")) or cache.store.variants(b"here\0/a")[0].file is None:
+                await asyncio.sleep(0.01)
+            clients = [await connect() for _ in range(3)]
+            for client in clients:
+                client.send()
+                client.send("/a", "Range: bytes=1000-2000999")
+            await asyncio.sleep(0.2)
+            for client in clients:
+                assert (await client.read())[2] == content
+                assert (await client.read())[2] == content[1000:2001000]
+            gone = await connect()
+            gone.send()
+            await asyncio.sleep(0.05)
+            gone.writer.transport.abort()
+            await asyncio.sleep(0.05)
+            assert cache.statistics().hits == 7
+
+    run(main)
