@@ -6,6 +6,7 @@ unless the caller says so.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -49,9 +50,32 @@ async def listen(
     return await loop.create_server(factory, host, port, ssl=tls, backlog=BACKLOG)
 
 
-async def listen_unix(factory: ProtocolFactory, path: str) -> asyncio.Server:
-    """Serve `factory()` on a Unix socket that only this user may open."""
+def bind_unix(path: str) -> socket.socket:
+    """A listening Unix socket that only this user may open; what lay at `path` is replaced.
+
+    It listens at once, so that whoever comes before its server (or while that restarts) waits in its queue.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - a socket's name
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        bound.bind(path)
+        bound.listen(BACKLOG)
+        bound.setblocking(False)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.umask(before)
+    return bound
+
+
+async def listen_unix(factory: ProtocolFactory, path: str, *, inherited: socket.socket | None = None) -> asyncio.Server:
+    """Serve `factory()` on a Unix socket that only this user may open, or on one inherited from the parent process."""
     loop = asyncio.get_running_loop()
+    if inherited is not None:
+        return await loop.create_unix_server(factory, sock=inherited, backlog=BACKLOG)
     before = os.umask(0o177)
     try:
         return await loop.create_unix_server(factory, path)
