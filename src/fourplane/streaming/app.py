@@ -77,7 +77,9 @@ class Streaming:
     ) -> None:
         self._sql = sql
         cache = None if settings.cache_folder is None else data / settings.cache_folder
-        settings = msgspec.structs.replace(settings, folder=data / settings.folder, cache_folder=cache)
+        settings = msgspec.structs.replace(
+            settings, folder=data / settings.folder, cache_folder=cache, cdn=settings.tree()
+        )
         self.rooms = StreamingRooms(
             settings,
             sql=sql,
@@ -126,7 +128,7 @@ class Streaming:
     def ports(settings: StreamingSettings) -> list[tuple[str, str, int, str]]:
         """(name in `sockets`, host, port, setting) of every port the system listens on."""
         listed = [("origin", settings.host, settings.origin_port, "streaming.origin_port")]
-        return listed + [(f"cdn-{node.id}", settings.host, node.port, "streaming.cdn") for node in settings.cdn]
+        return listed + [(f"cdn-{node.id}", settings.host, node.port, "streaming.cdn_port") for node in settings.tree()]
 
     @property
     def cdn_port(self) -> int:

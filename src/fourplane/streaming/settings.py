@@ -48,6 +48,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     public_host: str = ""  # what players are told; empty: the host they asked
     origin_port: int = 8100
     cdn: tuple[CdnSettings, ...] = TREE
+    cdn_port: int | None = None  # of the first node, the others follow; 0: all take free ones; unset: as the nodes say
     folder: Path = Path("streaming")  # uploads and work of running encodes; relative to the data folder
     cache_folder: Path | None = Path("cdn")  # the same; None keeps cached bytes in memory
     token_s: float = 4 * 3600.0
@@ -60,3 +61,11 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     streams_per_viewer_max: int = 4
     steering_ttl_s: int = 10
     cost_per_gb: float = 0.02
+
+    def tree(self) -> tuple[CdnSettings, ...]:
+        """The nodes with the ports they are to listen on."""
+        first = self.cdn_port
+        if first is None:
+            return self.cdn
+        ports = [first + number if first else 0 for number in range(len(self.cdn))]
+        return tuple(msgspec.structs.replace(node, port=port) for node, port in zip(self.cdn, ports, strict=True))
