@@ -34,7 +34,9 @@ from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle, Tasks
 from fourplane.foundation.telemetry import Registry
+from fourplane.foundation.watchdog import Watchdog, WatchdogSettings
 from fourplane.messaging.app import Messaging
+from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
 from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.card_simulator import CardSettings, CardSimulator
@@ -70,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accounts: AccountSettings = AccountSettings()
     cards: CardSettings = CardSettings()
     console: ConsoleSettings = ConsoleSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
     streaming: StreamingSettings = StreamingSettings()
     dispatch: DispatchSettings = DispatchSettings()
     commerce: CommerceSettings = CommerceSettings()
@@ -132,7 +135,10 @@ class Deployment:
                 self.systems[name] = await builders[name]()
                 self.lifecycle.add(name, self.systems[name])
         nodes: dict[str, Sequence[Node]] = {name: system.nodes() for name, system in self.systems.items()}
-        console = Console(settings.console, systems=nodes, registry=registry, demo=self.demo, memory_mb=memory_mb)
+        watchdog = Watchdog(registry, settings.watchdog)
+        console = Console(
+            settings.console, systems=nodes, registry=registry, demo=self.demo, memory_mb=memory_mb, watchdog=watchdog
+        )
         doors: list[Door] = [*console.doors(), *exporters.doors(registry, lambda: self.lifecycle.ready)]
         doors += _browser_libraries()
         for system in self.systems.values():
@@ -150,7 +156,9 @@ class Deployment:
             for method, path, handler in getattr(system, "hot_routes", list)():
                 self.server.hot(method, path, handler)
         self.lifecycle.add("console", console)
+        self.lifecycle.add("gateway", gateway)
         self.lifecycle.add("http", self.server)
+        self.lifecycle.add("watchdog", watchdog)
         self.lifecycle.add("demonstration", self.demo)
         self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
         return self
@@ -214,6 +222,9 @@ class Deployment:
             ids=self.ids,
             registry=self.registry,
             tls=certificate.server_context(*paths, alpn=()),
+            certificate_hash=certificate_binding(paths[0].read_bytes()),
+            blobs=await self.stores.blobs("messaging"),
+            signer=self._signer,
             sockets=self.sockets,
         )
 

@@ -20,6 +20,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Event, Registry
+from fourplane.foundation.watchdog import Watchdog
 
 STATIC = Path(__file__).parent / "static"
 TICK_S = 1.0
@@ -66,6 +67,8 @@ class Process(msgspec.Struct):
     cpu_share: float
     memory_mb: float
     loop_lag_ms: float
+    loop_held: int  # callbacks over 20 ms of CPU time since the start
+    held_most: str  # where most of them were
     demo: bool
 
 
@@ -100,17 +103,19 @@ class Console:
         registry: Registry,
         demo: Demonstration,
         memory_mb: Callable[[], float],
+        watchdog: Watchdog,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._demo = demo
         self._memory_mb = memory_mb
+        self._watchdog = watchdog
         self.view = View(systems)
         self._pages: dict[SocketSession, None] = {}
         self._told = 0
         self._started_s = clock.monotonic_s()
         self._cpu = (clock.monotonic_s(), clock.cpu_s())
-        self._process = Process(__version__, 0.0, 0.0, 0.0, 0.0, demo=False)
+        self._process = Process(__version__, 0.0, 0.0, 0.0, 0.0, 0, "", demo=False)
 
     async def start(self, tasks: Tasks) -> None:
         self._started_s = clock.monotonic_s()
@@ -177,8 +182,16 @@ class Console:
         self._cpu = (now_s, cpu)
         share = (cpu - then_cpu) / (now_s - then_s) if now_s > then_s else 0.0
         up_s = round(now_s - self._started_s, 1)
+        held = self._watchdog.statistics()
         return Process(
-            __version__, up_s, round(share, 3), round(self._memory_mb(), 1), round(lag_ms, 1), demo=self._demo.running
+            __version__,
+            up_s,
+            round(share, 3),
+            round(self._memory_mb(), 1),
+            round(lag_ms, 1),
+            held.held_total,
+            next(iter(held.places), ""),
+            demo=self._demo.running,
         )
 
     def _new_events(self) -> list[Event]:

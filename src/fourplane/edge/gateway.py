@@ -37,6 +37,7 @@ from fourplane.foundation.errors import (
     Rejected,
     Unauthenticated,
 )
+from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Counter, Histogram, Registry
 
 if TYPE_CHECKING:
@@ -124,6 +125,17 @@ class Gateway:
             self._add(door)
         self._folders.sort(key=lambda folder: -len(folder.prefix))
         self._describe(version)
+
+    # -- a lifecycle part, in front of which the server starts and after which it has stopped
+
+    async def start(self, tasks: Tasks) -> None:
+        """Nothing to start: the table is ready once built."""
+
+    async def drain(self) -> None:
+        """The server waits for what it handed over."""
+
+    async def stop(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the thread that reads static files."""

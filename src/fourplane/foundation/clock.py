@@ -66,6 +66,11 @@ def cpu_s() -> float:
     return _source.cpu_s()
 
 
+def thread_cpu_s() -> float:
+    """CPU seconds the calling thread has used, of the machine always: virtual time has none. For the watchdog."""
+    return time.thread_time()
+
+
 async def sleep(seconds: float) -> None:
     """Wait on the running loop, virtual or real."""
     await asyncio.sleep(seconds)

@@ -75,7 +75,7 @@ function tell(events) {
 function status(process) {
   const up = process.up_s > 3600 ? `${(process.up_s / 3600).toFixed(1)} h` : process.up_s > 60 ? `${Math.floor(process.up_s / 60)} min` : `${Math.round(process.up_s)} s`;
   $("status").classList.remove("lost");
-  $("status").replaceChildren(html`<span><span class="dot"></span> up ${up}</span><span class="wide">CPU ${Math.round(process.cpu_share * 100)} %</span><span class="wide">${Math.round(process.memory_mb)} MB</span><span class="wide">lag ${process.loop_lag_ms.toFixed(0)} ms</span>`);
+  $("status").replaceChildren(html`<span><span class="dot"></span> up ${up}</span><span class="wide">CPU ${Math.round(process.cpu_share * 100)} %</span><span class="wide">${Math.round(process.memory_mb)} MB</span><span class="wide">lag ${process.loop_lag_ms.toFixed(0)} ms</span><span class="wide" id="held" title="${process.loop_held ? `callbacks of more than 20 ms, most in ${process.held_most}` : "no callback took more than 20 ms"}">held ${process.loop_held}×</span>`);
   const demo = $("demo");
   demo.hidden = false;
   demo.textContent = process.demo ? "Stop demo" : "Start demo";
