@@ -29,6 +29,7 @@ from fourplane.streaming.titles import Title, Titles
 _SELECT = "SELECT id, title, file, owned, state, error, said, created_us, changed_us FROM jobs"
 _INSERT = "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
 _FIELDS = ("id", "title", "file", "owned", "state", "error", "said", "created_us", "changed_us")
+SWEEP_S = 3_600.0
 ENDED = frozenset({"done", "failed", "cancelled"})
 LISTED_MAX = 100
 
@@ -152,8 +153,12 @@ class Jobs:
     async def run(self) -> None:
         """Take jobs one after the other until cancelled; what a killed process left running is queued again."""
         await self._sql.commit([Statement("UPDATE jobs SET state = 'queued' WHERE state = 'running'")])
+        swept_s = -SWEEP_S
         while True:
             self._wake.clear()
+            if clock.monotonic_s() - swept_s >= SWEEP_S:  # between jobs, so no version is half published now
+                swept_s = clock.monotonic_s()
+                await self.sweep()
             rows = await self._sql.read(_SELECT + f" WHERE state = 'queued' ORDER BY created_us LIMIT {LISTED_MAX}")
             self._waiting = len(rows)
             if not rows or not self.switch.on:
@@ -162,6 +167,18 @@ class Jobs:
                         await self._wake.wait()
                 continue
             await self._run_one(_job(rows[0]))
+
+    async def sweep(self) -> int:
+        """Delete versions that no title points to, once every address signed for them has lapsed; how many went."""
+        gone = 0
+        for title in await self._titles.all():
+            if not title.version or clock.now_us() - title.published_us < self._settings.token_s * 1e6:
+                continue
+            keys = await self._blobs.keys(f"titles/{title.id}/")
+            for version in sorted({key.split("/")[2] for key in keys} - {title.version}):
+                await packaging.remove_version(self._blobs, title.id, version)
+                gone += 1
+        return gone
 
     def close(self) -> None:
         """End the packaging thread."""
