@@ -106,6 +106,16 @@ class Database:
         self._reader: apsw.Connection
         self._open = False
 
+    @property
+    def path(self) -> Path | None:
+        """The file, None in memory."""
+        return self._file.path if self._file is not None else None
+
+    @property
+    def disk(self) -> Disk | None:
+        """The disk under the file, for neighbours that share its faults and counts."""
+        return self._file.disk if self._file is not None else None
+
     async def open(self) -> "Database":
         """Check, recover and open; raises Corrupt, or Unavailable when somebody else has the file."""
         assert not self._open, "a database opens once"

@@ -16,6 +16,7 @@ SQLite asks this layer (a VFS) for every byte. It adds what SQLite leaves out:
 Cost: about 1.5 us per page read or written, and 1.7 us for the CRC of 4 KiB.
 """
 
+import errno
 import fcntl
 import os
 import struct
@@ -130,6 +131,38 @@ class Disk:
         if self.faults is not None:
             self._remember(path, offset, len(content))
         os.pwrite(self._descriptor(path), content, offset)
+
+    def append(self, path: str, parts: list[bytes], offset: int, size: int) -> None:
+        """Write `size` bytes of a file that is not SQLite's; raises OSError, ENOSPC among them."""
+        faults = self.faults
+        if faults is not None:
+            if faults.free_bytes is not None:
+                if faults.free_bytes < size:
+                    raise OSError(errno.ENOSPC, "injected: the disk is full", path)
+                faults.free_bytes -= size
+            self._remember(path, offset, size)
+        written = os.pwritev(self._descriptor(path), parts, offset)
+        if written < size:  # a signal or a nearly full disk: what is left says which
+            rest = memoryview(b"".join(parts))
+            while written < size:
+                written += os.pwrite(self._descriptor(path), rest[written:], offset + written)
+        self.writes += 1
+        self.written_bytes += size
+
+    def read(self, path: str, size: int, offset: int) -> bytes:
+        """Bytes of such a file; raises FileNotFoundError."""
+        if path not in self._descriptors and not os.path.exists(path):  # noqa: PTH110 - paths are strings here
+            raise FileNotFoundError(path)
+        self.reads += 1
+        return os.pread(self._descriptor(path), size, offset)
+
+    def truncate(self, path: str, size: int) -> None:
+        """Cut such a file off."""
+        if self.faults is not None:
+            present = os.path.getsize(path)  # noqa: PTH202 - paths are strings here
+            if present > size:
+                self._remember(path, size, present - size)
+        os.ftruncate(self._descriptor(path), size)
 
     def forget(self, paths: list[str]) -> None:
         """Close what was opened for these files; only after SQLite closed them, or its locks would be lost."""
