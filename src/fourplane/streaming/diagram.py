@@ -36,6 +36,7 @@ def nodes_of(rooms: StreamingRooms) -> list[Node]:
     """Every box of the Netflix diagrams."""
     return [
         *_services(rooms),
+        *_pipeline(rooms),
         *_tree(rooms),
         *_quality(rooms),
         *[hollow(name, plane, what) for name, plane, what in HOLLOW],
@@ -70,36 +71,13 @@ def _services(rooms: StreamingRooms) -> list[Node]:
     def gateway() -> Figures:
         return Figures(rooms.quality.plays + rooms.titles.reads, rooms.playback.refused, latency=rooms.play_seconds)
 
-    def encoder() -> Figures:
-        seen = rooms.jobs.statistics()
-        share = 0.0 if rooms.jobs.progress is None else rooms.jobs.progress.share
-        return Figures(
-            seen.done + seen.failed,
-            seen.failed,
-            saturation=1.0 if seen.running else 0.0,
-            latency=rooms.jobs.seconds,
-            facts={"waiting": seen.waiting, "percent": round(100 * share), "film seconds": round(seen.film_s)},
-        )
-
-    def origin() -> Figures:
-        delivery = rooms.delivery
-        return Figures(
-            delivery.origin_requests,
-            delivery.origin_errors,
-            latency=delivery.origin_seconds,
-            facts={"MB sent": round(delivery.origin_bytes / 1e6, 1)},
-        )
-
-    def studio() -> Figures:
-        return Figures(rooms.uploads.received >> 20, facts={"MB received": rooms.uploads.received >> 20})
-
     def titles() -> Figures:
         return Figures(rooms.titles.reads)
 
     def cells() -> Figures:
         return Figures(rooms.registry.events_total, facts={"series": len(rooms.registry.cells)})
 
-    play_switch, jobs, origin_switch = rooms.play_switch, rooms.jobs.switch, rooms.delivery.origin_switch
+    play_switch = rooms.play_switch
     return [
         _box(
             "API_GW",
@@ -124,13 +102,6 @@ def _services(rooms: StreamingRooms) -> list[Node]:
             titles,
         ),
         _box(
-            "S3",
-            "state",
-            "Published versions as blobs; read by the origin only.",
-            "streaming/packaging.py",
-            origin,
-        ),
-        _box(
             "ATLAS",
             "control",
             "Metric cells of this process, folded when read.",
@@ -139,6 +110,42 @@ def _services(rooms: StreamingRooms) -> list[Node]:
             page="/",
         ),
         _box("DASHBOARD", "control", "The console that shows this.", "console/app.py", cells, page="/"),
+    ]
+
+
+def _pipeline(rooms: StreamingRooms) -> list[Node]:
+    def encoder() -> Figures:
+        seen = rooms.jobs.statistics()
+        share = 0.0 if rooms.jobs.progress is None else rooms.jobs.progress.share
+        return Figures(
+            seen.done + seen.failed,
+            seen.failed,
+            saturation=1.0 if seen.running else 0.0,
+            latency=rooms.jobs.seconds,
+            facts={"waiting": seen.waiting, "percent": round(100 * share), "film seconds": round(seen.film_s)},
+        )
+
+    def origin() -> Figures:
+        delivery = rooms.delivery
+        return Figures(
+            delivery.origin_requests,
+            delivery.origin_errors,
+            latency=delivery.origin_seconds,
+            facts={"MB sent": round(delivery.origin_bytes / 1e6, 1)},
+        )
+
+    def studio() -> Figures:
+        return Figures(rooms.uploads.received >> 20, facts={"MB received": rooms.uploads.received >> 20})
+
+    jobs, origin_switch = rooms.jobs.switch, rooms.delivery.origin_switch
+    return [
+        _box(
+            "S3",
+            "state",
+            "Published versions as blobs; read by the origin only.",
+            "streaming/packaging.py",
+            origin,
+        ),
         _box(
             "STUDIO",
             "service",
