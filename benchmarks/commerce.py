@@ -359,7 +359,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         with contextlib.suppress(ImportError):
-            import uvloop  # noqa: PLC0415 - an extra
+            import uvloop
 
             uvloop.install()
         asyncio.run(serve(options.serve, options.profile))

@@ -27,15 +27,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from fourplane.control.nodes import Switch
 from fourplane.dispatch import compiled, feed_frames, osm_import
 from fourplane.dispatch.city import make_city
-from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index, tick_now
+from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta
 from fourplane.dispatch.location_feed import FeedConnection, FeedSettings, LocationFeed
 from fourplane.dispatch.push import Push
 from fourplane.dispatch.roads import Roads
-from fourplane.control.nodes import Switch
+from fourplane.dispatch.traffic import Traffic, pick_nodes
 from fourplane.foundation.telemetry import Registry
 from fourplane.service.key_ring import KeyRing
 from fourplane.service.tokens import Signer
@@ -78,18 +79,20 @@ async def receive(drivers: int, sweeps: int) -> dict[str, float]:
     feed, done = feed_for(drivers), asyncio.Event()
 
     class Receiver(FeedConnection):
-        def connection_made(self, transport):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._session.first, self._session.end = 0, drivers
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
 
-        def connection_lost(self, exc):
+        def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             done.set()
 
     server = await asyncio.get_running_loop().create_server(lambda: Receiver(feed), "127.0.0.1", 0)
-    sender = subprocess.Popen([sys.executable, __file__, "send", str(server.sockets[0].getsockname()[1]), str(drivers), str(sweeps)])
-    while feed.statistics().positions < drivers:  # the first sweep puts everybody on the map
+    sender = subprocess.Popen(
+        [sys.executable, __file__, "send", str(server.sockets[0].getsockname()[1]), str(drivers), str(sweeps)]
+    )
+    while feed.statistics().positions < drivers:
         await asyncio.sleep(0.01)
     began, cpu, had = time.monotonic(), time.process_time(), feed.statistics().positions
     await done.wait()
@@ -113,7 +116,9 @@ def searches(drivers: int = 100_000) -> dict[str, float]:
     """Nearest 20 within 2 km: in batches, and one by one while updates flow."""
     feed, rng = feed_for(drivers), np.random.default_rng(2)
     index = feed.index
-    stream = [feed_frames.read_positions(payload) for _, payload in feed_frames.FrameReader().feed(frames_of(drivers, 3, 1))]
+    stream = [
+        feed_frames.read_positions(payload) for _, payload in feed_frames.FrameReader().feed(frames_of(drivers, 3, 1))
+    ]
     for updates in stream[: len(stream) // 3]:
         index.update(updates, 0)
     lats, lngs = rng.uniform(40.52, 40.98, 4_000), rng.uniform(-74.28, -73.72, 4_000)
@@ -143,8 +148,6 @@ def city() -> Roads:
 
 def road_times(cars: int = 20_000) -> dict[str, float]:
     """Nearest 20 and their road times, one request after the other."""
-    from fourplane.dispatch.traffic import Traffic, pick_nodes
-
     roads, rng = city(), np.random.default_rng(3)
     eta, index = Eta(roads), open_index(IndexSettings())
     lat, lng = Traffic(roads, cars, rng).places()
@@ -155,14 +158,12 @@ def road_times(cars: int = 20_000) -> dict[str, float]:
     rates, found = [], 0
     for _ in range(3):
         began = time.thread_time()
-        for node in nodes.tolist():
-            a, b = float(roads.lat[node]), float(roads.lng[node])
-            near, _ = index.nearest(a, b, radius_m=2_000, count=20)
-            if len(near):
-                found += int(np.isfinite(eta.to_pickup(a, b, *index.places(near), limit_s=900)).sum())
+        for at in range(0, len(nodes), 50):
+            some = nodes[at : at + 50]
+            ranked = eta.rank_many(index, roads.lat[some], roads.lng[some], radius_m=2_000, count=20, mask=15, wanted=1)
+            found += sum(int(np.isfinite(one.etas).sum()) for one in ranked)
         rates.append(len(nodes) / (time.thread_time() - began))
-    return {"per CPU s": statistics.median(rates), "candidates": found / 3 / len(nodes), "nodes": len(roads.lat),
-            "settled": eta.statistics().settled / eta.statistics().searches}  # fmt: skip
+    return {"per CPU s": statistics.median(rates), "candidates": found / 3 / len(nodes), "nodes": len(roads.lat)}  # fmt: skip
 
 
 class Redis:
@@ -186,7 +187,7 @@ class Redis:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def run(self, commands: list[list[bytes]], *, lines: int = 1) -> None:
+    def run(self, commands: list[list[bytes]]) -> None:
         """Send all, wait until the answer of a final PING is back."""
         self.link.sendall(b"".join(pack(command) for command in commands) + pack([b"PING", b"the end"]))
         tail = b""
@@ -221,13 +222,28 @@ def redis_peer(drivers: int = 100_000) -> dict[str, float]:
                 redis.run(commands[at : at + 20])
             rates.append(drivers / (redis.cpu() - cpu))
         ask = [
-            [b"GEOSEARCH", b"drivers", b"FROMLONLAT", b"%.6f" % b, b"%.6f" % a, b"BYRADIUS", b"2", b"km", b"ASC", b"COUNT", b"20"]
+            [
+                b"GEOSEARCH",
+                b"drivers",
+                b"FROMLONLAT",
+                b"%.6f" % b,
+                b"%.6f" % a,
+                b"BYRADIUS",
+                b"2",
+                b"km",
+                b"ASC",
+                b"COUNT",
+                b"20",
+            ]
             for a, b in zip(rng.uniform(40.52, 40.98, 2_000), rng.uniform(-74.28, -73.72, 2_000), strict=True)
         ]
         cpu = redis.cpu()
         for at in range(0, len(ask), 50):
             redis.run(ask[at : at + 50])
-        return {"updates per CPU s": statistics.median(rates[1:]), "nearest 20 per CPU s": len(ask) / (redis.cpu() - cpu)}
+        return {
+            "updates per CPU s": statistics.median(rates[1:]),
+            "nearest 20 per CPU s": len(ask) / (redis.cpu() - cpu),
+        }
     finally:
         redis.close()
 
@@ -259,7 +275,7 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def new_loop():
+def new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
@@ -270,7 +286,13 @@ def new_loop():
 def run(options: argparse.Namespace) -> dict:
     compiled.compile_all()
     rounds, quick = getattr(options, "rounds", 3), getattr(options, "quick", False)
-    figures: dict = {"machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}}
+    figures: dict = {
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
+    }
     for label, drivers, sweeps in (("100k", 100_000, 30), ("1M", 1_000_000, 4), ("2.5M", 2_500_000, 2)):
         if quick and drivers > 1_000_000:
             continue

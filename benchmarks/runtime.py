@@ -72,7 +72,7 @@ async def actor_messages(actors, dispatcher, *, per_actor):
         for _ in range(per_actor):
             tell(1)
     while dispatcher.statistics().ready:
-        await asyncio.sleep(0)  # noqa: ASYNC110 - the run queue is what is measured
+        await asyncio.sleep(0)
     return len(actors) * per_actor / (time.process_time() - began)
 
 
@@ -210,7 +210,7 @@ async def one_round(options, figures):
 def run(options: argparse.Namespace) -> dict:
     figures: dict[str, list[float]] = {}
     with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - as the live workers do
+        import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     gc.set_threshold(*COLLECT_AFTER)  # as every worker does

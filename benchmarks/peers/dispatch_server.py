@@ -33,13 +33,21 @@ async def main(folder: Path) -> None:
         records=await stores.records("dispatch"), log=await stores.log("dispatch"), blobs=await stores.blobs("dispatch"),
         payments=cards, signer=Signer(KeyRing.in_memory()), ids=ids, registry=registry,
     )  # fmt: skip
-    gateway = Gateway(dispatch.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6))
+    gateway = Gateway(
+        dispatch.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
+    )
     server = HttpServer(
         HttpServerSettings(listener=ListenerSettings(host="127.0.0.1", port=0)), gateway, registry=registry,
         classify=gateway.classify, sockets=gateway.open_socket,
     )  # fmt: skip
     life = Lifecycle(registry)
-    for name, part in (("stores", stores), ("accounts", accounts), ("cards", cards), ("dispatch", dispatch), ("http", server)):
+    for name, part in (
+        ("stores", stores),
+        ("accounts", accounts),
+        ("cards", cards),
+        ("dispatch", dispatch),
+        ("http", server),
+    ):
         life.add(name, part)
     await life.start()
     operator = await accounts.create("operator", "a long password", roles=("operator",))
