@@ -19,9 +19,9 @@ from fourplane.dispatch.diagram import make_nodes
 from fourplane.dispatch.driver_api import DriverApi
 from fourplane.dispatch.driver_index import DriverIndex, IndexStatistics, open_index
 from fourplane.dispatch.driver_verbs import DriverDesk
-from fourplane.dispatch.drivers import Drivers
+from fourplane.dispatch.drivers import CARS, Drivers
 from fourplane.dispatch.eta import Eta, EtaStatistics
-from fourplane.dispatch.index_layout import AVAILABLE, ON_TRIP, RESERVED, STATUS_MASK, VEHICLE_SHIFT
+from fourplane.dispatch.index_layout import AVAILABLE, ON_TRIP, RESERVED, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
 from fourplane.dispatch.live import Live, heat_cells
 from fourplane.dispatch.location_feed import FeedStatistics, LocationFeed
 from fourplane.dispatch.maps import Maps
@@ -215,14 +215,19 @@ class Dispatch:
 
     def pickup_s(self, lat: float, lng: float, product: Product) -> int | None:
         """Seconds until the nearest free driver for a product is there; None when nobody is near."""
-        best: float = np.inf
-        for kind in product.vehicles:
+        best, source = np.inf, self.eta.snap(lat, lng, "the start")
+        all_kinds = len(product.vehicles) == len(CARS)
+        for kind in product.vehicles[:1] if all_kinds else product.vehicles:
             drivers, _ = self.index.nearest(
-                lat, lng, radius_m=self.settings.matching.radius_m, count=PICKUP_CANDIDATES,
-                mask=STATUS_MASK | 15 << VEHICLE_SHIFT, wanted=AVAILABLE | kind << VEHICLE_SHIFT,
-            )  # fmt: skip
+                lat,
+                lng,
+                radius_m=self.settings.matching.radius_m,
+                count=PICKUP_CANDIDATES,
+                mask=STATUS_MASK if all_kinds else STATUS_MASK | VEHICLE_MASK,
+                wanted=AVAILABLE if all_kinds else AVAILABLE | kind << VEHICLE_SHIFT,
+            )
             if len(drivers):
-                etas = self.eta.to_pickup(lat, lng, *self.index.places(drivers))
+                etas = self.eta.to_pickup(lat, lng, *self.index.places(drivers), source=source)
                 best = min(best, float(etas.min()))
         return None if best == np.inf else round(best)
 

@@ -9,6 +9,8 @@ Equal to Google's s2geometry bit for bit (tests: levels 12, 13, 16, 30). Cost: 1
 Source: the S2 documentation (s2geometry.io), case study "S2 cell grid".
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,6 +51,7 @@ def _curve_tables() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 _TO_POSITION, _TO_IJ = _curve_tables()
+_TO_POSITION_LIST: list[int] = _TO_POSITION.tolist()
 
 
 def xyz(lat: Floats, lng: Floats) -> tuple[Floats, Floats, Floats]:
@@ -85,8 +88,29 @@ def cell_ids(lat: Floats, lng: Floats, level: int) -> Ids:
 
 
 def cell_id(lat: float, lng: float, level: int) -> int:
-    """The id of one cell; for columns use `cell_ids`."""
-    return int(cell_ids(np.array([lat]), np.array([lng]), level)[0])
+    """The id of one cell, without columns: 10 us."""
+    phi, theta = lat * (math.pi / 180), lng * (math.pi / 180)
+    cos_phi = math.cos(phi)
+    x, y, z = math.cos(theta) * cos_phi, math.sin(theta) * cos_phi, math.sin(phi)
+    ax, ay, az = abs(x), abs(y), abs(z)
+    axis = (0 if ax > az else 2) if ax > ay else (1 if ay > az else 2)
+    face = axis + 3 * ((x, y, z)[axis] < 0)
+    u, v = (
+        ((y, x), (z, x)), ((-x, y), (z, y)), ((-x, z), (-y, z)), ((z, x), (y, x)), ((z, y), (-x, y)), ((-y, z), (-x, z)),
+    )[face]  # fmt: skip
+    i, j = _leaf_of(u[0] / u[1]), _leaf_of(v[0] / v[1])
+    position, orientation, mask = 0, face & SWAP, (1 << _BITS) - 1
+    for shift in range(28, -1, -_BITS):
+        index = (((i >> shift) & mask) << _BITS | (j >> shift) & mask) << 2 | orientation
+        found = _TO_POSITION_LIST[index]
+        position, orientation = position << (2 * _BITS) | found >> 2, found & 3
+    last = 1 << (2 * (LEAF_LEVEL - level))
+    return (face << 61 | position << 1 | 1) & -last & 0xFFFFFFFFFFFFFFFF | last
+
+
+def _leaf_of(u: float) -> int:
+    bent = 0.5 * math.sqrt(1 + 3 * abs(u))
+    return min(max(int((bent if u >= 0 else 1 - bent) * LEAF_COUNT), 0), LEAF_COUNT - 1)
 
 
 def ids_of(face: Ints, i: Ints, j: Ints, level: int) -> Ids:

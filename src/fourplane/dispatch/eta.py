@@ -17,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourplane.dispatch import compiled
+from fourplane.dispatch.cells import EARTH_RADIUS_M
+from fourplane.dispatch.driver_index import DriverIndex, to_e7
+from fourplane.dispatch.index_layout import LINK, MARK
+from fourplane.dispatch.packed_index import PackedIndex
 from fourplane.dispatch.roads import GRID_M, LOCAL_SPEED_MPS, SNAP_M_MAX, Roads, Snapped
 from fourplane.foundation.errors import Rejected
 
 Seconds = NDArray[np.float64]
 PACE_WEIGHT = 0.02
+GENERATIONS_MAX = (1 << 31) - 2  # searches before the marks are wiped
 PACE_RANGE = (0.5, 3.0)
 
 
@@ -32,6 +37,14 @@ class Route(msgspec.Struct, frozen=True):
     metres: float
     line: list[tuple[float, float]]  # (lat, lng) from the first point to the last
     edges: list[int] = []
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """Candidates of one request, nearest by line first: numbers, metres by line, seconds by road (inf: too far)."""
+
+    drivers: NDArray[np.int64]
+    metres: Seconds
+    etas: Seconds
 
 
 class EtaStatistics(msgspec.Struct, frozen=True):
@@ -53,10 +66,12 @@ class Eta:
         self._kernels = compiled.load("road_kernels")
         nodes, edges = len(roads.lat), len(roads.heads)
         self._best, self._seen = np.zeros(nodes), np.zeros(nodes, np.int64)
-        self._wanted = np.zeros(nodes, np.int64)
+        self._marks = np.zeros(nodes, MARK)
+        self._links = np.empty(edges, LINK)
+        self._links["head"], self._links["cost"] = roads.back_heads, roads.back_seconds
         self._by_edge = np.zeros(nodes, np.int32)
         self._keys, self._items = np.zeros(edges + 2), np.zeros(edges + 2, np.int32)
-        self._generation = 0
+        self._generation = self._path_generation = 0
         speeds = roads.metres / np.maximum(roads.seconds, 1e-3)
         self._speed_mps = float(speeds.max()) * 1.001
         self._searches = self._candidates = self._routes = self._settled = 0
@@ -79,6 +94,13 @@ class Eta:
                 nodes[n], metres[n] = found.node, found.metres
         return nodes, metres
 
+    def snap(self, lat: float, lng: float, what: str = "this place") -> Snapped:
+        """The nearest node; raises Rejected where there is no road near."""
+        if self._kernels is None:
+            return self.roads.snap(lat, lng, what)
+        nodes, metres = self.snap_many(np.array([lat]), np.array([lng]))
+        return Snapped(int(nodes[0]), float(metres[0])) if nodes[0] >= 0 else self.roads.snap(lat, lng, what)
+
     def to_pickup(
         self,
         lat: float,
@@ -93,7 +115,7 @@ class Eta:
 
         `source` is the pick-up's node where the caller knows it.
         """
-        source = source or self.roads.snap(lat, lng, "the pick-up")
+        source = source or self.snap(lat, lng, "the pick-up")
         nodes, metres = self.snap_many(lats, lngs)
         seconds = self._reach(source.node, np.maximum(nodes, 0), limit_s / self.pace) * self.pace
         seconds[nodes < 0] = np.inf
@@ -101,9 +123,50 @@ class Eta:
         self._candidates += len(lats)
         return np.asarray(seconds + (metres + source.metres) / LOCAL_SPEED_MPS)
 
+    def rank_many(
+        self, index: DriverIndex, lats: Seconds, lngs: Seconds, *, radius_m: float, count: int, mask: int, wanted: int,
+        limit_s: float = 900.0,
+    ) -> list[Ranked]:  # fmt: skip
+        """Nearest drivers and their road times for many requests at once; nobody where no road is near a request."""
+        self._searches += len(lats)
+        if self._kernels is None or not isinstance(index, PackedIndex):
+            return [
+                self._rank(index, float(lat), float(lng), radius_m, count, mask, wanted, limit_s)
+                for lat, lng in zip(lats, lngs, strict=True)
+            ]
+        found, angles = np.empty((len(lats), count + 1), np.int64), np.empty((len(lats), count))
+        etas, counts = np.empty((len(lats), count)), np.empty(len(lats), np.int64)
+        if self._generation + len(lats) > GENERATIONS_MAX:
+            self._marks[:], self._generation = 0, 0
+        roads, columns = self.roads, index.columns()
+        self._kernels.rank_many(
+            to_e7(lats), to_e7(lngs), radius_m / EARTH_RADIUS_M, mask, wanted, index.settings.level, *columns,
+            np.array([roads.west, roads.south, roads.x_scale, roads.y_scale]), GRID_M, roads.grid_width,
+            roads.grid_height, SNAP_M_MAX, roads.x, roads.y, roads.grid_starts, roads.grid_nodes,
+            limit_s / self.pace, LOCAL_SPEED_MPS, roads.back_starts, self._links, self._marks, self._generation + 1,
+            self._keys, self._items, found, angles, etas, counts,
+        )  # fmt: skip
+        self._generation += len(lats)
+        ranked = []
+        for n, many in enumerate(np.maximum(counts, 0).tolist()):
+            self._candidates += many
+            ranked.append(Ranked(found[n, :many], angles[n, :many] * EARTH_RADIUS_M, etas[n, :many] * self.pace))
+        return ranked
+
+    def _rank(  # noqa: PLR0917 - what rank_many was asked
+        self, index: DriverIndex, lat: float, lng: float, radius_m: float, count: int, mask: int, wanted: int, limit_s: float
+    ) -> "Ranked":  # fmt: skip
+        source = self.roads.find_node(lat, lng)
+        drivers, metres = index.nearest(lat, lng, radius_m=radius_m, count=count, mask=mask, wanted=wanted)
+        if source is None or len(drivers) == 0:
+            return Ranked(np.empty(0, np.int64), np.empty(0), np.empty(0))
+        etas = self.to_pickup(lat, lng, *index.places(drivers), limit_s=limit_s, source=source)
+        self._searches -= 1
+        return Ranked(drivers.astype(np.int64), metres, etas)
+
     def route(self, lat: float, lng: float, to_lat: float, to_lng: float) -> Route:
         """The quickest way; raises Rejected where either end has no road near."""
-        first, last = self.roads.snap(lat, lng, "the start"), self.roads.snap(to_lat, to_lng, "the destination")
+        first, last = self.snap(lat, lng, "the start"), self.snap(to_lat, to_lng, "the destination")
         self._routes += 1
         edges = self._path(first.node, last.node)
         if edges is None:
@@ -128,21 +191,31 @@ class Eta:
         if self._kernels is None:
             return _reach_plain(roads, source, targets, limit_s)
         self._generation += 1
+        if self._generation > GENERATIONS_MAX:
+            self._marks[:], self._generation = 0, 1
         out = np.empty(len(targets))
         self._settled += self._kernels.reach(
-            source, targets, limit_s, roads.back_starts, roads.back_heads, roads.back_seconds,
-            self._best, self._seen, self._wanted, self._generation, self._keys, self._items, out,
-        )  # fmt: skip
+            source,
+            targets,
+            limit_s,
+            roads.back_starts,
+            self._links,
+            self._marks,
+            self._generation,
+            self._keys,
+            self._items,
+            out,
+        )
         return out
 
     def _path(self, source: int, target: int) -> list[int] | None:
         roads = self.roads
         if self._kernels is None:
             return _path_plain(roads, source, target)
-        self._generation += 1
+        self._path_generation += 1
         seconds = self._kernels.path(
             source, target, self._speed_mps, roads.starts, roads.heads, roads.seconds, roads.x, roads.y,
-            self._best, self._seen, self._by_edge, self._generation, self._keys, self._items,
+            self._best, self._seen, self._by_edge, self._path_generation, self._keys, self._items,
         )  # fmt: skip
         if math.isinf(seconds):
             return None

@@ -18,6 +18,10 @@ BUCKET = np.dtype(
     ]
 )  # fmt: skip
 
+# Roads as the ETA walks them: one edge, and what a search knows of a node (`seen`, `wanted`: by which search).
+LINK = np.dtype([("head", "<i4"), ("cost", "<f4")])
+MARK = np.dtype([("best", "<f8"), ("seen", "<i4"), ("wanted", "<i4")])
+
 # Places in the index's `meta` column.
 META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_WARM = (
     range(9)

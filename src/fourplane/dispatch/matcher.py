@@ -13,7 +13,7 @@ import numpy as np
 from fourplane.control.nodes import Switch
 from fourplane.dispatch.driver_index import DriverIndex
 from fourplane.dispatch.drivers import Drivers
-from fourplane.dispatch.eta import Eta
+from fourplane.dispatch.eta import Eta, Ranked
 from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
 from fourplane.dispatch.matching import Candidate, MatchingSettings, cheapest_pairs, costs, explain
 from fourplane.dispatch.pricing import find_product
@@ -23,6 +23,7 @@ from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.telemetry import Registry
 
 OFFERS_AT_ONCE = 64
+SPARE = 12  # candidates more than are kept, for those who refused or drive another kind
 
 
 class MatcherStatistics(msgspec.Struct, frozen=True):
@@ -95,11 +96,13 @@ class Matcher:
         found: list[_Found] = []
         waiting = list(self._rides.searching.values())
         for at in range(0, len(waiting), self._settings.slice_count):
+            asking = []
             for ride in waiting[at : at + self._settings.slice_count]:
                 if now - ride.waiting_since_us > self._settings.patience_s * 1e6:
                     await self._rides.give_up(ride)
                 elif ride.trip.status == "processing":
-                    found.append(self._search(ride, now))
+                    asking.append(ride)
+            found += self._search(asking, now)
             await clock.sleep(0)
         chosen = self._choose(found, now)
         made = 0
@@ -114,34 +117,59 @@ class Matcher:
     def statistics(self) -> MatcherStatistics:
         return MatcherStatistics(self._rounds, self._considered, self._candidates, self._offered, self._unmatched)
 
-    def _search(self, ride: Ride, now_us: int) -> _Found:
-        began = clock.monotonic_s()
-        trip, settings, found = ride.trip, self._settings, _Found(ride)
-        assert trip.fare is not None
-        kinds = find_product(trip.fare.product_id).vehicles
+    def _search(self, rides: list[Ride], now_us: int) -> list[_Found]:
+        """Candidates of a slice of requests; those that look for the same in the same radius go together."""
+        began, groups = clock.monotonic_s(), dict[tuple[int, int, float], list[Ride]]()
+        for ride in rides:
+            groups.setdefault(self._wish(ride, now_us), []).append(ride)
+        found = []
+        for (mask, wanted, radius), group in groups.items():
+            ranked = self._eta.rank_many(
+                self._index,
+                np.array([ride.trip.pickup.lat for ride in group]),
+                np.array([ride.trip.pickup.lng for ride in group]),
+                radius_m=radius,
+                count=self._settings.candidates + SPARE,
+                mask=mask,
+                wanted=wanted,
+                limit_s=self._settings.eta_s_max,
+            )
+            found += [self._fit(ride, one, now_us) for ride, one in zip(group, ranked, strict=True)]
+        if rides:
+            self.search_seconds.record((clock.monotonic_s() - began) / len(rides))
+        return found
+
+    def _wish(self, ride: Ride, now_us: int) -> tuple[int, int, float]:
+        """State mask, wanted state and radius of a request."""
+        assert ride.trip.fare is not None
+        kinds = find_product(ride.trip.fare.product_id).vehicles
         mask, wanted = STATUS_MASK, AVAILABLE
         if len(kinds) == 1:
             mask, wanted = STATUS_MASK | VEHICLE_MASK, AVAILABLE | kinds[0] << VEHICLE_SHIFT
-        waited_s = (now_us - ride.waiting_since_us) / 1e6
-        radius = settings.radius_wide_m if waited_s > settings.widen_s else settings.radius_m
-        count = settings.candidates + len(trip.refused_by) + (settings.candidates if len(kinds) == 2 else 0)
-        drivers, metres = self._index.nearest(
-            trip.pickup.lat, trip.pickup.lng, radius_m=radius, count=count, mask=mask, wanted=wanted
+        late = now_us - ride.waiting_since_us > self._settings.widen_s * 1e6
+        return mask, wanted, self._settings.radius_wide_m if late else self._settings.radius_m
+
+    def _fit(self, ride: Ride, ranked: Ranked, now_us: int) -> _Found:
+        """Keep who may serve the request, and what each would cost."""
+        trip, found = ride.trip, _Found(ride)
+        assert trip.fare is not None
+        kinds = find_product(trip.fare.product_id).vehicles
+        fit = (
+            np.isin(self._drivers.kinds[ranked.drivers], kinds)
+            if len(kinds) == 2
+            else np.ones(len(ranked.drivers), bool)
         )
-        fit = np.isin(self._drivers.kinds[drivers], kinds) & ~np.isin(drivers, trip.refused_by)
-        drivers, metres = drivers[fit][: settings.candidates], metres[fit][: settings.candidates]
+        if trip.refused_by:
+            fit &= ~np.isin(ranked.drivers, trip.refused_by)
+        keep = np.flatnonzero(fit)[: self._settings.candidates]
         self._considered += 1
-        self._candidates += len(drivers)
-        if len(drivers):
-            lats, lngs = self._index.places(drivers)
-            etas = self._eta.to_pickup(
-                trip.pickup.lat, trip.pickup.lng, lats, lngs, limit_s=settings.eta_s_max, source=ride.node
-            )
-            idle_s = (now_us - self._drivers.idle_since_us[drivers]) / 1e6
+        self._candidates += len(keep)
+        if len(keep):
+            drivers = ranked.drivers[keep]
+            found.drivers, found.metres, found.etas = drivers, ranked.metres[keep], ranked.etas[keep]
+            found.idle_s = (now_us - self._drivers.idle_since_us[drivers]) / 1e6
             ratings = self._drivers.ratings[drivers].astype(np.float64)
-            found.drivers, found.metres, found.etas, found.idle_s = drivers.astype(np.int64), metres, etas, idle_s
-            found.costs = costs(etas, ratings, idle_s, settings)
-        self.search_seconds.record(clock.monotonic_s() - began)
+            found.costs = costs(found.etas, ratings, found.idle_s, self._settings)
         return found
 
     def _choose(self, found: list[_Found], now_us: int) -> list[tuple[Ride, int, float]]:

@@ -1,6 +1,7 @@
 """The driver index on compiled kernels: packed records, one cache line per access (see `kernels`)."""
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +139,11 @@ class PackedIndex:
         at = self._slots[np.maximum(slots, 0)]
         gone = slots < 0
         return np.where(gone, np.nan, at["lat"] * 1e-7), np.where(gone, np.nan, at["lng"] * 1e-7)
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """Slots, drivers, cells, table and counts as `road_kernels.rank_many` takes them; valid until the next update."""
+        self._searches += 1
+        return self._slots, self._drivers, self._buckets, self._table, self._meta
 
     def snapshot(self) -> Snapshot:
         live = self._drivers["slot"]

@@ -220,7 +220,7 @@ class RiderApi:
 
     async def times(self, call: Call[None]) -> Times:
         start = point(call, "start")
-        self._d.eta.roads.snap(*start, "the start")
+        self._d.eta.snap(*start, "the start")
         return Times([TimeEstimate(p.id, p.name, self._d.pickup_s(*start, p)) for p in PRODUCTS])
 
     async def estimate(self, call: Call[EstimateBody]) -> Estimate:

@@ -174,7 +174,7 @@ class Rides:
         """A new ride: money held, then searched for. The same key returns the same trip; raises Rejected when declined."""
         if len(self.searching) >= self._matching.waiting_max:
             raise Overloaded("too many riders are waiting for a driver", retry_after_s=5)
-        node = self._eta.roads.snap(pickup.lat, pickup.lng, "the pick-up")
+        node = self._eta.snap(pickup.lat, pickup.lng, "the pick-up")
         trip_id = self._ids.next()
         if key:
             trip_id = await self._claim(rider, key, trip_id)

@@ -8,8 +8,12 @@ the straight line at the network's best speed as its bound. Cost: 40 us for 5 mi
 import math
 
 import numpy as np
-from numba import boolean, float32, float64, int32, int64, njit, types
+from numba import boolean, float32, float64, from_dtype, int32, int64, njit, types, uint32
 
+from fourplane.dispatch.index_layout import LINK, MARK
+from fourplane.dispatch.kernels import BUCKETS, DRIVERS, SLOTS, nearest
+
+LINKS, MARKS = from_dtype(LINK)[::1], from_dtype(MARK)[::1]
 I32S, I64S, F32S, F64S = int32[::1], int64[::1], float32[::1], float64[::1]
 
 
@@ -45,7 +49,7 @@ def _pop(keys: np.ndarray, items: np.ndarray, size: int) -> None:
 
 
 @njit(
-    int64(int32, I32S, float64, I32S, I32S, F32S, F64S, I64S, I64S, int64, F64S, I32S, F64S),
+    int64(int32, I32S, float64, I32S, LINKS, MARKS, int32, F64S, I32S, F64S),
     cache=True,
     nogil=True,
     error_model="numpy",
@@ -55,11 +59,8 @@ def reach(
     targets: np.ndarray,
     limit: float,
     starts: np.ndarray,
-    heads: np.ndarray,
-    costs: np.ndarray,
-    best: np.ndarray,
-    seen: np.ndarray,
-    wanted: np.ndarray,
+    links: np.ndarray,
+    marks: np.ndarray,
     generation: int,
     keys: np.ndarray,
     items: np.ndarray,
@@ -68,32 +69,33 @@ def reach(
     """Seconds from `source` to each target (inf past `limit`) into `out`; how many nodes were settled."""
     left = 0
     for target in targets:
-        if wanted[target] != generation:
-            wanted[target] = generation
+        if marks[target].wanted != generation:
+            marks[target].wanted = generation
             left += 1
-    best[source], seen[source] = 0.0, generation
+    marks[source].best, marks[source].seen = 0.0, generation
     _push(keys, items, 0, 0.0, source)
     size, settled = 1, 0
     while size > 0 and left > 0:
         key, node = keys[0], items[0]
         _pop(keys, items, size)
         size -= 1
-        if key > best[node]:
+        if key > marks[node].best:
             continue
         if key > limit:
             break
         settled += 1
-        if wanted[node] == generation:
-            wanted[node] = -generation
+        if marks[node].wanted == generation:
+            marks[node].wanted = -generation
             left -= 1
         for edge in range(starts[node], starts[node + 1]):
-            head, cost = heads[edge], key + costs[edge]
-            if seen[head] != generation or cost < best[head]:
-                seen[head], best[head] = generation, cost
-                _push(keys, items, size, cost, head)
+            link = links[edge]
+            cost, mark = key + link.cost, marks[link.head]
+            if mark.seen != generation or cost < mark.best:
+                mark.seen, mark.best = generation, cost
+                _push(keys, items, size, cost, link.head)
                 size += 1
     for n in range(targets.size):
-        out[n] = best[targets[n]] if wanted[targets[n]] == -generation else math.inf
+        out[n] = marks[targets[n]].best if marks[targets[n]].wanted == -generation else math.inf
     return settled
 
 
@@ -186,3 +188,55 @@ def snap_many(
                         if squared < best:
                             best, best_node = squared, node
         nodes[n], metres[n] = best_node, math.sqrt(best)
+
+
+@njit(
+    types.void(
+        I32S, I32S, float64, uint32, uint32, int64, SLOTS, DRIVERS, BUCKETS, I32S, I64S,
+        F64S, float64, int64, int64, float64, F64S, F64S, I32S, I32S,
+        float64, float64, I32S, LINKS, MARKS, int32, F64S, I32S,
+        int64[:, ::1], float64[:, ::1], float64[:, ::1], I64S,
+    ),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)  # fmt: skip
+def rank_many(
+    lats: np.ndarray, lngs: np.ndarray, radius: float, mask: int, wanted: int, level: int,
+    slots: np.ndarray, drivers: np.ndarray, buckets: np.ndarray, table: np.ndarray, meta: np.ndarray,
+    frame: np.ndarray, size_m: float, width: int, height: int, metres_max: float,
+    xs: np.ndarray, ys: np.ndarray, grid_starts: np.ndarray, grid_nodes: np.ndarray,
+    limit: float, local_mps: float, starts: np.ndarray, links: np.ndarray, marks: np.ndarray, generation: int,
+    keys: np.ndarray, items: np.ndarray,
+    found: np.ndarray, angles: np.ndarray, etas: np.ndarray, counts: np.ndarray,
+) -> None:  # fmt: skip
+    """For each request: nearest drivers, snapped, and their road seconds; -1 in `counts` where no road is near.
+
+    `frame` is west, south, metres per degree east, metres per degree north. Generations from `generation` on are used.
+    """
+    most = angles.shape[1]
+    px, py, metres = np.empty(most + 1), np.empty(most + 1), np.empty(most + 1)
+    nodes = np.empty(most + 1, np.int32)
+    for n in range(lats.size):
+        count = nearest(
+            lats[n], lngs[n], radius, most, mask, wanted, level, slots, buckets, table, meta, found[n], angles[n]
+        )
+        counts[n] = count
+        px[0], py[0] = (lngs[n] * 1e-7 - frame[0]) * frame[2], (lats[n] * 1e-7 - frame[1]) * frame[3]
+        for k in range(count):
+            at = slots[drivers[found[n, k]].slot]
+            px[k + 1], py[k + 1] = (at.lng * 1e-7 - frame[0]) * frame[2], (at.lat * 1e-7 - frame[1]) * frame[3]
+        snap_many(
+            px[: count + 1], py[: count + 1], size_m, width, height, metres_max, xs, ys, grid_starts, grid_nodes,
+            nodes[: count + 1], metres[: count + 1],
+        )  # fmt: skip
+        if nodes[0] < 0:
+            counts[n] = -1
+            continue
+        off = np.zeros(count, np.bool_)
+        for k in range(count):
+            if nodes[k + 1] < 0:
+                off[k], nodes[k + 1] = True, nodes[0]
+        reach(nodes[0], nodes[1 : count + 1], limit, starts, links, marks, generation + n, keys, items, etas[n])
+        for k in range(count):
+            etas[n, k] = math.inf if off[k] else etas[n, k] + (metres[0] + metres[k + 1]) / local_mps

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fourplane.dispatch.cells import EARTH_RADIUS_M
+from fourplane.dispatch.cells import EARTH_RADIUS_M, cell_ids
 from fourplane.foundation.errors import Corrupt, Rejected
 
 FORMAT = 1
@@ -310,6 +310,7 @@ def _finish(
     keep = np.flatnonzero(part == np.bincount(part).argmax())
     if len(keep) < 2:
         raise Rejected(f"the roads of {name} lead nowhere: no two places reach each other", code="no_roads")
+    keep = keep[np.argsort(cell_ids(lat[keep], lng[keep], 30))]  # neighbours in the city are neighbours in memory
     number = np.full(len(lat), -1, np.int64)
     number[keep] = np.arange(len(keep))
     inside = np.flatnonzero((number[tails] >= 0) & (number[heads] >= 0))

@@ -24,6 +24,7 @@ def test_ids_equal_s2geometry_bit_for_bit(level: int) -> None:
     for a, b, mine in zip(lat, lng, ours, strict=True):
         theirs = s2.S2CellId(s2.S2LatLng.FromDegrees(float(a), float(b))).parent(level).id()
         assert int(mine) == theirs, (a, b)
+        assert cells.cell_id(float(a), float(b), level) == theirs
 
 
 def test_centers_children_and_levels_equal_s2geometry() -> None:

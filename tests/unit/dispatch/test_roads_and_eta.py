@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from fourplane.dispatch import cells, compiled, osm_import
 from fourplane.dispatch.city import make_city
+from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index
 from fourplane.dispatch.eta import Eta
 from fourplane.dispatch.roads import EDGE_M_MAX, Roads, Way, build
 from fourplane.dispatch.traffic import Traffic
@@ -59,6 +60,25 @@ def test_times_to_the_pickup_equal_an_independent_dijkstra(city: Roads, eta: Eta
         near = rng.choice(np.flatnonzero(expected < 800), 20)
         found = eta.to_pickup(city.lat[source], city.lng[source], city.lat[near], city.lng[near], limit_s=900)
         assert np.allclose(found, expected[near], atol=0.01)
+
+
+def test_a_batch_of_requests_gives_what_single_ones_give(city: Roads, eta: Eta) -> None:
+    engine = "columns" if eta._kernels is None else "packed"
+    index, rng = open_index(IndexSettings(engine=engine)), np.random.default_rng(8)
+    nodes = rng.choice(len(city.lat), 400)
+    numbers = np.arange(400, dtype=np.uint32)
+    index.set_states(numbers, np.where(numbers % 4 == 0, 2, 1).astype(np.uint32))
+    index.update(make_updates(numbers, city.lat[nodes], city.lng[nodes], np.ones(400, np.uint32)), 0)
+    lats = np.append(city.lat[nodes[:12]], city.south - 1)
+    lngs = np.append(city.lng[nodes[:12]], city.west)
+    ranked = eta.rank_many(index, lats, lngs, radius_m=1_500, count=9, mask=15, wanted=1, limit_s=300)
+    for lat, lng, one in zip(lats[:12], lngs[:12], ranked, strict=False):
+        drivers, metres = index.nearest(lat, lng, radius_m=1_500, count=9)
+        assert one.drivers.tolist() == drivers.tolist()
+        assert np.allclose(one.metres, metres)
+        expected = eta.to_pickup(lat, lng, *index.places(drivers), limit_s=300)
+        assert np.allclose(one.etas, expected, atol=0.05)
+    assert len(ranked[12].drivers) == 0
 
 
 def test_a_driver_past_the_limit_is_infinitely_far(city: Roads, eta: Eta) -> None:
