@@ -21,6 +21,7 @@ from fourplane.messaging.archive import MessageArchive
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.diagram import diagram
 from fourplane.messaging.group_chat import GroupChat
+from fourplane.messaging.media import Media
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import ServerQueries
 from fourplane.messaging.settings import MessagingSettings
@@ -29,7 +30,8 @@ from fourplane.messaging.user_store import UserStore
 from fourplane.messaging.web_stream import WebStream
 from fourplane.messaging.xml_stream import StreamError
 from fourplane.service.accounts import Accounts
-from fourplane.state.contracts import Records
+from fourplane.service.tokens import Signer
+from fourplane.state.contracts import Blobs, Records
 
 STATIC = Path(__file__).parent / "static"
 
@@ -83,9 +85,11 @@ class Messaging:
         registry: Registry,
         tls: ssl.SSLContext | None = None,
         certificate_hash: bytes = b"",
+        blobs: Blobs | None = None,
+        signer: Signer | None = None,
         sockets: Mapping[str, socket.socket] | None = None,
     ) -> None:
-        """`certificate_hash`: SHA-256 of the certificate in DER; offers SCRAM with channel binding when given."""
+        """`certificate_hash` (see authentication.py) offers SCRAM with channel binding; `blobs` and `signer` offer uploads."""
         self._settings = settings
         self._registry = registry
         self._tls = tls
@@ -99,6 +103,13 @@ class Messaging:
         self.groups = GroupChat(self.router, f"groups.{settings.domains[0]}")
         self.router.services[self.groups.domain] = self.groups
         self.queries.items.append((self.groups.domain, "Groups"))
+        self.media: Media | None = None
+        if blobs is not None and signer is not None:
+            self.media = Media(
+                self.router, f"upload.{settings.domains[0]}", blobs=blobs, signer=signer, registry=registry
+            )
+            self.router.services[self.media.domain] = self.media
+            self.queries.items.append((self.media.domain, "Media"))
         self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
         self._servers: list[asyncio.Server] = []
         self.port = 0
@@ -109,6 +120,8 @@ class Messaging:
         settings = self._settings
         self.store.start(tasks)
         self.router.start(tasks)
+        if self.media is not None:
+            self.media.start(tasks)
         server = await network.listen(self._stream, settings.host, settings.port, inherited=self._sockets.get("xmpp"))
         self._servers.append(server)
         self.port = network.port_of(server)
@@ -159,6 +172,7 @@ class Messaging:
             ),
             SocketRoute("/messaging/ws", self._web_socket, "XMPP over WebSocket (RFC 7395)", subprotocols=("xmpp",)),
             StaticFolder("/messaging/static", STATIC),
+            *(self.media.doors() if self.media is not None else ()),
         ]
 
     def statistics(self) -> MessagingStatistics:
@@ -185,7 +199,7 @@ class Messaging:
 
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagram."""
-        return diagram(self.router, self.streams, self.groups)
+        return diagram(self.router, self.streams, self.groups, self.media)
 
     def _stream(self) -> TcpStream:
         return TcpStream(self.streams, self._tls)

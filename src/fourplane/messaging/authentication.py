@@ -13,6 +13,8 @@ import hmac
 import re
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from fourplane.foundation.errors import Rejected
 from fourplane.service.passwords import ScramKeys
@@ -142,9 +144,12 @@ def decode(text: str) -> bytes:
         raise SaslError("incorrect-encoding") from None
 
 
-def certificate_binding(certificate_der: bytes) -> bytes:
-    """tls-server-end-point: the hash of the certificate; SHA-256, as for all signatures we make."""
-    return hashlib.sha256(certificate_der).digest()
+def certificate_binding(certificate_pem: bytes) -> bytes:
+    """tls-server-end-point (RFC 5929 section 4.1): the certificate's digest by its signature's hash, at least SHA-256."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    used = certificate.signature_hash_algorithm
+    weak = used is None or used.digest_size < hashes.SHA256.digest_size
+    return certificate.fingerprint(hashes.SHA256() if weak or used is None else used)
 
 
 def _fields(message: bytes) -> dict[bytes, bytes]:

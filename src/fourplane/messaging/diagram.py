@@ -5,12 +5,13 @@ from collections.abc import Callable
 from fourplane.control.nodes import Figures, Node, Plane, Switch, hollow
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.group_chat import GroupChat
+from fourplane.messaging.media import Media
 from fourplane.messaging.routing import Router
 
 JOURNEY = "journeys/messaging.md"
 
 
-def diagram(router: Router, streams: Streams, groups: GroupChat) -> list[Node]:
+def diagram(router: Router, streams: Streams, groups: GroupChat, media: Media | None) -> list[Node]:
     """All boxes, those not built drawn hollow."""
     switches = router.switches
     return [
@@ -51,7 +52,16 @@ def diagram(router: Router, streams: Streams, groups: GroupChat) -> list[Node]:
             _groups(groups),
             switch=switches.groups,
         ),
-        hollow("MEDIA_SVC", "service", "Media upload (XEP-0363) is not built yet."),
+        _node(
+            "MEDIA_SVC",
+            "service",
+            "Signed slots for files, put and fetched over HTTP with ranges (XEP-0363).",
+            "media.py",
+            _slots(media),
+            switch=switches.media,
+        )
+        if media is not None
+        else hollow("MEDIA_SVC", "service", "No store for files was given to this process."),
         _node(
             "MNESIA",
             "state",
@@ -68,7 +78,9 @@ def diagram(router: Router, streams: Streams, groups: GroupChat) -> list[Node]:
             _spool(router),
             switch=switches.spool,
         ),
-        hollow("MEDIA_STORE", "state", "Media files come with upload."),
+        _node("MEDIA_STORE", "state", "Files people sent, until their time is over.", "media.py", _files(media))
+        if media is not None
+        else hollow("MEDIA_STORE", "state", "No store for files was given to this process."),
         _node("STATS", "control", "The figures of every box, folded when somebody looks.", "app.py", _messages(router)),
         hollow("ALERTS", "control", "Objectives and alerts are the control plane's next step."),
         hollow("DEPLOY", "control", "Handing live connections to a new version is not built yet."),
@@ -139,6 +151,24 @@ def _groups(groups: GroupChat) -> Callable[[], Figures]:
             "deliveries": groups.counts.deliveries,
         }
         return Figures(requests=groups.counts.messages, errors=groups.counts.refused, facts=facts)
+
+    return figures
+
+
+def _slots(media: Media) -> Callable[[], Figures]:
+    return lambda: Figures(requests=media.counts.slots, errors=media.counts.refused)
+
+
+def _files(media: Media) -> Callable[[], Figures]:
+    def figures() -> Figures:
+        counts = media.counts
+        facts: dict[str, float | int | str] = {
+            "files stored": counts.stored,
+            "bytes stored": counts.stored_bytes,
+            "bytes fetched": counts.fetched_bytes,
+            "files over": counts.expired,
+        }
+        return Figures(requests=counts.stored + counts.fetched, facts=facts)
 
     return figures
 

@@ -226,7 +226,7 @@ class Router:
         except Exception as error:  # noqa: BLE001 - let it crash: this user restarts, the others do not notice
             self.crashed(user, error, Delivery(stanza, stanza.raw, session.address, session.address, session))
 
-    def bounce(self, delivery: Delivery, condition: str, text: str = "") -> None:
+    def bounce(self, delivery: Delivery, condition: str, text: str = "", *, extra: bytes = b"") -> None:
         """Answer a stanza with an error, unless it is one itself or needs none."""
         stanza = delivery.stanza
         kind = stanza.attributes.get("type")
@@ -237,7 +237,7 @@ class Router:
         ):
             return
         self.counts.bounced += 1
-        reply = stanzas.error_reply(addressed(delivery), condition, text)
+        reply = stanzas.error_reply(addressed(delivery), condition, text, extra=extra)
         if delivery.source is not None:
             delivery.source.reply(reply)
             return

@@ -77,9 +77,9 @@ class Request:
         from_server = Stanza(IQ, {"type": "result"}, [], raw)
         self.router.route(Delivery(from_server, raw, self._delivery.to, self._delivery.sender, None))
 
-    def refuse(self, condition: str, text: str = "") -> None:
-        """Send an error."""
-        self.router.bounce(self._delivery, condition, text)
+    def refuse(self, condition: str, text: str = "", *, extra: bytes = b"") -> None:
+        """Send an error; `extra` is an element that says more than the condition."""
+        self.router.bounce(self._delivery, condition, text, extra=extra)
 
     def when_durable(self, failure: FourplaneError | None) -> None:
         """Answer with an empty result, or with the error of a write: given to the store as `done`."""

@@ -10,6 +10,7 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     host: str = "127.0.0.1"
     port: int = 5222  # STARTTLS
     tls_port: int = 5223  # TLS from the first byte
+    web_address: str = "http://localhost:8000"  # where clients reach the gateway, for uploaded files
     tls_required: bool = True  # no password is taken before TLS; PLAIN never is
 
     registration: bool = False  # anybody may make an account: in the web client and by XEP-0077

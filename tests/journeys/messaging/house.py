@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import ssl
 import sys
@@ -14,9 +13,12 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 from fourplane.messaging.app import Messaging
+from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
 from fourplane.service.accounts import Accounts, AccountSettings
+from fourplane.service.key_ring import KeyRing
 from fourplane.service.login_throttle import ThrottleSettings
+from fourplane.service.tokens import Signer
 from fourplane.state.stores import Stores, StoresSettings
 
 PASSWORD = "correct horse"
@@ -48,7 +50,7 @@ async def house(
         assert data is not None
         path, key = certificate.ensure_certificate(data / "tls")
         context = certificate.server_context(path, key, alpn=("xmpp-client",))
-        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(path.read_text())).digest()
+        digest = certificate_binding(path.read_bytes())
     chosen = MessagingSettings(**{"port": 0, "tls_port": 0, "tls_required": tls, **settings})
     messaging = Messaging(
         chosen,
@@ -58,6 +60,8 @@ async def house(
         registry=registry,
         tls=context,
         certificate_hash=digest,
+        blobs=await stores.blobs("messaging") if data is not None else None,
+        signer=Signer(KeyRing.open(data / "keys.json")) if data is not None else None,
     )
     life = Lifecycle(registry)
     life.add("stores", stores)
