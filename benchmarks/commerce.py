@@ -1,8 +1,8 @@
 """Full guest checkouts over HTTP: one server process, durable stores, pricing, a promotion, tax, two-phase commit.
 
 A checkout is two requests on a kept connection: put a piece into a new cart, then order and pay it (priced with an
-order promotion, delivery and tax, held, authorised, decided, captured; all on disk when the 201 comes). The server runs in a child on
-embedded stores in a folder of its own; the client is a bare socket protocol, so that on shared cores the server gets what
+order promotion, delivery and tax, held, authorised, decided, captured; all on disk when the 201 comes). The server runs in a
+child on embedded stores in a folder of its own, stock beside orders as in a deployment without further settings; the client is a bare socket protocol, so that on shared cores the server gets what
 there is. Three figures per round: checkouts per second of wall time, per CPU second of the server, and the order request's
 latency. `race` lets thousands of buyers fight for ten pieces. `page` asks for one product page. After the rounds the books must
 balance: stock ledger, orders and money tell the same story.
@@ -75,7 +75,6 @@ async def serve(folder, profile):
         payments=cards,
         ids=ids,
         registry=registry,
-        shards=[await stores.sql("stock-0")],
     )
     settings = GatewaySettings(rate_per_s=1e9)
     gateway = Gateway(commerce.doors(), accounts, registry=registry, settings=settings)

@@ -6,6 +6,7 @@ touches for `keep_days` is forgotten.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,6 +29,13 @@ class CartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts_max: int = 8
 
 
+class Copy(NamedTuple):
+    """A cart as it was read, and its version."""
+
+    cart: Cart
+    version: int
+
+
 class CartStore:
     """Read and change carts by their id; an id is a capability, whoever knows it may change the cart."""
 
@@ -40,22 +48,26 @@ class CartStore:
 
     async def find(self, cart_id: str) -> Cart:
         """The cart, empty when nobody ever put anything in."""
-        record = await self._records.get(_partition(cart_id), SORT)
-        return Cart() if record is None else self._decode(record.value)
+        return (await self.load(cart_id)).cart
 
-    async def change(self, cart_id: str, edit: Callable[[Cart, Stamp], object]) -> Cart:
-        """Apply `edit` durably and return the cart; `edit` may run again on a newer copy."""
+    async def load(self, cart_id: str) -> "Copy":
+        """The cart and which version of it this is."""
+        record = await self._records.get(_partition(cart_id), SORT)
+        return Copy(Cart(), 0) if record is None else Copy(self._decode(record.value), record.version)
+
+    async def change(self, cart_id: str, edit: Callable[[Cart, Stamp], object], *, known: "Copy | None" = None) -> Cart:
+        """Apply `edit` durably and return the cart; `edit` may run again on a newer copy than the one that is `known`."""
         partition = _partition(cart_id)
         for _ in range(self._settings.attempts_max):
-            record = await self._records.get(partition, SORT)
-            cart = Cart() if record is None else self._decode(record.value)
+            cart, version = known or await self.load(cart_id)
+            known = None
             self._clock.observe(cart.latest())
             edit(cart, self._clock.tick(clock.now_us()))
             self._bound(cart)
             put = Put(
                 SORT,
                 self._encoder.encode(cart),
-                expect_version=0 if record is None else record.version,
+                expect_version=version,
                 ttl_s=self._settings.keep_days * 86_400.0,
             )
             try:

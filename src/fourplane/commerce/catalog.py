@@ -67,10 +67,7 @@ class Product(msgspec.Struct, frozen=True):
 
     def image(self) -> str:
         """The address of its picture; it says everything the picture depends on."""
-        color = self.attributes.get("color", "any")
-        return (
-            f"/commerce/image/{quote(self.department)}/{quote(self.id)}.{quote(self.style, safe='')}.{quote(color)}.svg"
-        )
+        return _image(self.department, self.id, self.style, self.attributes.get("color", "any"))
 
     def item(self, sku: str, quantity: int, market: Market) -> Item:
         """One line to be priced; raises Rejected where the variant has no price in the market's currency."""
@@ -102,8 +99,7 @@ class CatalogStatistics(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=20_000)
 def _image(department: str, product_id: str, style: str, color: str) -> str:
-    name = ".".join(quote(part, safe="") for part in (product_id, style, color))
-    return f"/commerce/image/{quote(department, safe='')}/{name}.svg"
+    return f"/commerce/image/{quote(department)}/{quote(product_id)}.{quote(style, safe='')}.{quote(color)}.svg"
 
 
 class Catalog:

@@ -11,7 +11,9 @@ moment, after the answer was lost, or after a crash. Two different keys for the 
 claim, so a second tab cannot buy the same things twice. What the buyer saw (`expected_total`) is what is charged, or the
 checkout stops and says what changed. `Coordinator.start` settles everything a crash left behind before the doors open.
 
-Cost: about 1 ms of CPU; five durable commits in sequence, each shared with all other checkouts of the moment.
+Orders, stock and decisions in one store: hold and order are one commit, decision, paid and sold another, the card network's two
+come between and after. With stock in stores of its own each shard has its two. All are shared with every other checkout of
+the moment.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from hashlib import blake2b
 import msgspec
 
 from fourplane.commerce.cart import Cart, Stamp
-from fourplane.commerce.cart_store import CartStore
+from fourplane.commerce.cart_store import CartStore, Copy
 from fourplane.commerce.catalog import Catalog
 from fourplane.commerce.inventory import HoldRequest, Inventory, OutOfStock, Wanted
 from fourplane.commerce.orders import Address, Order, OrderBody, Orders, Placing
@@ -191,13 +193,14 @@ class Checkout:
         if problems := request.address.problems():
             raise Rejected("the address needs another look", code="bad_address", problems=problems)
         market = market_of(request.address.country)
-        cart = await self._carts.find(cart_id)
+        copy = await self._carts.load(cart_id)
+        cart = copy.cart
         claim = _claim(cart_id, cart)
-        lines, items, notices = await self._settle(cart, market)
-        if not items:
+        items, lost = await self._items(cart, market)
+        if not items and not lost:
             await self._was_it_ordered(claim)
             raise Rejected("the cart is empty", code="empty_cart")
-        if lost := [notice for notice in notices if notice.kind in ("gone", "limited")]:
+        if lost:
             raise Conflict(lost[0].text, code="cart_changed", lines=[notice.sku for notice in lost])
         rate = self._carrier.choose(request.shipping, self._rates(items, market))
         quote = self._price(items, market, rate, cart.active_codes())
@@ -208,7 +211,6 @@ class Checkout:
                 total=quote.total,
                 currency=quote.currency,
             )
-        await self._enough(lines)
         limited = {rule.code for rule in self.promotions if rule.code and rule.uses_max}
         body = OrderBody(
             schema=1,
@@ -221,19 +223,16 @@ class Checkout:
         )
         now = clock.now_us()
         order = await self._commit(Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market)
-        await self._after(cart_id, order, items)
+        await self._after(copy, order, items)
         return order
 
     async def _commit(self, order: Order, items: Sequence[Item], market: Market) -> Order:
-        wanted = [Wanted(item.sku, item.quantity) for item in items]
+        holds = await self._holds(items, market)
         quote = order.body.quote
         charge = Charge(Money(quote.total, quote.currency), order.body.method)
         free = quote.total == 0
         branches = [Branch("order", Placing(order) if free else Placing(order, self._payments.intent(charge)))]
-        branches += [
-            Branch(f"inventory-{shard}", HoldRequest(part, market.zone))
-            for shard, part in self._inventory.by_shard(wanted).items()
-        ]
+        branches += [Branch(f"inventory-{shard}", hold) for shard, hold in holds.items()]
         if not free:
             branches.append(Branch("payment", charge, wave=1))
         try:
@@ -252,9 +251,23 @@ class Checkout:
             await self._clear(order.cart, order)
             raise Conflict("this cart has been ordered already", code="already_ordered", order=order.id)
 
-    async def _after(self, cart_id: str, order: Order, items: Sequence[Item]) -> None:
+    async def _holds(self, items: Sequence[Item], market: Market) -> dict[int, HoldRequest]:
+        """Where to take the lines from; refuses early what cannot be held, the hold itself decides."""
+        try:
+            return await self._inventory.requests([Wanted(item.sku, item.quantity) for item in items], market.zone)
+        except OutOfStock as error:
+            name = next(item.name for item in items if item.sku == error.fields["sku"])
+            left = error.fields["available"]
+            raise OutOfStock(
+                f"{name}: only {left} left" if left else f"{name} is sold out",
+                sku=error.fields["sku"],
+                wanted=error.fields["wanted"],
+                available=left,
+            ) from error
+
+    async def _after(self, copy: Copy, order: Order, items: Sequence[Item]) -> None:
         """Empty the cart of what was bought and note what is fewer now; neither can undo the order."""
-        await self._clear(cart_id, order)
+        await self._clear(order.cart, order, copy)
         self.touched.update((item.sku, None) for item in items)
 
     async def tell_stock(self) -> list[str]:
@@ -265,11 +278,30 @@ class Checkout:
         products = [await self._catalog.find_by_sku(sku) for sku, count in levels.items() if count < FEW]
         return [product.id for product in products if product is not None]
 
-    async def _clear(self, cart_id: str, order: Order) -> None:
+    async def _clear(self, cart_id: str, order: Order, known: Copy | None = None) -> None:
         def clear(cart: Cart, stamp: Stamp) -> None:
             cart.clear(order.body.operations, stamp=stamp)
 
-        await self._carts.change(cart_id, clear)
+        await self._carts.change(cart_id, clear, known=known)
+
+    async def _items(self, cart: Cart, market: Market) -> tuple[list[Item], list[Notice]]:
+        """The lines at their current price, and those that cannot be ordered as they are."""
+        items: list[Item] = []
+        lost: list[Notice] = []
+        for sku, wanted in cart.quantities().items():
+            product = await self._catalog.find_by_sku(sku)
+            if product is None:
+                lost.append(Notice(sku, "gone", f"{sku} is no longer sold"))
+                continue
+            try:
+                item = product.item(sku, min(wanted, self._settings.line_max), market)
+            except (NotFound, Rejected) as error:
+                lost.append(Notice(sku, "gone", f"{product.name}: {error.message}"))
+                continue
+            if wanted > self._settings.line_max:
+                lost.append(Notice(sku, "limited", f"{item.name}: at most {self._settings.line_max} per order"))
+            items.append(item)
+        return items, lost
 
     async def _settle(self, cart: Cart, market: Market) -> tuple[list[CartLine], list[Item], list[Notice]]:
         """The business rules: what is gone leaves, what is too much is clamped, what costs otherwise now is told."""
@@ -309,17 +341,6 @@ class Checkout:
             )
             items.append(item)
         return lines, items, notices
-
-    async def _enough(self, lines: Sequence[CartLine]) -> None:
-        """Refuse early what cannot be held; the hold itself decides."""
-        for line in lines:
-            if line.available < line.quantity:
-                raise OutOfStock(
-                    f"{line.name}: only {line.available} left" if line.available else f"{line.name} is sold out",
-                    sku=line.sku,
-                    wanted=line.quantity,
-                    available=line.available,
-                )
 
     def _rates(self, items: Sequence[Item], market: Market) -> list[Rate]:
         return self._carrier.rates(

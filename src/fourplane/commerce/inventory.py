@@ -25,7 +25,7 @@ import msgspec
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.two_phase_commit import Transaction
+from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Sql, Statement
 
 _PUT_LEDGER = (
@@ -87,10 +87,11 @@ class Wanted(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
-    """One shard's part of an order: what, and which zone it goes to."""
+    """One shard's part of an order: what, which zone it goes to, and where from, if somebody has just looked."""
 
     wanted: list[Wanted]
     zone: str
+    pieces: list["Piece"] = []
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
@@ -173,33 +174,65 @@ class InventoryShard:
     async def prepare(self, transaction: Transaction, work: object) -> list[Piece]:
         """Hold all of it or nothing, durably; where from. Raises OutOfStock, or Conflict when it has already ended."""
         assert isinstance(work, HoldRequest), "an inventory holds stock"
-        who = (transaction.coordinator, transaction.epoch, str(transaction.id))
-        for _ in range(self._settings.attempts_max):
-            pieces = await self._allocate(work.wanted, work.zone)
-            expires = clock.now_us() + int(self._settings.hold_s * 1e6)
-            statements = [self._fence()]
-            for piece in pieces:
-                statements += [
-                    Statement(
-                        _PUT_HOLD,
-                        (transaction.id, piece.sku, piece.warehouse, piece.quantity, expires, *who),
-                        expect_rows=1,
-                        label="ended",
-                    ),
-                    Statement(_HOLD, (piece.sku, piece.warehouse, piece.quantity), expect_rows=1, label="stock"),
-                ]
+        for attempt in range(self._settings.attempts_max):
+            draft = await self.draft(transaction, work, attempt)
             try:
-                await self._sql.commit(statements)
+                await self._sql.commit(draft.statements)
             except Conflict as conflict:
+                self._pieces.pop(transaction.id, None)
                 await self._explain(conflict, str(transaction.id))
                 if held := await self._held(transaction.id):
+                    self._pieces[transaction.id] = held
                     return held
                 self.races += 1
                 continue
             self.holds += 1
-            self._pieces[transaction.id] = pieces
-            return pieces
+            return self._pieces[transaction.id]
         raise Conflict("too many buyers at once for this; try again", code="stock_busy")
+
+    @property
+    def store(self) -> Sql:
+        """Where this shard lies."""
+        return self._sql
+
+    async def draft(self, transaction: Transaction, work: object, attempt: int) -> Draft:
+        """The hold as statements; looks for pieces anew after a lost race. Raises OutOfStock."""
+        assert isinstance(work, HoldRequest), "an inventory holds stock"
+        pieces = work.pieces if work.pieces and attempt == 0 else await self.allocate(work.wanted, work.zone)
+        number, who = transaction.id, (transaction.coordinator, transaction.epoch, str(transaction.id))
+        expires = clock.now_us() + int(self._settings.hold_s * 1e6)
+        statements = [self._fence()]
+        for piece in pieces:
+            sku, warehouse, quantity = piece.sku, piece.warehouse, piece.quantity
+            hold = (number, sku, warehouse, quantity, expires, *who)
+            statements.append(Statement(_PUT_HOLD, hold, expect_rows=1, label="ended"))
+            statements.append(Statement(_HOLD, (sku, warehouse, quantity), expect_rows=1, label="stock"))
+        self._pieces[number] = pieces
+        return Draft(statements, pieces)
+
+    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - one shape
+        """Raise unless it was a lost race for stock; then another draft may find other pieces."""
+        self._pieces.pop(transaction.id, None)
+        await self._explain(conflict, str(transaction.id))
+        lost = conflict.fields.get("label") == "stock"
+        self.races += lost
+        return lost
+
+    def fulfil(self, transaction: Transaction) -> list[Statement]:
+        """The hold becomes a sale."""
+        now, reference = clock.now_us(), str(transaction.id)
+        pieces = self._pieces[transaction.id]
+        statements: list[Statement] = []
+        for piece in pieces:
+            statements.append(Statement(_SELL, (piece.sku, piece.warehouse, piece.quantity), expect_rows=1))
+            statements.append(self._ledger(piece, -piece.quantity, "sale", reference, now))
+        statements.append(Statement(_DROP, (transaction.id,), expect_rows=len(pieces), label="held"))
+        return statements
+
+    def fulfilled(self, transaction: Transaction) -> None:
+        """Count what was sold."""
+        self.holds += 1
+        self.sold += sum(piece.quantity for piece in self._pieces.pop(transaction.id, ()))
 
     async def commit(self, transaction: Transaction) -> None:
         """Turn the hold into a sale; once."""
@@ -293,7 +326,7 @@ class InventoryShard:
         share, rest = divmod(adjustment.on_hand, len(warehouses))
         return [(warehouse, share + (index < rest)) for index, warehouse in enumerate(warehouses)]
 
-    async def _allocate(self, wanted: Sequence[Wanted], zone: str) -> list[Piece]:
+    async def allocate(self, wanted: Sequence[Wanted], zone: str) -> list[Piece]:
         """One warehouse for everything where one has it, the nearest first; else each line from the nearest that have some."""
         free: dict[str, dict[str, int]] = {}
         for want in wanted:
@@ -335,7 +368,8 @@ class InventoryShard:
             raise Conflict("this transaction has already ended", code="transaction_ended") from conflict
 
     async def _finish(self, number: int, outcome: str, change: str) -> list[Piece]:
-        pieces = self._pieces.pop(number, None) or await self._held(number)
+        known = self._pieces.pop(number, None)
+        pieces = known if known and outcome == "sold" else await self._held(number)
         transaction, now = str(number), clock.now_us()
         if not pieces and outcome == "sold":
             return []  # sold before
@@ -382,10 +416,19 @@ class Inventory:
 
     def by_shard(self, wanted: Sequence[Wanted]) -> Mapping[int, list[Wanted]]:
         """Lines grouped by the shard that decides about them."""
+        if len(self.shards) == 1:
+            return {0: list(wanted)}
         groups: dict[int, list[Wanted]] = {}
         for want in wanted:
             groups.setdefault(self.shard_of(want.sku), []).append(want)
         return groups
+
+    async def requests(self, wanted: Sequence[Wanted], zone: str) -> dict[int, HoldRequest]:
+        """What to hold in each shard and where from, as it looks now; raises OutOfStock."""
+        return {
+            number: HoldRequest(part, zone, await self.shards[number].allocate(part, zone))
+            for number, part in self.by_shard(wanted).items()
+        }
 
     async def set_stock(self, adjustments: Sequence[Adjustment]) -> None:
         """Make `on_hand` what each adjustment says."""

@@ -20,7 +20,7 @@ import msgspec
 from fourplane.commerce.pricing import Quote
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Conflict, NotFound
-from fourplane.service.two_phase_commit import Transaction
+from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Row, Sql, Statement
 
 State = Literal["placing", "paid", "packed", "shipped", "delivered", "cancelled", "failed"]
@@ -52,6 +52,7 @@ _PUT = (
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
     "coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11)"
 )
+_PAID = "UPDATE orders SET state = 'paid' WHERE id = ?1 AND state = 'placing'"
 _PUT_EVENT = (
     "INSERT INTO order_events (order_id, number, state, at_us, note) SELECT CAST(?1 AS BIGINT), COUNT(*) + 1, "
     "CAST(?2 AS VARCHAR(20)), CAST(?3 AS BIGINT), CAST(?4 AS VARCHAR(200)) FROM order_events WHERE order_id = ?1"
@@ -142,8 +143,21 @@ class Orders:
         self._decoder = msgspec.msgpack.Decoder(OrderBody)
         self._encoder = msgspec.msgpack.Encoder()
 
+    @property
+    def store(self) -> Sql:
+        """Where orders lie; the coordinator writes into it itself where it can."""
+        return self._sql
+
     async def prepare(self, transaction: Transaction, work: object) -> None:
         """Write the order as `placing`; raises Conflict when attempt or cart are taken or a limited code is used up."""
+        draft = await self.draft(transaction, work, 0)
+        try:
+            await self._sql.commit(draft.statements)
+        except Conflict as conflict:
+            await self.conflicted(transaction, work, conflict)
+
+    async def draft(self, transaction: Transaction, work: object, attempt: int) -> Draft:  # noqa: ARG002 - one shape for all
+        """The order as `placing`, its codes counted, and what goes along."""
         assert isinstance(work, Placing), "what is prepared here is an order"
         order = work.order
         assert order.state == "placing", "only a new order is prepared"
@@ -165,23 +179,32 @@ class Orders:
             )
         )
         statements += work.along(transaction)
-        try:
-            await self._sql.commit(statements)
-        except Conflict as conflict:
-            label = str(conflict.fields.get("label", ""))
-            if label.startswith("code:"):
-                code = label.partition(":")[2]
-                raise Conflict(f"the code {code} has been used up", code="code_used_up", promotion=code) from conflict
-            if await self.find(transaction.id) is None:
-                raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
+        return Draft(statements)
+
+    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - as above
+        """Raise when a code is used up, or attempt or cart are taken; another try would not help."""
+        label = str(conflict.fields.get("label", ""))
+        if label.startswith("code:"):
+            code = label.partition(":")[2]
+            raise Conflict(f"the code {code} has been used up", code="code_used_up", promotion=code) from conflict
+        if not label and await self.find(transaction.id) is None:
+            raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
+        return False
+
+    def fulfil(self, transaction: Transaction) -> list[Statement]:
+        """`placing` becomes `paid`, and whoever listens is told."""
+        return [
+            Statement(_PAID, (transaction.id,), expect_rows=1, label="paid"),
+            *self._announce(transaction.id, "paid"),
+        ]
+
+    def fulfilled(self, transaction: Transaction) -> None:
+        """Nothing is remembered outside the rows."""
 
     async def commit(self, transaction: Transaction) -> None:
         """`placing` becomes `paid`; may be repeated."""
-        paid = Statement(
-            "UPDATE orders SET state = 'paid' WHERE id = ?1 AND state = 'placing'", (transaction.id,), expect_rows=1
-        )
         try:
-            await self._sql.commit([paid, *self._announce(transaction.id, "paid")])
+            await self._sql.commit(self.fulfil(transaction))
         except Conflict:
             order = await self.fetch(transaction.id)
             assert order.state not in ("placing", "failed"), f"{order.id} is {order.state} and was to become paid"

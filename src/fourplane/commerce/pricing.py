@@ -11,7 +11,6 @@ order's. Cost: about 20 us for three lines.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Literal
 
 import msgspec
@@ -186,13 +185,9 @@ def _line(item: Item, gross: int, market: Market, discount: int, why: list[str])
 def _tax(amount: int, rate: int, *, inclusive: bool) -> int:
     """Tax in or on `amount`, half a minor unit rounds up."""
     if inclusive:
-        return amount - half_up(Fraction(amount * 10_000, 10_000 + rate))
+        whole = 10_000 + rate
+        return amount - (20_000 * amount + whole) // (2 * whole)
     return (amount * rate + 5_000) // 10_000
-
-
-def half_up(amount: Fraction) -> int:
-    """A fraction of a minor unit rounded to the nearest, half away from zero for positive amounts."""
-    return (2 * amount.numerator + amount.denominator) // (2 * amount.denominator)
 
 
 def amount_text(amount: int, currency: str) -> str:

@@ -1,10 +1,12 @@
 """The tables of commerce. Amounts are BIGINT minor units, times are BIGINT microseconds, bodies are msgpack.
 
-`STORE` lives in the system's sql store; `SHARD` in every inventory shard (one file and one writer each).
+Whole-number keys are SQLite's own row numbers there (a table is one tree instead of two), and tables with other keys are kept in
+the order of their key. `STORE` lives in the system's sql store; `SHARD` in every inventory shard (one file and one writer each).
 """
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, Table, text
 
+Id = BigInteger().with_variant(Integer(), "sqlite")
 STORE = MetaData()
 SHARD = MetaData()
 
@@ -28,7 +30,7 @@ Table(
 Table(
     "orders",
     STORE,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("attempt", String(100), nullable=False, unique=True),
     Column("cart", String(100), nullable=False),
     Column("claim", String(100), nullable=False, unique=True),
@@ -51,11 +53,12 @@ Table(
     Column("state", String(20), nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("note", String(200), nullable=False),
+    sqlite_with_rowid=False,
 )
 Table(
     "payment_intents",
     STORE,
-    Column("transaction_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("transaction_id", Id, primary_key=True, autoincrement=False),
     Column("coordinator", String(60), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
@@ -71,18 +74,19 @@ Table(
     Column("used", BigInteger, nullable=False),
     Column("uses_max", BigInteger, nullable=False),
     CheckConstraint("used >= 0 AND (uses_max = 0 OR used <= uses_max)", name="code_uses_bound"),
+    sqlite_with_rowid=False,
 )
 Table(
     "webhook_endpoints",
     STORE,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("url", String(500), nullable=False),
     Column("secret", String(100), nullable=False),
 )
 Table(
     "webhook_deliveries",
     STORE,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("endpoint", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -94,6 +98,7 @@ Table(
     STORE,
     Column("id", String(60), primary_key=True),
     Column("body", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 Table(
     "stock",
@@ -103,6 +108,7 @@ Table(
     Column("on_hand", BigInteger, nullable=False),
     Column("held", BigInteger, nullable=False),
     CheckConstraint("held >= 0 AND on_hand >= held", name="stock_bound"),
+    sqlite_with_rowid=False,
 )
 Table(
     "holds",
@@ -114,6 +120,7 @@ Table(
     Column("expires_us", BigInteger, nullable=False),
     Column("coordinator", String(60), nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 Table(
     "hold_ends",
@@ -121,11 +128,12 @@ Table(
     Column("transaction_id", String(80), primary_key=True),
     Column("outcome", String(10), nullable=False),
     Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 Table(
     "stock_ledger",
     SHARD,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("sku", String(200), nullable=False),
     Column("warehouse", String(20), nullable=False),
     Column("delta", BigInteger, nullable=False),

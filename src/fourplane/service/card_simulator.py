@@ -31,18 +31,27 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.money import Money
 from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentState
+from fourplane.service.rpc import idempotent
 from fourplane.service.schema import PAYMENTS
 from fourplane.state import schema
-from fourplane.state.contracts import Row, Sql, Statement
+from fourplane.state.contracts import Row, Sql, SqlValue, Statement
 
 DECLINED = {"card_declined": "insufficient funds", "card_expired": "card expired"}
 METHODS = frozenset({"card_ok", "card_slow", "card_failing", "card_flaky", "card_silent", "card_double", *DECLINED})
 COUNTED = {"capture": "captured", "void": "voided", "refund": "refunded"}
 KEY_MAX = 200
 ATTEMPTS_MAX = 8
+PROMPT = frozenset({"card_ok", "card_double", *DECLINED})  # answered at once, also for the first time
+RECENT_MAX = 10_000
 SELECT_PAYMENT = (
     "SELECT id, method, state, reason, currency, authorised, captured, refunded, version FROM payments WHERE id = ?1"
 )
+_LINE = "(?1, {0}, ?2, ?{1}, ?{2}, ?3)"
+LEDGER = {  # by how many lines
+    count: "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES "  # noqa: S608 - only marks
+    + ", ".join(_LINE.format(line, 4 + 2 * line, 5 + 2 * line) for line in range(count))
+    for count in (2, 4)
+}
 Listener = Callable[[Notice], Awaitable[None]]
 Transfer = tuple[str, str, int]  # from account, to account, amount
 
@@ -102,6 +111,7 @@ class CardSimulator:
         self.on_notice = on_notice
         self._notices: deque[Notice] = deque()
         self._flaky_keys: dict[str, None] = {}
+        self._recent: dict[int, _State] = {}  # authorised here and not touched since: the next step need not read them
         self._counts = dict.fromkeys(
             ("authorised", "declined", "captured", "voided", "refunded", "repeated", "failed"), 0
         )
@@ -120,6 +130,7 @@ class CardSimulator:
     async def stop(self) -> None:
         self._tasks = None
 
+    @idempotent
     async def authorise(self, key: str, amount: Money, method: str) -> Authorisation:
         """See PaymentGateway; `method` is one of this module's cards."""
         if method not in METHODS:
@@ -127,10 +138,12 @@ class CardSimulator:
         if amount.amount <= 0:
             raise Rejected("an authorisation is for more than nothing", code="bad_amount")
         request = f"authorise {amount.amount} {amount.currency} {method}"
-        repeated = await self._earlier(key, request)
-        if repeated is not None:
-            return _authorisation(repeated)
-        await self._before_answer(method, key)
+        _check_key(key)
+        if method not in PROMPT:
+            repeated = await self._earlier(key, request)
+            if repeated is not None:
+                return _authorisation(repeated)
+            await self._before_answer(method, key)
         reason = DECLINED.get(method, "")
         state = _State(
             self._ids.next(),
@@ -158,11 +171,16 @@ class CardSimulator:
             assert repeated is not None, "only the key can conflict"
             return _authorisation(repeated)
         self._note("declined" if reason else "authorised", state)
+        if not reason:
+            if len(self._recent) >= RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
+            self._recent[state.id] = state
         if method == "card_silent":
             await clock.sleep(self._settings.silent_s)
             raise DeadlineExceeded("the card network did not answer", code="gateway_silent")
         return _authorisation(state)
 
+    @idempotent
     async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
         """See PaymentGateway."""
         request = f"capture {authorisation_id} {amount.text() if amount else 'all'}"
@@ -180,6 +198,7 @@ class CardSimulator:
 
         return await self._change(key, "capture", request, authorisation_id, change)
 
+    @idempotent
     async def void(self, key: str, authorisation_id: str) -> Payment:
         """See PaymentGateway."""
 
@@ -194,6 +213,7 @@ class CardSimulator:
 
         return await self._change(key, "void", f"void {authorisation_id}", authorisation_id, change)
 
+    @idempotent
     async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
         """See PaymentGateway."""
 
@@ -211,11 +231,13 @@ class CardSimulator:
 
         return await self._change(key, "refund", f"refund {authorisation_id} {amount.text()}", authorisation_id, change)
 
+    @idempotent
     async def find(self, authorisation_id: str) -> Payment | None:
         """See PaymentGateway."""
         state = await self._state(ids.decode("pay", authorisation_id))
         return None if state is None else state.payment()
 
+    @idempotent
     async def find_by_key(self, key: str) -> Payment | None:
         """See PaymentGateway."""
         rows = await self._sql.read("SELECT payment_id FROM payment_operations WHERE key = ?1", key)
@@ -268,11 +290,15 @@ class CardSimulator:
         change: Callable[[_State], tuple[_State, list[Transfer]]],
     ) -> Payment:
         number = ids.decode("pay", authorisation_id)
+        _check_key(key)
+        known = self._recent.pop(number, None)
         for _ in range(ATTEMPTS_MAX):
-            repeated = await self._earlier(key, request)
-            if repeated is not None:
-                return repeated.payment()
-            before = await self._state(number)
+            before, known = known, None
+            if before is None:
+                repeated = await self._earlier(key, request)
+                if repeated is not None:
+                    return repeated.payment()
+                before = await self._state(number)
             if before is None:
                 raise NotFound("no such payment", code="no_payment")
             after, moves = change(before)
@@ -294,18 +320,17 @@ class CardSimulator:
 
     def _operation(self, key: str, kind: str, request: str, state: _State, moves: list[Transfer]) -> list[Statement]:
         operation = "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES (?1, ?2, ?3, ?4, ?5)"
-        ledger = "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
         statements = [Statement(operation, (key, state.id, kind, request, clock.now_us()), expect_rows=1, label="key")]
         lines = [line for source, target, amount in moves if amount for line in ((source, -amount), (target, amount))]
-        for number, (account, amount) in enumerate(lines):
-            statements.append(
-                Statement(ledger, (key, number, state.id, account, amount, state.currency), expect_rows=1)
-            )
+        if lines:
+            values: list[SqlValue] = [key, state.id, state.currency]
+            for line in lines:
+                values += line
+            statements.append(Statement(LEDGER[len(lines)], tuple(values)))
         return statements
 
     async def _earlier(self, key: str, request: str) -> _State | None:
-        if not 0 < len(key) <= KEY_MAX:
-            raise Rejected(f"an idempotency key has 1 to {KEY_MAX} letters", code="bad_key")
+        _check_key(key)
         rows = await self._sql.read("SELECT payment_id, request FROM payment_operations WHERE key = ?1", key)
         if not rows:
             return None
@@ -351,6 +376,11 @@ class CardSimulator:
 def _authorisation(state: _State) -> Authorisation:
     outcome: Literal["authorised", "declined"] = "declined" if state.state == "declined" else "authorised"
     return Authorisation(ids.encode("pay", state.id), outcome, state.reason)
+
+
+def _check_key(key: str) -> None:
+    if not 0 < len(key) <= KEY_MAX:
+        raise Rejected(f"an idempotency key has 1 to {KEY_MAX} letters", code="bad_key")
 
 
 def _amount(before: _State, amount: Money) -> int:

@@ -1,10 +1,12 @@
 """The durable memory of one coordinator: its epoch and the commits that are not confirmed everywhere.
 
-Decisions that arrive while a write is under way share the next one, together with the removal of finished rows. Every
+Decisions that arrive while a write is under way share the next one, together with the removal of finished rows and with what
+local participants promised. A conflict in one of those concerns one transaction: the batch is then written one by one. Every
 write locks the coordinator's epoch row and expects it unchanged: one that was replaced can write nothing more.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Literal
 
 from fourplane.foundation import clock
@@ -18,13 +20,17 @@ ABORT_KEPT_US = 3_600_000_000
 INSERT = "INSERT INTO decisions (transaction_id, coordinator, decision, participants, decided_us) VALUES (?1, ?2, ?3, ?4, ?5)"
 
 
-class _Batch:
-    """Rows of one write and the future of all who wait for it."""
+_Decided = tuple[int, str, Sequence[Statement]]
 
-    __slots__ = ("future", "rows")
+
+class _Batch:
+    """Rows of one write, the future of all who wait for it, and who was refused alone."""
+
+    __slots__ = ("future", "refused", "rows")
 
     def __init__(self) -> None:
-        self.rows: list[tuple[int, str]] = []
+        self.rows: list[_Decided] = []
+        self.refused: dict[int, FourplaneError] = {}
         self.future: asyncio.Future[None] | None = None
 
 
@@ -69,8 +75,9 @@ class DecisionLog:
             found += [(int(number or 0), str(names).split()) for number, names in rows]
             last = found[-1][0]
 
-    async def commit(self, transaction_id: int, participants: list[str]) -> None:
-        """Decide durably; raises Conflict (`coordinator_fenced`) when a younger coordinator has taken over.
+    async def commit(self, transaction_id: int, participants: list[str], along: Sequence[Statement] = ()) -> None:
+        """Decide durably, with the statements `along`; raises Conflict (`coordinator_fenced`) when a younger coordinator
+        has taken over.
 
         After any other error the row may or may not be there: `abort` finds out.
         """
@@ -78,15 +85,17 @@ class DecisionLog:
             assert self._batch.future is not None
             await asyncio.wait((self._batch.future,))
         batch = self._batch
-        batch.rows.append((transaction_id, " ".join(participants)))
+        batch.rows.append((transaction_id, " ".join(participants), along))
         if batch.future is not None:
             await asyncio.shield(batch.future)
+            if transaction_id in batch.refused:
+                raise batch.refused[transaction_id]
             return
         batch.future = asyncio.get_running_loop().create_future()
         try:
             async with self._writing:
                 self._batch = _Batch()
-                await self._write(batch.rows)
+                await self._write_all(batch)
         except FourplaneError as error:
             _fail(batch.future, error)
             raise
@@ -96,6 +105,8 @@ class DecisionLog:
             _fail(batch.future, Unavailable("the writer of this batch was stopped", code="decision_unknown"))
             raise
         batch.future.set_result(None)
+        if transaction_id in batch.refused:
+            raise batch.refused[transaction_id]
 
     async def abort(self, transaction_id: int, participants: list[str]) -> bool:
         """Make a commit of this transaction impossible; False when it is committed already."""
@@ -122,14 +133,26 @@ class DecisionLog:
         clear = "DELETE FROM decisions WHERE coordinator = ?1 AND decision = 'abort' AND decided_us < ?2"
         await self._sql.commit([Statement(clear, (self._name, old_us))])
 
-    async def _write(self, rows: list[tuple[int, str]]) -> None:
+    async def _write_all(self, batch: _Batch) -> None:
+        try:
+            await self._write(batch.rows)
+        except Conflict as error:
+            if error.reason == "coordinator_fenced" or len(batch.rows) == 1:
+                raise
+            for row in batch.rows:
+                try:
+                    await self._write([row])
+                except FourplaneError as alone:
+                    batch.refused[row[0]] = alone
+
+    async def _write(self, rows: Sequence[_Decided]) -> None:
         finished = self._finished[: 2 * BATCH_MAX]
         fence = "UPDATE coordinators SET epoch = ?2 WHERE name = ?1 AND epoch = ?2"
         now_us = clock.now_us()
         statements = [Statement(fence, (self._name, self.epoch), expect_rows=1, label="fence")]
-        statements += [
-            Statement(INSERT, (number, self._name, "commit", names, now_us), expect_rows=1) for number, names in rows
-        ]
+        statements += [Statement(INSERT, (number, self._name, "commit", names, now_us)) for number, names, _ in rows]
+        for _, _, along in rows:
+            statements += along
         statements += [Statement("DELETE FROM decisions WHERE transaction_id = ?1", (number,)) for number in finished]
         try:
             await self._sql.commit(statements)

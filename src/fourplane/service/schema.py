@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # there the row's own number: one tree instead of two
+
 ACCOUNTS = sa.MetaData()
 PAYMENTS = sa.MetaData()
 DECISIONS = sa.MetaData()
@@ -53,7 +55,7 @@ operator_links = sa.Table(
 payments = sa.Table(
     "payments",
     PAYMENTS,
-    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("id", ROW_ID, primary_key=True, autoincrement=False),
     sa.Column("method", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
@@ -74,6 +76,7 @@ payment_operations = sa.Table(
     sa.Column("request", sa.Text, nullable=False),  # what the key was first used for; another use is refused
     sa.Column("at_us", sa.BigInteger, nullable=False),
     sa.Index("payment_operations_payment", "payment_id", "at_us"),
+    sqlite_with_rowid=False,
 )
 
 payment_ledger = sa.Table(
@@ -87,6 +90,7 @@ payment_ledger = sa.Table(
     sa.Column("currency", sa.Text, nullable=False),
     sa.Index("payment_ledger_payment", "payment_id"),
     sa.Index("payment_ledger_account", "currency", "account"),
+    sqlite_with_rowid=False,
 )
 
 coordinators = sa.Table(
@@ -99,7 +103,7 @@ coordinators = sa.Table(
 decisions = sa.Table(
     "decisions",
     DECISIONS,
-    sa.Column("transaction_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("transaction_id", ROW_ID, primary_key=True, autoincrement=False),
     sa.Column("coordinator", sa.Text, nullable=False),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("participants", sa.Text, nullable=False),  # names joined by a space

@@ -90,9 +90,10 @@ async def build(
     host: str = "127.0.0.1",
     stores_settings: StoresSettings | None = None,
     disk=None,
+    shards: int = 2,
     wrap=lambda store: store,
 ) -> Shop:
-    """Open a shop; `wrap` may put something between it and its stores."""
+    """Open a shop; `wrap` may put something between it and its stores. No shards: stock lies beside the orders."""
     registry, ids = Registry(), IdGenerator()
     given = stores_settings or (StoresSettings(search="memory://") if data else MEMORY)
     stores = Stores(given, data=data or Path("unused"), disk=disk)
@@ -100,15 +101,16 @@ async def build(
         wrap(await stores.sql("payments")), ids=ids, settings=CardSettings(slow_s=0.05, silent_s=20.0)
     )
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
+    main = wrap(await stores.sql("commerce"))
     commerce = Commerce(
         settings,
-        sql=wrap(await stores.sql("commerce")),
+        sql=main,
         records=wrap(await stores.records("commerce")),
         search=await stores.search("commerce"),
         payments=cards,
         ids=ids,
         registry=registry,
-        shards=[wrap(await stores.sql("stock-0")), wrap(await stores.sql("stock-1"))],
+        shards=[wrap(await stores.sql(f"stock-{number}")) for number in range(shards)] or [main],
     )
     gateway = Gateway(
         commerce.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
