@@ -105,7 +105,6 @@ class Deployment:
         self.demo = Demonstration(
             processes.python("fourplane", "load", *settings.systems, "--gentle"),
             environment={"FOURPLANE_DATA": str(settings.data.absolute())},
-            prepare=self._prepare_demo,
             registry=self.registry,
             from_start=demo,
         )
@@ -278,12 +277,6 @@ class Deployment:
             keys = await self.accounts.derive_keys(password)
             await self.accounts.create_many([NewAccount(name, keys=keys) for name in missing])
         return [(name, password) for name in names]
-
-    async def _prepare_demo(self) -> None:
-        """Something to watch, where nothing was imported yet."""
-        match self.systems.get("streaming"):
-            case Streaming() as streaming:
-                await streaming.ensure_title()
 
 
 async def import_file(

@@ -104,7 +104,13 @@ def test_a_visitor_cannot_stop_a_box_and_an_operator_can(page, shop):
 def test_the_switch_waits_for_the_first_figures(page, shop):
     def without_frames(socket):
         server = socket.connect_to_server()
-        server.on_message(lambda text: socket.send(text) if '"kind":"opening"' in text else None)
+
+        def passed(text):
+            message = json.loads(text)
+            if message["kind"] == "opening":
+                socket.send(json.dumps({**message, "figures": {}}))
+
+        server.on_message(passed)
 
     page.route_web_socket("**/console/live", without_frames)
     page.goto(shop["address"] + "#/commerce")

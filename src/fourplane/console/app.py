@@ -82,11 +82,12 @@ class Frame(msgspec.Struct):
 
 
 class Opening(msgspec.Struct):
-    """What a page gets first: drawings, what each box is, a minute of history."""
+    """What a page gets first: drawings, what each box is, the latest figures, a minute of history."""
 
     kind: str
     studies: dict[str, diagrams.Study]
     nodes: dict[str, list[NodeView]]
+    figures: dict[str, dict[str, NodeFrame]]
     history: dict[str, dict[str, list[float]]]
     events: Sequence[Event]
     process: Process
@@ -113,6 +114,7 @@ class Console:
         self.view = View(systems)
         self._pages: dict[SocketSession, None] = {}
         self._told = 0
+        self._figures: dict[str, dict[str, NodeFrame]] = {}
         self._started_s = clock.monotonic_s()
         self._cpu = (clock.monotonic_s(), clock.cpu_s())
         self._process = Process(__version__, 0.0, 0.0, 0.0, 0.0, 0, "", demo=False)
@@ -160,7 +162,7 @@ class Console:
             now_s = clock.monotonic_s()
             lag_ms = max(0.0, now_s - due) * 1e3
             due = max(due + TICK_S, now_s)
-            nodes = self.view.tick(now_s)
+            nodes = self._figures = self.view.tick(now_s)
             self._process = self._measure(now_s, lag_ms)
             events = self._new_events()
             if self._pages:
@@ -221,7 +223,7 @@ class Console:
         }
         shown = [event for event in self._registry.events if event.level != "debug"][-EVENTS_AT_START:]
         studies = {name: diagrams.study(name) for name in diagrams.STUDIES}
-        return Opening("opening", studies, nodes, self.view.history(), shown, self._process)
+        return Opening("opening", studies, nodes, self._figures, self.view.history(), shown, self._process)
 
     async def _page(self, _: Call[None]) -> Reply:
         return Reply((STATIC / "index.html").read_bytes())

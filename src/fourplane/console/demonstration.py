@@ -4,7 +4,7 @@ The crowd is the `load` verb with small plans; it speaks the public protocols on
 get. It runs beside the deployment, not inside it, so that the figures on the console are the deployment's own.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fourplane.foundation import processes
 from fourplane.foundation.errors import FourplaneError
@@ -13,23 +13,22 @@ from fourplane.foundation.telemetry import Registry
 
 LINE_MAX = 300
 NICE = 5
+LEFT = "The crowd of "  # how the verb begins the line that says which crowd gave up, and why
 
 
 class Demonstration:
-    """A lifecycle part. `prepare` makes what the crowds need (something to watch, for example) and may take a while."""
+    """A lifecycle part. What a crowd lacks (a film, for example) it asks the deployment for, while the others run."""
 
     def __init__(
         self,
         command: Sequence[str],
         *,
         environment: Mapping[str, str],
-        prepare: Callable[[], Awaitable[None]],
         registry: Registry,
         from_start: bool = False,
     ) -> None:
         self._command = list(command)
         self._environment = dict(environment)
-        self._prepare = prepare
         self._registry = registry
         self._from_start = from_start
         self._tasks: Tasks | None = None
@@ -75,6 +74,8 @@ class Demonstration:
 
         child = await processes.start(self._command, on_line=told, env=self._environment, nice=NICE)
         self._child = child
+        if not self._wanted():
+            child.terminate()
         code = await child.wait()
         self._child = None
         if self._wanted():

@@ -52,7 +52,12 @@ def run(options: argparse.Namespace) -> int:
             line.show(sum(shares.values()) / len(shares), f"{name}: {text}")
 
         accounts = await deployment.ask(settings, "crowd", {"count": plan.users}) if name in WITH_ACCOUNTS else []
-        await roll_call.crowd(name, accounts).drive(target, plan, tallies[name], told)
+        try:
+            await roll_call.crowd(name, accounts).drive(target, plan, tallies[name], told)
+        except FourplaneError as error:
+            if not options.gentle or len(chosen) == 1:
+                raise
+            print(f"The crowd of {name} left: {error.message}", flush=True)  # the others go on
 
     async def all_of_them() -> None:
         async with asyncio.TaskGroup() as group:

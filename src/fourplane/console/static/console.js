@@ -27,6 +27,7 @@ function connect() {
     if (message.kind === "opening") {
       state.opening = message;
       state.history = message.history;
+      if (Object.keys(message.figures).length) state.frame = { nodes: message.figures };
       $("feed").replaceChildren();
       tell(message.events);
       status(message.process);
