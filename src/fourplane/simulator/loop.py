@@ -3,20 +3,22 @@
 The real services run on it unchanged: tasks, Protocols, streams, Starlette. Time is a number that jumps to the next timer
 when nothing is ready; sockets are `simulator.network`; work for threads runs inline after a virtual latency. Ready
 callbacks run in the order they were queued and timers in the order (time, sequence), so a run is a function of the
-seed. Tasks and futures hash by their sequence number, because asyncio keeps them in sets and would otherwise iterate by
-memory address. The digest covers every delivered message (time, ends, bytes) and every `World.note`.
+seed. Garbage is collected at fixed steps, because finalisers run code. Tasks and futures hash by their sequence number,
+because asyncio keeps them in sets and would otherwise iterate by memory address. Every callback belongs to a life of a
+host (`Life`); a crash ends the life, and nothing of it ever runs again, not even a finally block. The digest covers
+every delivered message (time, ends, bytes) and every `World.note`.
 
 Bounds: a run ends with `Stalled` when nothing can happen any more, with `Endless` past its steps or virtual seconds.
 Source: FoundationDB's simulator and TigerBeetle's VOPR, for the idea.
 """
 
 import asyncio
-import heapq
+import gc
 import random
 import ssl
 from asyncio import events
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar, cast
@@ -25,7 +27,9 @@ import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
-from fourplane.simulator.network import Arrival, Fabric, SimulatedServer, SimulatedTransport
+from fourplane.simulator.calendar import Calendar, Entry
+from fourplane.simulator.connection import SimulatedTransport
+from fourplane.simulator.network import Fabric, SimulatedServer
 
 T = TypeVar("T")
 
@@ -34,13 +38,26 @@ VIRTUAL_S_MAX = 24 * 3_600.0
 STEPS_MAX = 50_000_000
 BLOCKING_S = (0.000_1, 0.000_6)
 LOCAL_HOST = "local"
+GARBAGE_STEPS = 250_000
 
-_host: ContextVar[str] = ContextVar("host", default=LOCAL_HOST)
+
+class Life:
+    """A host from its start to its crash; what runs on it belongs to the life in which it was started."""
+
+    __slots__ = ("dead", "host")
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.dead = False
+
+
+_nowhere = Life(LOCAL_HOST)
+_life: ContextVar[Life] = ContextVar("life", default=_nowhere)
 
 
 def current_host() -> str:
     """The simulated host on which the caller runs."""
-    return _host.get()
+    return _life.get().host
 
 
 class Stalled(FourplaneError):
@@ -59,6 +76,7 @@ class SequencedTask(asyncio.Task[T]):
     """A task whose place in a set depends on when it was made, not on where it lies in memory."""
 
     sequence: int
+    life: Life
 
     def __hash__(self) -> int:
         return self.sequence
@@ -89,7 +107,7 @@ class VirtualSource:
         self.skew_us: dict[str, int] = {}
 
     def now_us(self) -> int:
-        skew = self.skew_us.get(_host.get(), 0) if self.skew_us else 0
+        skew = self.skew_us.get(current_host(), 0) if self.skew_us else 0
         return START_US + int(self._loop.virtual_s * 1e6) + skew
 
     def monotonic_s(self) -> float:
@@ -113,13 +131,16 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         self.virtual_s = 0.0
         self.steps = 0
         self.digest = blake2b(digest_size=16)
+        self.calendar = Calendar()
         self.source = VirtualSource(self, seed)
-        self.fabric = Fabric(self, random.Random(f"network of {seed}"), _host.get)
-        self.dead_hosts: set[str] = set()
+        self.fabric = Fabric(self, random.Random(f"network of {seed}"), current_host)
+        self.lives: dict[str, Life] = {}
+        self.stall_s: dict[str, float] = {}  # by host: how much longer each job of a worker takes
+        self._any_dead = False
+        self._buried: list[SequencedTask[Any]] = []
         self._blocking_random = random.Random(f"blocking of {seed}")
         self._blocking_free: dict[tuple[str, str], float] = {}
-        self._timers: list[tuple[float, int, asyncio.Handle | Arrival]] = []
-        self._sequence = 0
+        self._collect_at = GARBAGE_STEPS
         self._virtual_s_max = virtual_s_max
         self._steps_max = steps_max
         self.set_task_factory(cast("Any", _sequenced_task))
@@ -133,7 +154,7 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, self.next_sequence(), handle))
+        self.calendar.put(when, handle)
         return handle
 
     def call_later(  # type: ignore[override]
@@ -144,46 +165,97 @@ class SimulatorLoop(asyncio.BaseEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Cancelled timers leave the heap when their time comes; nothing to count here."""
 
-    def arrive_at(self, when: float, arrival: Arrival) -> None:
-        """Queue a message of the network; the same as a timer, without a handle to cancel."""
-        self._sequence += 1
-        heapq.heappush(self._timers, (when, self._sequence, arrival))
-
     def next_sequence(self) -> int:
         """The next number of this run; ties of time are broken by it."""
-        self._sequence += 1
-        return self._sequence
+        self.calendar.sequence += 1
+        return self.calendar.sequence
 
     def _run_once(self) -> None:
         ready: Any = self._ready  # type: ignore[attr-defined]
-        timers = self._timers
         if not ready:
-            self._advance(timers)
+            self._advance(ready)
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if handle._cancelled or (self.dead_hosts and self._is_dead(handle)):  # noqa: SLF001 - asyncio's own loop does
+            if handle._cancelled or (self._any_dead and self._is_dead(handle)):  # noqa: SLF001 - asyncio's own loop does
                 continue
             self.steps += 1
             handle._run()  # noqa: SLF001
+        if self.steps > self._collect_at:
+            self._collect()
+
+    def _advance(self, ready: Any) -> None:
+        """Go to the next moment at which something happens, until something is ready; messages are delivered here."""
+        calendar = self.calendar
+        while not ready and not self._stopping:  # type: ignore[attr-defined]
+            if (calendar.disordered or not calendar.now) and not calendar.turn():
+                raise Stalled("nothing is ready and no timer is set", virtual_s=round(self.virtual_s, 6))
+            entry = calendar.now.pop()
+            at, _, target, _ = entry
+            if target.__class__ is SimulatedTransport:
+                is_message = True
+            elif target._cancelled:  # noqa: SLF001
+                continue
+            else:
+                is_message = False
+            if at > self.virtual_s:
+                self.virtual_s = at
+                if at > self._virtual_s_max:
+                    raise Endless(f"past {self._virtual_s_max:.0f} virtual seconds", steps=self.steps)
+            if calendar.now and calendar.now[-1][0] <= at:
+                self._happen_together(entry)
+            elif is_message:
+                self.steps += 1
+                target.context.run(target.arrive, entry)
+            else:
+                self._happen(entry)
+            if self.steps > self._collect_at:
+                self._collect()
+
+    def _happen_together(self, first: Entry) -> None:
+        """Everything of one moment, before anything that it makes ready."""
+        now, together = self.calendar.now, [first]
+        while now and now[-1][0] <= first[0]:
+            together.append(now.pop())
+        for entry in together:
+            self._happen(entry)
+
+    def _happen(self, entry: Entry) -> None:
+        target = entry[2]
+        self.steps += 1
+        if target.__class__ is SimulatedTransport:
+            target.context.run(target.arrive, entry)
+        elif not target._cancelled and not (self._any_dead and self._is_dead(target)):  # noqa: SLF001
+            target._run()  # noqa: SLF001
+
+    def _collect(self) -> None:
+        self._collect_at = self.steps + GARBAGE_STEPS
         if self.steps > self._steps_max:
             raise Endless(f"{self.steps} steps", virtual_s=self.virtual_s)
-
-    def _advance(self, timers: list[tuple[float, int, asyncio.Handle | Arrival]]) -> None:
-        while timers and timers[0][2]._cancelled:  # noqa: SLF001
-            heapq.heappop(timers)
-        if not timers:
-            if self._stopping:  # type: ignore[attr-defined]
-                return
-            raise Stalled("nothing is ready and no timer is set", virtual_s=round(self.virtual_s, 6))
-        self.virtual_s = max(self.virtual_s, timers[0][0])
-        if self.virtual_s > self._virtual_s_max:
-            raise Endless(f"past {self._virtual_s_max:.0f} virtual seconds", steps=self.steps)
-        while timers and timers[0][0] <= self.virtual_s:
-            self._ready.append(heapq.heappop(timers)[2])  # type: ignore[attr-defined]
+        gc.collect()
 
     def _is_dead(self, handle: asyncio.Handle) -> bool:
         context: Context = handle._context  # type: ignore[attr-defined] # noqa: SLF001
-        return context.get(_host, LOCAL_HOST) in self.dead_hosts
+        return context.get(_life, _nowhere).dead
+
+    def life_of(self, host: str) -> Life:
+        """The life a host is in, dead or not."""
+        return self.lives.setdefault(host, Life(host))
+
+    def crash(self, host: str) -> None:
+        """End the life of a host: its tasks stay where they stand and are never run again."""
+        life = self.life_of(host)
+        life.dead = self._any_dead = True
+        tasks = cast("set[SequencedTask[Any]]", asyncio.all_tasks(self))
+        self._buried += sorted((task for task in tasks if task.life is life), key=hash)
+        self._blocking_free = {key: free for key, free in self._blocking_free.items() if key[0] != host}
+
+    def unbury(self) -> None:
+        """After the run: let the tasks of crashed hosts go, quietly."""
+        for task in self._buried:
+            task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - they are meant to be pending
+            with suppress(BaseException):  # their finally blocks run now, when nothing they touch matters any more
+                task.get_coro().close()
+        self._buried.clear()
 
     def _process_events(self, event_list: object) -> None:
         """There is no selector; kept because the base class names it."""
@@ -200,9 +272,9 @@ class SimulatorLoop(asyncio.BaseEventLoop):
 
     def blocking_inline(self, name: str, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Run `work` after a virtual latency, in order per host and worker name; what `foundation.blocking` asks for."""
-        key = (_host.get(), name)
+        key = (current_host(), name)
         begin = max(self.virtual_s, self._blocking_free.get(key, 0.0))
-        done = begin + self._blocking_random.uniform(*BLOCKING_S)
+        done = begin + self._blocking_random.uniform(*BLOCKING_S) + self.stall_s.get(key[0], 0.0)
         self._blocking_free[key] = done
         future: asyncio.Future[T] = self.create_future()
         self.call_at(done, _run_into, future, work)
@@ -282,25 +354,36 @@ class World:
     def on(self, host: str, *, zone: str = "", region: str = "") -> Iterator[None]:
         """Everything started within the block runs on this host."""
         self.network.place(host, zone=zone, region=region)
-        before = _host.set(host)
+        before = _life.set(self._loop.life_of(host))
         try:
             yield
         finally:
-            _host.reset(before)
+            _life.reset(before)
 
     def note(self, text: str) -> None:
         """Put a decision into the digest: what was matched, sold, delivered."""
         self.network.settle_digest()
         self._loop.digest.update(f"{self._loop.virtual_s:.6f} {text}\n".encode())
 
-    def crash(self, host: str) -> None:
-        """Stop a host as pulling the plug does: no finally block runs, its connections are reset at the other ends."""
-        self._loop.dead_hosts.add(host)
-        self.network.crash(host)
+    def crash(self, host: str, *, silent: bool = False) -> None:
+        """Stop a host as pulling the plug does: no finally block runs, its connections are reset at the other ends.
+
+        A silent crash takes the host's machine away too: nobody resets, the others wait until they give up.
+        """
+        self._loop.crash(host)
+        self.network.crash(host, silent=silent)
 
     def revive(self, host: str) -> None:
         """Let new work run on a crashed host; what it was doing is gone."""
-        self._loop.dead_hosts.discard(host)
+        if self._loop.life_of(host).dead:
+            del self._loop.lives[host]
+
+    def is_down(self, host: str) -> bool:
+        return self._loop.life_of(host).dead
+
+    def stall(self, host: str, seconds: float) -> None:
+        """Let every job of a host's workers (its disk, above all) take this much longer."""
+        self._loop.stall_s[host] = seconds
 
     def skew(self, host: str, seconds: float) -> None:
         """Let a host's wall clock be wrong by this much."""
@@ -328,28 +411,41 @@ def run(
     loop = SimulatorLoop(seed, virtual_s_max=virtual_s_max, steps_max=steps_max)
     before = events._get_running_loop()  # noqa: SLF001 - asyncio offers no public way to ask without raising
     assert before is None, "a simulated world cannot run inside a running loop"
-    with clock.installed(loop.source):
+    with clock.installed(loop.source), _garbage_at_fixed_steps():
         try:
             result = loop.run_until_complete(main(World(loop)))
             _cancel_rest(loop)
             loop.fabric.settle_digest()
         finally:
+            loop.unbury()
             loop.fabric.close()
             loop.close()
     return Outcome(result, loop.digest.hexdigest(), round(loop.virtual_s, 6), loop.steps, loop.fabric.delivered)
 
 
+@contextmanager
+def _garbage_at_fixed_steps() -> Iterator[None]:
+    """Keep the collector from running when memory, not the seed, says so; the loop calls it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _cancel_rest(loop: SimulatorLoop) -> None:
     """End what still runs, in the order in which it was made."""
-    rest = sorted(asyncio.all_tasks(loop), key=hash)
+    tasks = cast("set[SequencedTask[Any]]", asyncio.all_tasks(loop))
+    rest = sorted((task for task in tasks if not task.life.dead), key=hash)
     for task in rest:
         task.cancel()
     if rest:
-        loop.dead_hosts.clear()
         loop.run_until_complete(_gathered(rest))
 
 
-async def _gathered(tasks: list[asyncio.Task[Any]]) -> None:
+async def _gathered(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -359,6 +455,7 @@ def _sequenced_task(
     # Built in two steps: __init__ registers the task in a set, so the number must be there before.
     task: SequencedTask[T] = SequencedTask.__new__(SequencedTask)
     task.sequence = loop.next_sequence()
+    task.life = _life.get() if context is None else context.get(_life, _nowhere)
     task.__init__(work, loop=loop, name=None if name is None else str(name), context=context)  # type: ignore[misc]
     return task
 
