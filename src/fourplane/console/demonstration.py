@@ -7,7 +7,6 @@ get. It runs beside the deployment, not inside it, so that the figures on the co
 from collections.abc import Mapping, Sequence
 
 from fourplane.foundation import processes
-from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
@@ -61,16 +60,12 @@ class Demonstration:
 
     async def _run(self) -> None:
         self._registry.event("info", "demo", "The demonstration starts: gentle crowds will drive every system")
-        try:
-            await self._prepare()
-        except FourplaneError as error:
-            self._registry.event("warning", "demo", f"The demonstration goes on without it: {error.message}")
-        if not self._wanted():
-            return
         last: list[str] = []
 
         def told(line: str) -> None:
             last[:] = [*last, line[:LINE_MAX]][-3:]
+            if line.startswith(LEFT) and self._wanted():
+                self._registry.event("warning", "demo", line[:LINE_MAX])
 
         child = await processes.start(self._command, on_line=told, env=self._environment, nice=NICE)
         self._child = child
