@@ -22,8 +22,12 @@ from fourplane.commerce.catalog_seed import enriched
 from fourplane.console.app import Console, ConsoleSettings
 from fourplane.console.demonstration import Demonstration
 from fourplane.control import exporters
+from fourplane.control.colleagues import Colleagues, import_elsewhere
+from fourplane.control.desk import Desk
 from fourplane.control.fleet import Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
+from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
 from fourplane.dispatch.app import Dispatch, DispatchSettings
 from fourplane.edge import certificate
 from fourplane.edge.gateway import Gateway, GatewaySettings
@@ -38,6 +42,7 @@ from fourplane.foundation.watchdog import Watchdog, WatchdogSettings
 from fourplane.messaging.app import Messaging
 from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
+from fourplane.service import call_context
 from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.control_socket import Arguments, ControlServer, Progress
@@ -51,6 +56,8 @@ from fourplane.streaming.app import Streaming, StreamingSettings
 
 SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
 CONTROL_SOCKET = "control.sock"
+NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, inside the data folder
+IMPORT_S_MAX = 6 * 3_600.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 CROWD_MAX = 20_000
 PRELOAD = ("numpy", "msgspec", "starlette.applications", "apsw")
@@ -93,9 +100,11 @@ class Deployment:
         *,
         slot: int = 0,
         sockets: Mapping[str, socket.socket] | None = None,
+        ports: Mapping[str, int] | None = None,
         demo: bool = False,
     ) -> None:
         self.settings = settings = _placed(settings)
+        self.neighbourhood = Neighbourhood(placement(settings), slot, settings.data / NEIGHBOURS, ports or {})
         self.sockets = sockets or {}
         self.registry = Registry()
         self.lifecycle = Lifecycle(self.registry)
@@ -112,16 +121,24 @@ class Deployment:
         self.accounts: Accounts
         self._payments: CardSimulator
         self._signer: Signer
+        self._watchdog: Watchdog
+        self._colleagues: Colleagues | None = None
 
     async def build(self) -> "Deployment":
         """Open the stores and make every part, in the order in which they will start."""
         settings, registry = self.settings, self.registry
         secrets = settings.data / "secrets"
+        near = self.neighbourhood
         self.lifecycle.add("stores", self.stores)
-        self.accounts = Accounts(await self.stores.sql("accounts"), ids=self.ids, settings=settings.accounts)
-        self.lifecycle.add("accounts", self.accounts)
-        self._payments = CardSimulator(await self.stores.sql("payments"), ids=self.ids, settings=settings.cards)
-        self.lifecycle.add("payments", self._payments)
+        await near.take_shards(self.stores)
+        if near.owns(ACCOUNTS):
+            self.accounts = Accounts(await self.stores.sql("accounts"), ids=self.ids, settings=settings.accounts)
+            self.lifecycle.add("accounts", self.accounts)
+            self._payments = CardSimulator(await self.stores.sql("payments"), ids=self.ids, settings=settings.cards)
+            self.lifecycle.add("payments", self._payments)
+        else:
+            self.accounts, self._payments = near.far_accounts(settings.accounts), near.far_payments()
+        self.lifecycle.add("neighbourhood", near)
         self._signer = Signer(KeyRing.open(secrets / "keys.json"))
         builders: dict[str, Callable[[], Awaitable[Streaming | Dispatch | Commerce | Messaging]]] = {
             "streaming": self._streaming,
@@ -130,41 +147,77 @@ class Deployment:
             "messaging": self._messaging,
         }
         for name in SYSTEMS:
-            if name in settings.systems:
+            if name in settings.systems and near.owns(name):
                 self.systems[name] = await builders[name]()
                 self.lifecycle.add(name, self.systems[name])
         nodes: dict[str, Sequence[Node]] = {name: system.nodes() for name, system in self.systems.items()}
-        watchdog = Watchdog(registry, settings.watchdog)
-        console = Console(
-            settings.console, systems=nodes, registry=registry, demo=self.demo, memory_mb=memory_mb, watchdog=watchdog
-        )
-        doors: list[Door] = [*console.doors(), *exporters.doors(registry, lambda: self.lifecycle.ready)]
-        doors += _browser_libraries()
+        gateway = self._gateway(nodes)
+        self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
+        self.lifecycle.add("gateway", gateway)
+        if not near.alone:
+            desk = Desk(
+                registry, nodes, memory_mb=memory_mb, ready=lambda: self.lifecycle.ready, statistics=self._statistics,
+                importer=lambda kind, file, told, dry_run: import_file(self, kind, Path(file), told, dry_run=dry_run),
+            )  # fmt: skip
+            services = {ACCOUNTS: self.accounts, PAYMENTS: self._payments} if near.owns(ACCOUNTS) else {}
+            near.serve(registry, self.sockets.get("calls"), desk=desk, services=services)
+            for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
+            self.lifecycle.add("neighbours", for_others)
+        self.lifecycle.add("http", self.server)
+        self.lifecycle.add("watchdog", self._watchdog)
+        if near.owns(CONSOLE):
+            self.lifecycle.add("demonstration", self.demo)
+            self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
+        return self
+
+    def _gateway(self, nodes: Mapping[str, Sequence[Node]]) -> Gateway:
+        """All doors of this worker behind one table; the console's where it is."""
+        settings, registry, near = self.settings, self.registry, self.neighbourhood
+        self._watchdog = Watchdog(registry, settings.watchdog)
+        others = None
+        doors: list[Door] = []
+        if near.owns(CONSOLE):
+            console = Console(
+                settings.console, systems=nodes, registry=registry, demo=self.demo, watchdog=self._watchdog,
+                memory_mb=lambda: memory_mb() + (others.memory_mb() if others is not None else 0.0),
+            )  # fmt: skip
+            if not near.alone:
+                others = self._colleagues = near.colleagues(registry, console.view.adopt)
+                self.lifecycle.add("colleagues", others)
+            self.lifecycle.add("console", console)
+            doors += [*console.doors(), *_browser_libraries()]
+        metrics = None if others is None else others.metrics
+        doors += exporters.doors(registry, lambda: self.lifecycle.ready, metrics=metrics)
         for system in self.systems.values():
             doors += system.doors()
-        gateway = Gateway(doors, self.accounts, registry=registry, settings=settings.gateway, version=__version__)
-        self.server = HttpServer(
-            settings.http,
+        elsewhere = None if near.alone else near.elsewhere
+        return Gateway(
+            doors, self.accounts, registry=registry, settings=settings.gateway, elsewhere=elsewhere, version=__version__
+        )
+
+    def _http_server(self, gateway: Gateway, *, inherited: socket.socket | None, name: str = "http") -> HttpServer:
+        """The server in front of the gateway: the public one, or the one for the other workers."""
+        server = HttpServer(
+            self.settings.http,
             gateway,
-            registry=registry,
+            registry=self.registry,
             sockets=gateway.open_socket,
             classify=gateway.classify,
-            inherited=self.sockets.get("http"),
+            inherited=inherited,
+            name=name,
+            behind=name != "http",
         )
         for system in self.systems.values():
             for method, path, handler in getattr(system, "hot_routes", list)():
-                self.server.hot(method, path, handler)
-        self.lifecycle.add("console", console)
-        self.lifecycle.add("gateway", gateway)
-        self.lifecycle.add("http", self.server)
-        self.lifecycle.add("watchdog", watchdog)
-        self.lifecycle.add("demonstration", self.demo)
-        self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
-        return self
+                server.hot(method, path, handler)
+        return server
+
+    def _statistics(self) -> dict[str, object]:
+        return {name: system.statistics() for name, system in self.systems.items()}
 
     def target(self) -> Target:
         """Where the doors of this deployment really are."""
-        found: dict[str, int] = {"http_port": self.server.port}
+        found: dict[str, int] = {"http_port": self.server.port} | self._far_ports()
         streaming, dispatch, messaging = (self.systems.get(name) for name in ("streaming", "dispatch", "messaging"))
         if isinstance(streaming, Streaming):
             found["cdn_port"] = streaming.cdn_port
@@ -173,6 +226,15 @@ class Deployment:
         if isinstance(messaging, Messaging):
             found |= {"xmpp_port": messaging.port, "xmpp_tls_port": messaging.tls_port}
         return msgspec.structs.replace(Target(host=self.settings.http.listener.host), **found)
+
+    def _far_ports(self) -> dict[str, int]:
+        """The ports whose servers are in other workers."""
+        names = {"location": "location_port", "xmpp": "xmpp_port", "xmpps": "xmpp_tls_port"}
+        if (cdn := next(iter(Streaming.ports(self.settings.streaming)[1:]), None)) is not None:
+            names[cdn[0]] = "cdn_port"
+        return {
+            field: self.neighbourhood.ports[name] for name, field in names.items() if name in self.neighbourhood.ports
+        }
 
     # -- the systems
 
@@ -252,7 +314,7 @@ class Deployment:
         return {"link": await operator_link(self)}
 
     async def _tell_status(self, _: Arguments, __: Progress) -> dict[str, object]:
-        return {name: system.statistics() for name, system in self.systems.items()}
+        return self._statistics() | ({} if self._colleagues is None else await self._colleagues.statistics())
 
     async def _import(self, arguments: Arguments, progress: Progress) -> object:
         kind, file = str(arguments.get("kind")), Path(str(arguments.get("file")))
@@ -288,6 +350,10 @@ async def import_file(
     owners = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
     if kind not in owners:
         raise Rejected(f"unknown kind {kind!r}; there are {', '.join(owners)}", code="unknown_kind")
+    near = deployment.neighbourhood
+    if owners[kind] in deployment.settings.systems and not near.owns(owners[kind]):
+        desk, at_most_s = near.desk_of(owners[kind]), IMPORT_S_MAX
+        return await import_elsewhere(desk, kind, str(file), progress, dry_run=dry_run, at_most_s=at_most_s)
     match deployment.systems.get(owners[kind]):
         case Streaming() as streaming:
             return await streaming.import_file(file, progress, dry_run=dry_run)
@@ -338,6 +404,7 @@ def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str
             settings=settings.fleet,
             preload=PRELOAD,
             on_ready=lambda facts: announce(facts[0]),
+            neighbours=settings.data / NEIGHBOURS if settings.fleet.workers > 1 else None,
         )
         return fleet.run()
     finally:
@@ -356,14 +423,17 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
-    deployment = await Deployment(settings, slot=worker.slot, sockets=worker.sockets, demo=demo).build()
+    deployment = await Deployment(
+        settings, slot=worker.slot, sockets=worker.sockets, ports=worker.ports, demo=demo
+    ).build()
     facts: dict[str, str] = {}
 
     class Announcement:
         """The last part to start: by now the addresses are known."""
 
         async def start(self, _: Tasks) -> None:
-            link = await operator_link(deployment)
+            with call_context.within(settings.fleet.ready_s):  # the accounts' worker may still be starting
+                link = await operator_link(deployment)
             facts.update(link=link, address=link.partition("/api/")[0] + "/")
             facts.update({name: str(value) for name, value in msgspec.to_builtins(deployment.target()).items()})
 
@@ -375,6 +445,12 @@ async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
 
     deployment.lifecycle.add("announcement", Announcement())
     return await serve_until_asked(worker, deployment.lifecycle, lambda: facts)
+
+
+def placement(settings: Settings) -> Placement:
+    """Which worker slot owns which system."""
+    systems = [name for name in SYSTEMS if name in settings.systems]
+    return Placement(systems, settings.fleet.workers, settings.fleet.placement)
 
 
 def _placed(settings: Settings) -> Settings:
@@ -404,17 +480,17 @@ def _unexposed(settings: Settings, system: str) -> Settings:
 
 def _ports(settings: Settings) -> list[Port]:
     """Every port the parent binds for its workers, with the setting that names it."""
-    listener = settings.http.listener
+    listener, where = settings.http.listener, placement(settings).slot_of
     ports = [Port("http", listener.host, listener.port, "http.listener.port")]
     if "streaming" in settings.systems:
-        ports += [Port(*port) for port in Streaming.ports(settings.streaming)]
+        ports += [Port(*port, where("streaming")) for port in Streaming.ports(settings.streaming)]
     if "dispatch" in settings.systems:
         feed = settings.dispatch.feed
-        ports.append(Port("location", feed.host, feed.port, "dispatch.feed.port"))
+        ports.append(Port("location", feed.host, feed.port, "dispatch.feed.port", where("dispatch")))
     if "messaging" in settings.systems:
         own = settings.messaging
-        ports.append(Port("xmpp", own.host, own.port, "messaging.port"))
-        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port"))
+        ports.append(Port("xmpp", own.host, own.port, "messaging.port", where("messaging")))
+        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port", where("messaging")))
     return ports
 
 

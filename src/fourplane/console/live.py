@@ -49,6 +49,11 @@ class View:
         self._past = {name: {node_id: _Past() for node_id in nodes} for name, nodes in self.systems.items()}
         self._last_s: float | None = None
 
+    def adopt(self, system: str, nodes: Sequence[Node]) -> None:
+        """Watch the nodes of one more system, in place of what was known of it."""
+        self.systems[system] = {node.id: node for node in nodes}
+        self._past[system] = {node.id: _Past() for node in nodes}
+
     def tick(self, now_s: float) -> dict[str, dict[str, NodeFrame]]:
         """One frame per built node; the first tick has no rates yet."""
         elapsed = now_s - self._last_s if self._last_s is not None else 0.0

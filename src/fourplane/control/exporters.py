@@ -5,7 +5,7 @@ power of two between its smallest and largest observation, so a route costs some
 Cost: about 20 us a cell, paid by whoever scrapes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
@@ -38,11 +38,17 @@ def prometheus_text(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
-def doors(registry: Registry, ready: Callable[[], bool]) -> list[Route]:
-    """/metrics for a scraper, /healthz (the loop turns), /readyz (requests may come)."""
+def doors(
+    registry: Registry, ready: Callable[[], bool], *, metrics: Callable[[], Awaitable[Registry]] | None = None
+) -> list[Route]:
+    """/metrics for a scraper, /healthz (the loop turns), /readyz (requests may come).
 
-    async def metrics(_call: Call[None]) -> Reply:
-        return Reply(prometheus_text(registry).encode(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+    `metrics` collects the cells of several workers; without it those of `registry` are shown.
+    """
+
+    async def scrape(_call: Call[None]) -> Reply:
+        collected = registry if metrics is None else await metrics()
+        return Reply(prometheus_text(collected).encode(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
     async def healthy(_call: Call[None]) -> Health:
         return Health("ok")
@@ -53,7 +59,7 @@ def doors(registry: Registry, ready: Callable[[], bool]) -> list[Route]:
         return Health("ready")
 
     return [
-        Route("GET", "/metrics", metrics, "All metrics in Prometheus text format", priority=Priority.CRITICAL),
+        Route("GET", "/metrics", scrape, "All metrics in Prometheus text format", priority=Priority.CRITICAL),
         Route("GET", "/healthz", healthy, "The process is alive", answer=Health, priority=Priority.CRITICAL),
         Route("GET", "/readyz", prepared, "The process takes requests", answer=Health, priority=Priority.CRITICAL),
     ]

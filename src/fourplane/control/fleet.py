@@ -47,6 +47,7 @@ IDLE_S = 3_600.0
 READY_MAX = 1 << 16
 COLLECT_AFTER = (20_000, 20, 50)  # a worker holds many long-lived objects: look at them less often
 PR_SET_PDEATHSIG = 1
+NEIGHBOUR_WAYS = ("requests", "calls")
 DATABASE_SUFFIXES = (".db", ".sqlite", "-wal", ".wal")
 
 Say = Callable[[str], None]
@@ -54,6 +55,7 @@ Say = Callable[[str], None]
 
 class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 1
+    placement: dict[str, int] = {}  # system: slot; without it the systems take turns
     ready_s: float = 120.0
     drain_s: float = 30.0
     restarts: IntensitySettings = IntensitySettings(count_max=5, period_s=60.0)
@@ -66,17 +68,20 @@ class Port(msgspec.Struct, frozen=True):
     host: str
     port: int
     setting: str
+    slot: int = -1  # only this worker's; -1: everybody's
 
 
 class Worker:
     """What a forked worker is given."""
 
-    __slots__ = ("_ready", "parent_pid", "say", "slot", "sockets", "workers")
+    __slots__ = ("_ready", "parent_pid", "ports", "say", "slot", "sockets")
 
-    def __init__(self, slot: int, workers: int, sockets: Mapping[str, socket.socket], ready: int, *, say: Say) -> None:
+    def __init__(
+        self, slot: int, ports: Mapping[str, int], sockets: Mapping[str, socket.socket], ready: int, *, say: Say
+    ) -> None:
         self.say = say
         self.slot = slot
-        self.workers = workers
+        self.ports = ports  # the numbers of all ports by name, also of those that other workers serve
         self.sockets = sockets
         self.parent_pid = os.getppid()
         self._ready = ready
@@ -121,7 +126,9 @@ class Fleet:
         settings: FleetSettings | None = None,
         preload: Iterable[str] = (),
         on_ready: Callable[[list[dict[str, str]]], None] | None = None,
+        neighbours: Path | None = None,
     ) -> None:
+        """`neighbours`: a folder for the Unix sockets over which workers reach each other; None without any."""
         self._settings = settings or FleetSettings()
         if self._settings.workers < 1:
             raise Misconfigured("at least one worker is needed", setting="workers")
@@ -130,6 +137,8 @@ class Fleet:
         self._say = say
         self._preload = tuple(preload)
         self._on_ready = on_ready
+        self._neighbours = neighbours
+        self._numbers: dict[str, int] = {}
         self._slots: list[_Slot] = []
         self._intensity = RestartIntensity(self._settings.restarts)
         self._exit_code = 0
@@ -142,7 +151,13 @@ class Fleet:
         Raises Misconfigured for a port that cannot be bound, before anything starts.
         """
         limit_native_threads()
-        bound = bind_ports(self._ports, self._settings.workers)
+        bound = bind_ports(self._ports, self._settings.workers, neighbours=self._neighbours)
+        self._numbers = {
+            name: int(one.getsockname()[1])
+            for sockets in bound
+            for name, one in sockets.items()
+            if one.family != socket.AF_UNIX
+        }
         self._slots = [_Slot(number, sockets) for number, sockets in enumerate(bound)]
         try:
             for name in self._preload:
@@ -195,7 +210,7 @@ class Fleet:
                 for one in other.sockets.values():
                     one.close()
         try:
-            return self._body(Worker(slot.number, len(self._slots), slot.sockets, ready, say=self._say))
+            return self._body(Worker(slot.number, self._numbers, slot.sockets, ready, say=self._say))
         except Misconfigured as error:
             self._say(error.message)
             return EXIT_MISCONFIGURED
@@ -305,14 +320,29 @@ def limit_native_threads() -> None:
         os.environ.setdefault(name, "1")
 
 
-def bind_ports(ports: Sequence[Port], workers: int) -> list[dict[str, socket.socket]]:
-    """One socket per worker and port; raises Misconfigured in one line naming port, setting and owner when it is taken."""
+def neighbour_path(folder: Path, slot: int, kind: str) -> str:
+    """Where the worker of a slot is asked by the others: `requests` are HTTP, `calls` are rpc."""
+    return str(folder / f"{slot}.{kind}")
+
+
+def bind_ports(
+    ports: Sequence[Port], workers: int, *, neighbours: Path | None = None
+) -> list[dict[str, socket.socket]]:
+    """One socket per worker and port, and one per worker and way between workers (NEIGHBOUR_WAYS).
+
+    Raises Misconfigured in one line naming port, setting and owner when it is taken.
+    """
     bound: list[dict[str, socket.socket]] = [{} for _ in range(workers)]
     try:
         for port in ports:
             number = _claim(port)
-            for sockets in bound:
+            for sockets in bound if port.slot < 0 else (bound[port.slot],):
                 sockets[port.name] = network.bind(port.host, number, reuse_port=True)
+        if neighbours is not None:
+            neighbours.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for slot, sockets in enumerate(bound):
+                for kind in NEIGHBOUR_WAYS:
+                    sockets[kind] = network.bind_unix(neighbour_path(neighbours, slot, kind))
     except BaseException:
         for sockets in bound:
             for one in sockets.values():

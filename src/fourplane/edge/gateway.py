@@ -7,7 +7,7 @@ Metrics cells are made when the table is built. Other ASGI applications can be m
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -19,6 +19,7 @@ from fourplane.edge.deadlines import HandlerClock
 from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token, trace_of
 from fourplane.edge.http_answers import answer, error_body
 from fourplane.edge.http_request import HttpRequest
+from fourplane.edge.neighbour import Neighbour
 from fourplane.edge.rate_limit import RateLimit
 from fourplane.edge.replies import Headers, send_error, send_result
 from fourplane.edge.request_body import decode, read_body
@@ -26,6 +27,7 @@ from fourplane.edge.route_table import RouteTable
 from fourplane.edge.routes import Access, Call, Door, Identity, Priority, Reply, Route, SocketRoute, StaticFolder
 from fourplane.edge.session_routes import SessionRoutes
 from fourplane.edge.static_files import StaticFiles, StaticSettings, UnusableRange
+from fourplane.edge.tunnel import Tunnel
 from fourplane.edge.websocket import SocketPlan
 from fourplane.foundation import clock, telemetry
 from fourplane.foundation.errors import (
@@ -106,6 +108,7 @@ class Gateway:
         settings: GatewaySettings | None = None,
         secure: bool = False,
         mounts: Mapping[str, AsgiApp] | None = None,
+        elsewhere: Callable[[str], Neighbour | None] | None = None,
         version: str = "0",
     ) -> None:
         self.settings = settings or GatewaySettings()
@@ -114,6 +117,7 @@ class Gateway:
         self._hosts = HostCheck(self.settings.hosts)
         self._origins = frozenset(self.settings.origins)
         self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
+        self._elsewhere = elsewhere
         self._clock = HandlerClock(self.settings.handler_s_max)
         self._default_limit = self._new_limit(self.settings.rate_per_s)
         self._table: RouteTable[_Served] = RouteTable()
@@ -148,6 +152,9 @@ class Gateway:
         """Serve one request."""
         if scope["type"] != "http":
             await _other_scope(scope, receive, send)
+            return
+        if self._elsewhere is not None and (neighbour := self._elsewhere(scope["path"])) is not None:
+            await neighbour(scope, receive, send)
             return
         for prefix, app in self._mounts:
             if scope["path"].startswith(prefix):
@@ -189,8 +196,12 @@ class Gateway:
         served = found[0].get(method.decode("latin-1"))
         return Priority.USER if served is None else served.route.priority
 
-    async def open_socket(self, request: HttpRequest) -> SocketPlan | bytes:
+    async def open_socket(self, request: HttpRequest) -> SocketPlan | Tunnel | bytes:
         """Decide about one WebSocket."""
+        if self._elsewhere is not None:
+            neighbour = self._elsewhere(request.path.decode("latin-1"))
+            if neighbour is not None:
+                return Tunnel(neighbour)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
         try:
             host = headers.get("host", "")

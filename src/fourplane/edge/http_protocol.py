@@ -35,6 +35,7 @@ from fourplane.edge.http_rules import SPECIAL, Refused, check_version, note_spec
 if TYPE_CHECKING:
     from fourplane.edge.asgi import AsgiExchange
     from fourplane.edge.http_server import HttpServer
+    from fourplane.edge.tunnel import Tunnel
     from fourplane.edge.websocket import WebSocketSession
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -97,7 +98,7 @@ class HttpProtocol(asyncio.Protocol):
     def __init__(self, server: "HttpServer") -> None:
         self.server = server
         self.exchange: AsgiExchange | None = None
-        self.session: WebSocketSession | None = None
+        self.session: WebSocketSession | Tunnel | None = None
         self.gone = False
         self.peer = ""
         self.write_paused = False
@@ -447,7 +448,7 @@ class HttpProtocol(asyncio.Protocol):
         self._rest_for_next()
         self._continue_held()
 
-    def socket_opened(self, session: "WebSocketSession") -> None:
+    def socket_opened(self, session: "WebSocketSession | Tunnel") -> None:
         """The handshake is out: what the peer sent meanwhile, and all that follows, are frames."""
         self.session = session
         self._since_tick = self.server.deadlines.now

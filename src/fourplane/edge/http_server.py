@@ -18,6 +18,7 @@ from fourplane.edge.deadlines import TICK_S, Deadlines
 from fourplane.edge.http_protocol import HttpProtocol
 from fourplane.edge.http_request import HotHandler, HttpRequest
 from fourplane.edge.listener import Listener, ListenerSettings
+from fourplane.edge.neighbour import peer_of
 from fourplane.edge.routes import Priority
 from fourplane.edge.websocket import SocketDoor, serve_socket
 from fourplane.foundation import clock
@@ -78,7 +79,9 @@ class HttpServer:
         tls: ssl.SSLContext | None = None,
         inherited: socket.socket | None = None,
         name: str = "http",
+        behind: bool = False,
     ) -> None:
+        """`behind`: only other workers connect here, over a Unix socket, and tell whom they speak for (neighbour.py)."""
         self.settings = settings
         self.registry = registry
         self.admission = Admission(settings.admission, classify)
@@ -89,6 +92,7 @@ class HttpServer:
         self.scheme = "https" if tls is not None else "http"
         self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
         self._app = app
+        self._behind = behind
         self._sockets = sockets
         self._tasks: Tasks | None = None
         self._connections: dict[HttpProtocol, None] = {}
@@ -222,6 +226,8 @@ class HttpServer:
         exchange = AsgiExchange(connection, request)
         self.admission.entered()
         self.requests_total.value += 1
+        if self._behind:
+            request.peer = peer_of(request)
         scope = http_scope(request, scheme=self.scheme, server=self._server_address)
         scope["extensions"] = {"fourplane.whole": exchange.send_whole}
         assert self._tasks is not None
@@ -232,6 +238,8 @@ class HttpServer:
         """Let the door of WebSockets decide about an upgrade, in a task of its own."""
         assert self._tasks is not None
         assert self._sockets is not None
+        if self._behind:
+            request.peer = peer_of(request)
         self._tasks.start(self._run_socket(serve_socket(connection, request, self._sockets)), "socket")
 
     async def _run(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:

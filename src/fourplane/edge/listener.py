@@ -87,6 +87,9 @@ class Listener:
     async def open(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         """Accept connections; raises OSError when the port is busy."""
         settings = self.settings
+        if self._inherited is not None and self._inherited.family == socket.AF_UNIX:
+            self._server = await network.listen_unix(factory, "", inherited=self._inherited)
+            return
         self._server = await network.listen(
             factory, settings.host, settings.port, tls=self.tls, inherited=self._inherited
         )

@@ -10,7 +10,7 @@ two rests without any frame end the session.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -52,7 +52,13 @@ class SocketPlan(msgspec.Struct, frozen=True):
     message_max: int = 1 << 20
 
 
-SocketDoor = Callable[[HttpRequest], Awaitable[SocketPlan | bytes]]
+class SocketElsewhere(Protocol):
+    """A WebSocket that somebody else serves: takes over the connection until it ends (`tunnel.Tunnel`)."""
+
+    async def run(self, client: "HttpProtocol", request: HttpRequest) -> None: ...
+
+
+SocketDoor = Callable[[HttpRequest], Awaitable[SocketPlan | SocketElsewhere | bytes]]
 
 
 class WebSocketSession:
@@ -81,7 +87,7 @@ class WebSocketSession:
         self, protocol: "HttpProtocol", request: HttpRequest, plan: SocketPlan, connection: WSConnection
     ) -> None:
         self.identity = plan.identity
-        self.peer = protocol.peer
+        self.peer = request.peer
         self.query: Mapping[str, str] = dict(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
         self.subprotocol = plan.subprotocol
         self._message_max = plan.message_max
@@ -237,6 +243,9 @@ async def serve_socket(protocol: "HttpProtocol", request: HttpRequest, door: Soc
         return
     if isinstance(plan, bytes):
         protocol.socket_refused(plan)
+        return
+    if not isinstance(plan, SocketPlan):
+        await plan.run(protocol, request)
         return
     extensions = [PerMessageDeflate()] if protocol.server.settings.socket_deflate else []
     protocol.transport.write(

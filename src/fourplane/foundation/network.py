@@ -15,6 +15,7 @@ from typing import TypeVar
 
 BACKLOG = 4_096
 
+InheritedSocket = socket.socket
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 

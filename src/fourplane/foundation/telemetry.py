@@ -162,9 +162,13 @@ class Registry:
 
     def event(self, level: Level, source: str, text: str, /, **fields: object) -> None:
         """Tell people something; never a secret, never once per request."""
-        self.events_total += 1
         told = {name: str(value) for name, value in fields.items()}
-        self.events.append(Event(clock.now_us(), level, source, text, told))
+        self.tell(Event(clock.now_us(), level, source, text, told))
+
+    def tell(self, event: Event) -> None:
+        """Put an event that happened elsewhere into the feed."""
+        self.events_total += 1
+        self.events.append(event)
 
 
 _trace: ContextVar[str] = ContextVar("trace", default="")

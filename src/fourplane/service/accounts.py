@@ -28,6 +28,7 @@ from fourplane.service.passwords import (
     derive,
     derive_web,
 )
+from fourplane.service.rpc import idempotent
 from fourplane.service.schema import ACCOUNTS
 from fourplane.service.sessions import Identity, Sessions, SessionSettings
 from fourplane.state import schema
@@ -116,17 +117,20 @@ class Accounts:
             accounts += await self._create(new[begin : begin + BULK], tenant, 0)
         return accounts
 
+    @idempotent
     async def derive_keys(self, password: str) -> PasswordKeys:
         """What would be stored of this password; for accounts made with `NewAccount.keys`."""
         salts = (clock.token_bytes(SALT_BYTES), clock.token_bytes(SALT_BYTES), clock.token_bytes(SALT_BYTES))
         plain = normal_password(password)
         return await self._pool.run(derive, plain, salts, self._settings.scrypt, self._settings.scram_iterations)
 
+    @idempotent
     async def find(self, name: str, *, tenant: str = "main") -> Account | None:
         """The account of this name in any spelling, None for no or an impossible name."""
         row = await self._row(name, tenant)
         return None if row is None else _account(row)
 
+    @idempotent
     async def verify_password(self, name: str, password: str, *, tenant: str = "main") -> Account:
         """The account, if this is its password; raises Unauthenticated, or Overloaded while the name must wait."""
         key = self._admit(name, tenant)
@@ -144,6 +148,7 @@ class Accounts:
         self._logins += 1
         return _account(row)
 
+    @idempotent
     async def set_password(self, account: Account, password: str) -> None:
         """Replace the password and SCRAM keys, and end all sessions."""
         keys = await self.derive_keys(password)
@@ -159,6 +164,7 @@ class Accounts:
         )
         self._sessions.forget(account.id)
 
+    @idempotent
     async def set_roles(self, account: Account, roles: Sequence[str]) -> Account:
         """Replace the roles; other workers follow within `sessions.cache_s`."""
         text = _roles_text(roles)
@@ -212,10 +218,12 @@ class Accounts:
         """A token for cookies and bearer headers; the only time it can be seen."""
         return await self._sessions.open(account.id)
 
+    @idempotent
     async def session(self, token: str) -> Identity | None:
         """Who opened this session, None when unknown, lapsed or closed."""
         return await self._sessions.find(token)
 
+    @idempotent
     async def close_session(self, token: str) -> None:
         await self._sessions.close(token)
 

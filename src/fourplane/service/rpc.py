@@ -63,6 +63,8 @@ class Method:
             default = msgspec.NODEFAULT if one.default is one.empty else one.default
             fields.append((one.name, hints[one.name], default))
         self._positional = sum(one.kind is not one.KEYWORD_ONLY for one in parameters)
+        if any(_is_opaque(hint) for hint in (answer, *(kind for _, kind, _ in fields))):
+            raise Misconfigured(f"{name} has a type that cannot travel", code="rpc_types")
         try:
             self._arguments = msgspec.defstruct(f"{name}_arguments", fields, array_like=True, frozen=True)
             self._decode_arguments = msgspec.msgpack.Decoder(self._arguments).decode
@@ -155,6 +157,23 @@ def _copying(method: Method, service: object) -> Callable[..., Any]:
             raise error_of(error_body(error)) from None
 
     return stream if method.stream else call
+
+
+def _is_opaque(kind: Any) -> bool:
+    """Whether msgspec would need help with this type, wherever it is inside."""
+    seen: set[int] = set()
+    waiting: list[Any] = [msgspec.inspect.type_info(kind)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, msgspec.inspect.CustomType):
+            return True
+        if id(one) in seen or not isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field):
+            continue
+        seen.add(id(one))
+        for name in one.__struct_fields__:
+            value = getattr(one, name)
+            waiting += value if isinstance(value, tuple) else (value,)
+    return False
 
 
 def _streams(function: Callable[..., Any]) -> bool:

@@ -93,7 +93,8 @@ class Peer:
             body = encode(args, kwargs)
             now = clock.monotonic_s()
             until, priority = call_context.current()
-            until = min(until, now + self.settings.deadline_s)
+            if until == inf:
+                until = now + self.settings.deadline_s
             while True:
                 connection = self._connection
                 if connection is None or not connection.usable:

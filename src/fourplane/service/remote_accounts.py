@@ -1,0 +1,68 @@
+"""The accounts of this deployment when another worker owns them.
+
+Every question goes to the owner by rpc; sessions, which each request asks for, are remembered here as long as the owner
+itself would remember them (`sessions.cache_s`). What cannot travel is absent: chat logs in where the accounts are.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from fourplane.foundation import clock
+from fourplane.service.accounts import Accounts, AccountSettings
+from fourplane.service.rpc import Caller, remote
+from fourplane.service.sessions import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SERVICE: Final = "accounts"
+METHODS: Final = frozenset(
+    (
+        "close_session",
+        "create",
+        "create_many",
+        "delete",
+        "derive_keys",
+        "find",
+        "open_session",
+        "operator_link",
+        "redeem",
+        "session",
+        "set_password",
+        "set_roles",
+        "verify_password",
+    )
+)
+
+
+class RemoteAccounts:
+    """Has the methods of `Accounts` named in `METHODS`."""
+
+    def __init__(self, caller: Caller, settings: AccountSettings | None = None) -> None:
+        self._far = remote(Accounts, caller, SERVICE, only=METHODS)
+        self._settings = (settings or AccountSettings()).sessions
+        self._remembered: dict[str, tuple[Identity, float]] = {}
+
+    def __getattr__(self, name: str) -> "Callable[..., Any]":
+        if name not in METHODS:
+            raise AttributeError(f"the accounts are in another worker: {name} is not possible from here")
+        found: Callable[..., Any] = getattr(self._far, name)
+        return found
+
+    async def session(self, token: str) -> Identity | None:
+        """Who opened this session, None when unknown, lapsed or closed; may be `cache_s` old."""
+        now = clock.monotonic_s()
+        remembered = self._remembered.get(token)
+        if remembered is not None and now < remembered[1]:
+            return remembered[0]
+        self._remembered.pop(token, None)
+        identity = await self._far.session(token)
+        if identity is not None:
+            if len(self._remembered) >= self._settings.cache_count_max:
+                del self._remembered[next(iter(self._remembered))]
+            self._remembered[token] = (identity, now + self._settings.cache_s)
+        return identity
+
+    async def close_session(self, token: str) -> None:
+        """End a session here and at the owner."""
+        self._remembered.pop(token, None)
+        await self._far.close_session(token)
