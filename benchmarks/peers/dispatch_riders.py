@@ -27,7 +27,8 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
     client = HttpClient("127.0.0.1", target["http"], settings=HttpClientSettings(connections_max=64))
     asked: dict[str, float] = {}
     waits: list[float] = []
-    counts = {"completed": 0, "failed": 0, "positions": 0}
+    counts = {"failed": 0, "positions": 0}
+    ended: set[str] = set()
 
     async def call(method: str, path: str, body: object = None, **headers: str) -> dict:
         sent = {name.replace("_", "-"): value for name, value in headers.items()} | {"content-type": "application/json"}
@@ -70,7 +71,7 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
                 if news.status == "accepted":
                     waits.append(time.monotonic() - asked.pop(news.trip, time.monotonic()))
             else:
-                counts["completed"] += news.status == "completed"
+                ended.add(news.trip) if news.status == "completed" else None
                 continue
             gate.send(frames.VERBS, msgspec.json.encode({"verb": verb, "driver": news.driver, "trip": news.trip}))
 
@@ -107,10 +108,13 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
     for task in background:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
+    seen = msgspec.json.decode((await client.request("GET", "/dispatch/api/statistics")).body)
     gate.close()
     client.close()
     return {
-        "matches per hour": len(waits) / wall * 3_600, "asked per s": made / wall, "completed": counts["completed"],
+        "server p50 s": seen["match_p50_s"], "server p99 s": seen["match_p99_s"], "unserved": seen["rides"]["unserved"],
+        "searched again": seen["matcher"]["unmatched"],
+        "matches per hour": len(waits) / wall * 3_600, "asked per s": made / wall, "completed": len(ended),
         "failed": counts["failed"], "p50 s": float(np.quantile(waits, 0.5)), "p99 s": float(np.quantile(waits, 0.99)),
         "positions per s": flowing, "wall s": wall,
     }  # fmt: skip

@@ -15,14 +15,15 @@ from fourplane.dispatch.driver_index import DriverIndex
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta, Ranked
 from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
-from fourplane.dispatch.matching import Candidate, MatchingSettings, cheapest_pairs, costs, explain
+from fourplane.dispatch.matching import Decision, MatchingSettings, cheapest_pairs, costs
 from fourplane.dispatch.pricing import find_product
 from fourplane.dispatch.rides import Ride, Rides
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.telemetry import Registry
 
-OFFERS_AT_ONCE = 64
+OFFERS_AT_ONCE = 256
+RETRY_S = 0.25
 SPARE = 12  # candidates more than are kept, for those who refused or drive another kind
 
 
@@ -39,12 +40,12 @@ class MatcherStatistics(msgspec.Struct, frozen=True):
 class _Found:
     """One request with its candidates, nearest by line first."""
 
-    __slots__ = ("costs", "drivers", "etas", "idle_s", "metres", "ride")
+    __slots__ = ("costs", "drivers", "etas", "idle_s", "metres", "ratings", "ride")
 
     def __init__(self, ride: Ride) -> None:
         self.ride = ride
         self.drivers = np.empty(0, np.int64)
-        self.metres = self.etas = self.idle_s = self.costs = np.empty(0)
+        self.metres = self.etas = self.ratings = self.idle_s = self.costs = np.empty(0)
 
 
 class Matcher:
@@ -75,19 +76,23 @@ class Matcher:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Match until cancelled."""
+        """Match until cancelled. Windows follow each other without a gap: a round's own time counts into the next."""
+        took_s = 0.0
         while True:
             if not self._rides.searching:
                 self._wanted.clear()
                 await self._wanted.wait()
-            await clock.sleep(self._settings.window_s)
+                took_s = 0.0
+            await clock.sleep(max(0.0, self._settings.window_s - took_s))
+            began = clock.monotonic_s()
             if all(switch.on for switch in self._switches):
                 try:
                     await self.match_once()
                 except FourplaneError as error:
                     self._registry.event("warning", "dispatch", f"a round of matching failed: {error}")
-            if self._rides.searching:
-                await clock.sleep(max(0.0, 0.25 - self._settings.window_s))
+            took_s = clock.monotonic_s() - began
+            if self._rides.searching and self._settings.window_s < RETRY_S:
+                await clock.sleep(RETRY_S)  # who got nobody now will hardly get somebody in no time
 
     async def match_once(self) -> int:
         """One round over everybody who waits now; how many offers were made."""
@@ -168,8 +173,8 @@ class Matcher:
             drivers = ranked.drivers[keep]
             found.drivers, found.metres, found.etas = drivers, ranked.metres[keep], ranked.etas[keep]
             found.idle_s = (now_us - self._drivers.idle_since_us[drivers]) / 1e6
-            ratings = self._drivers.ratings[drivers].astype(np.float64)
-            found.costs = costs(found.etas, ratings, found.idle_s, self._settings)
+            found.ratings = self._drivers.ratings[drivers].astype(np.float64)
+            found.costs = costs(found.etas, found.ratings, found.idle_s, self._settings)
         return found
 
     def _choose(self, found: list[_Found], now_us: int) -> list[tuple[Ride, int, float]]:
@@ -184,18 +189,8 @@ class Matcher:
         for number, one in enumerate(found):
             edge = given.get(number)
             driver = -1 if edge is None else int(drivers[edge])
-            one.ride.stories.append(explain(self._told(one), driver, now_us, self._settings))
+            columns = (one.drivers, one.metres, one.etas, one.ratings, one.idle_s, one.costs)
+            one.ride.decisions.append(Decision(columns, driver, now_us, self._settings))
             if edge is not None:
                 chosen.append((one.ride, driver, float(one.etas[edge - starts[number]])))
         return chosen
-
-    def _told(self, one: _Found) -> list[Candidate]:
-        ratings = self._drivers.ratings[one.drivers]
-        return [
-            Candidate(
-                int(one.drivers[n]), round(float(one.metres[n]), 1), round(float(min(one.etas[n], 1e6)), 1),
-                round(float(ratings[n]), 2), round(float(one.idle_s[n])), round(float(min(one.costs[n], 1e6)), 1),
-                "is too far by road or rated too low" if one.costs[n] == np.inf else "",
-            )
-            for n in range(len(one.drivers))
-        ]  # fmt: skip

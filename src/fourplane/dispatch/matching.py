@@ -70,6 +70,40 @@ class Story(msgspec.Struct, frozen=True):
     text: str
 
 
+class Decision:
+    """One decision as columns; `story` tells it. Kept for every request, told for few."""
+
+    __slots__ = ("_at_us", "_columns", "_driver", "_settings")
+
+    def __init__(
+        self,
+        columns: tuple[Ints, Floats, Floats, Floats, Floats, Floats],
+        driver: int,
+        at_us: int,
+        settings: MatchingSettings,
+    ) -> None:
+        """Columns: drivers, metres by line, seconds by road, ratings, seconds idle, costs."""
+        self._columns, self._driver, self._at_us, self._settings = columns, driver, at_us, settings
+
+    def story(self) -> Story:
+        """Candidates, costs and why the nearest did not get it."""
+        candidates = [
+            Candidate(
+                int(driver),
+                round(metres, 1),
+                round(min(eta, 1e6), 1),
+                round(rating, 2),
+                round(idle),
+                round(min(cost, 1e6), 1),
+                "is too far by road or rated too low" if cost == np.inf else "",
+            )
+            for driver, metres, eta, rating, idle, cost in zip(
+                *(column.tolist() for column in self._columns), strict=True
+            )
+        ]
+        return explain(candidates, self._driver, self._at_us, self._settings)
+
+
 def costs(etas: Floats, ratings: Floats, idle_s: Floats, settings: MatchingSettings) -> Floats:
     """What each candidate costs, in seconds; inf for those who may not be asked."""
     cost = etas + settings.rating_s * (5 - ratings) - settings.idle_weight * np.minimum(idle_s, settings.idle_s_max)

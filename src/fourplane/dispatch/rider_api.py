@@ -8,7 +8,6 @@ a rider saw is the price a ride costs, whatever the surge does meanwhile.
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from fourplane.dispatch import trips
 from fourplane.dispatch.cells import cell_id
@@ -318,7 +317,7 @@ class RiderApi:
         return {
             "request_id": ids.encode("trip", ride.trip.id),
             "events": [msgspec.to_builtins(event) for event in events],
-            "decisions": [msgspec.to_builtins(story) for story in ride.stories],
+            "decisions": [msgspec.to_builtins(decision.story()) for decision in ride.decisions],
         }
 
     async def rate(self, call: Call[RatingBody]) -> RideAnswer:
@@ -372,4 +371,4 @@ def thin(line: list[tuple[float, float]], most: int = 400) -> list[tuple[float, 
     """A line for drawing: six decimals, not more points than anybody sees."""
     step = max(1, len(line) // most)
     kept = line[::step] + ([line[-1]] if line and (len(line) - 1) % step else [])
-    return [(round(float(lat), 6), round(float(lng), 6)) for lat, lng in np.asarray(kept)] if kept else []
+    return [(round(lat, 6), round(lng, 6)) for lat, lng in kept]

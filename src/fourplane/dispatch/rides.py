@@ -17,7 +17,7 @@ import numpy as np
 from fourplane.dispatch import trips
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta
-from fourplane.dispatch.matching import MatchingSettings, Story
+from fourplane.dispatch.matching import Decision, MatchingSettings
 from fourplane.dispatch.pricing import Fare, PricingSettings, driver_part, find_product
 from fourplane.dispatch.push import Push
 from fourplane.dispatch.roads import Snapped
@@ -32,7 +32,7 @@ from fourplane.service.payment_gateway import PaymentGateway
 from fourplane.state.contracts import Put, Records
 
 CLOSED_KEPT = 5_000
-STORIES_KEPT = 12
+DECISIONS_KEPT = 12
 SETTLE_AT_ONCE = 32
 DAY_S = 86_400.0
 
@@ -73,13 +73,13 @@ class DriverNews(msgspec.Struct, frozen=True):
 class Ride:
     """One trip with what is only needed while it is under way."""
 
-    __slots__ = ("expected_s", "lock", "matched_us", "node", "stories", "trip", "waiting_since_us")
+    __slots__ = ("decisions", "expected_s", "lock", "matched_us", "node", "trip", "waiting_since_us")
 
     def __init__(self, trip: Trip, node: Snapped | None) -> None:
         self.trip = trip
         self.lock = asyncio.Lock()
         self.node = node
-        self.stories: deque[Story] = deque(maxlen=STORIES_KEPT)
+        self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
         self.waiting_since_us = trip.requested_us
         self.matched_us = 0
         self.expected_s = 0.0
@@ -350,7 +350,7 @@ class Rides:
         async with ride.lock:
             if ride.trip.status != "processing":
                 return
-            reason = ride.stories[-1].text if ride.stories else "no free driver near"
+            reason = ride.decisions[-1].story().text if ride.decisions else "no free driver near"
             await self._append(ride, trips.give_up(ride.trip, now_us=clock.now_us(), reason=reason))
             self._counts["unserved"] += 1
             self._ended(ride)

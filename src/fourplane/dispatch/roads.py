@@ -11,7 +11,7 @@ per edge come from the road's class (or its stated limit) in ordinary traffic pl
 
 import io
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -148,20 +148,27 @@ class Roads:
             )  # fmt: skip
         return found
 
-    def shape(self, edges: Iterable[int]) -> list[tuple[float, float]]:
-        """The line along edges that follow each other, as (lat, lng)."""
-        line: list[tuple[float, float]] = []
-        lats, lngs = self.columns["shape_lat"], self.columns["shape_lng"]
-        for edge in edges:
-            tail = int(self.tails[edge])
-            if not line:
-                line.append((float(self.lat[tail]), float(self.lng[tail])))
-            at, count = int(self.columns["shape_at"][edge]), int(self.columns["shape_count"][edge])
-            inner = range(at, at + count) if count >= 0 else range(at - count - 1, at - 1, -1)
-            line.extend((lats[n] * 1e-7, lngs[n] * 1e-7) for n in inner)
-            head = int(self.heads[edge])
-            line.append((float(self.lat[head]), float(self.lng[head])))
-        return line
+    def shape(self, edges: Sequence[int]) -> list[tuple[float, float]]:
+        """The line along edges that follow each other, as (lat, lng): each edge's bends, then its head."""
+        if len(edges) == 0:
+            return []
+        own = np.asarray(edges, np.int64)
+        counts = self.columns["shape_count"][own].astype(np.int64)
+        bends = np.abs(counts)
+        ends = np.cumsum(bends + 1)
+        edge = np.repeat(np.arange(len(own)), bends + 1)
+        number = np.arange(int(ends[-1])) - (ends - bends - 1)[edge]
+        inner = np.where(counts[edge] >= 0, number, bends[edge] - 1 - number)
+        is_head = number == bends[edge]
+        point = np.where(is_head, 0, self.columns["shape_at"][own][edge] + inner)
+        heads = self.heads[own][edge]
+        if len(self.columns["shape_lat"]):
+            lat = np.where(is_head, self.lat[heads], self.columns["shape_lat"][point] * 1e-7)
+            lng = np.where(is_head, self.lng[heads], self.columns["shape_lng"][point] * 1e-7)
+        else:
+            lat, lng = self.lat[heads], self.lng[heads]
+        first = int(self.tails[own[0]])
+        return [(float(self.lat[first]), float(self.lng[first])), *zip(lat.tolist(), lng.tolist(), strict=True)]
 
     def to_bytes(self) -> bytes:
         """The network as one file."""
