@@ -51,9 +51,10 @@ _known: "dict[bytes, CacheRequest]" = {}
 class CacheRequest:
     """One request of a client. `special`: it carries a field that a plain hit need not look at."""
 
-    __slots__ = ("body", "expects", "fields", "host", "http_1_0", "keep_alive", "method", "special", "target")
+    __slots__ = ("body", "expects", "fields", "host", "http_1_0", "keep_alive", "method", "raw", "special", "target")
 
     def __init__(self) -> None:
+        self.raw = b""  # every byte of a plain GET whose head was seen before
         self.method = b""
         self.target = b""
         self.host = b""
@@ -64,9 +65,10 @@ class CacheRequest:
         self.http_1_0 = False
         self.expects = False
 
-    def again(self, target: bytes) -> "CacheRequest":
+    def again(self, target: bytes, raw: bytes) -> "CacheRequest":
         """The same request for another target."""
         made = CacheRequest.__new__(CacheRequest)
+        made.raw = raw
         made.method, made.target, made.host, made.fields = self.method, target, self.host, self.fields
         made.body, made.special, made.keep_alive, made.http_1_0, made.expects = b"", False, True, False, False
         return made
@@ -96,6 +98,7 @@ class CacheProtocol(asyncio.Protocol):
         "_drained",
         "_head_bytes",
         "_host",
+        "_hot",
         "_learning",
         "_node",
         "_parser",
@@ -116,6 +119,7 @@ class CacheProtocol(asyncio.Protocol):
 
     def __init__(self, node: "CacheNode") -> None:
         self._node = node
+        self._hot = node.hot.answers
         self._parser = httptools.HttpRequestParser(self)
         self._request = CacheRequest()
         self._pending: list[CacheRequest] = []
@@ -177,13 +181,16 @@ class CacheProtocol(asyncio.Protocol):
             self._continue()
 
     def data_received(self, data: bytes) -> None:
-        if not self._head_bytes and not self.busy and not self.write_paused and not self._pending:
+        if not (self._head_bytes or self.busy or self.write_paused or self._pending):
+            hit = self._hot.get(data)
+            if hit is not None and self._node.serve_hot(self, hit):
+                return
             line = _LINE.match(data)
             if line is not None:
                 rest = data[line.end() :]
                 known = _known.get(rest)
                 if known is not None:
-                    self._handle(known.again(line[1]))
+                    self._handle(known.again(line[1], data))
                     return
                 self._learning = rest if rest.find(HEAD_END) == len(rest) - 4 else b""
         self._head_bytes += len(data)
@@ -303,6 +310,22 @@ class CacheProtocol(asyncio.Protocol):
         else:
             self.transport.write(head + b"\r\n")
             self.transport.write(parts[1])
+
+    def answer_hot(self, whole: bytes) -> None:
+        """Send a prebuilt answer in one go, past the transport while that holds nothing back."""
+        transport = self.transport
+        if self._descriptor < 0 or self.gone or transport.get_write_buffer_size():
+            transport.write(whole)
+            return
+        try:
+            sent = os.write(self._descriptor, whole)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            transport.abort()
+            return
+        if sent != len(whole):
+            transport.write(memoryview(whole)[sent:])
 
     def answer_file(self, request: CacheRequest, head: bytes, file: int, offset: int, count: int) -> bool:
         """Send a head and part of a file without the bytes passing through here; False where that cannot be done.

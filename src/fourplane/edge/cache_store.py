@@ -67,12 +67,15 @@ class CacheEntry:
         "offset",
         "older",
         "part",
+        "ready",
+        "ready_second",
         "reason",
         "refreshing",
         "secondary",
         "size",
         "status",
         "tags",
+        "turn",
         "visited",
     )
 
@@ -81,6 +84,7 @@ class CacheEntry:
         self.status = status
         self.reason = reason
         self.fields = fields
+        self.turn = 0  # counts up when another response might be the right one for the same request
         self.renew(freshness)
         self.descriptor = -1
         self.secondary: tuple[bytes | None, ...] = ()
@@ -97,12 +101,15 @@ class CacheEntry:
         self.older: CacheEntry | None = None
         self.head_second = -1
         self.head_timed = b""
+        self.ready = b""  # a whole answer, for hot small objects
+        self.ready_second = -1
         self.head = b""
         self.build_head()
 
     def renew(self, freshness: Freshness) -> None:
         """What may be done with it from now on; `fresh_until_s` lets a hit be decided by one comparison."""
         self.freshness = freshness
+        self.turn += 1
         kept = freshness
         self.fresh_until_s = -1.0 if kept.must_validate else kept.stored_s + kept.lifetime_s - kept.age_s
 
@@ -111,7 +118,8 @@ class CacheEntry:
         lines = [b"HTTP/1.1 %d %s\r\n" % (self.status, self.reason)]
         lines += [b"%s: %s\r\n" % field for field in self.fields if field[0] not in NOT_STORED]
         self.head = b"".join(lines)
-        self.head_second = -1
+        self.head_second = self.ready_second = -1
+        self.turn += 1
 
     @property
     def cost(self) -> int:
@@ -228,12 +236,16 @@ class CacheStore:
         if variants is None or entry not in variants:
             return
         variants.remove(entry)
+        entry.turn += 1
+        for other in variants:
+            other.turn += 1
         if not variants:
             del self._keys[entry.key]
         self._unlink(entry)
         self.bytes -= entry.cost
         self._count -= 1
         entry.body = None
+        entry.ready, entry.ready_second = b"", -1
         self._release(entry)
         self._discard(entry.file)
         entry.file = None
@@ -344,6 +356,8 @@ class CacheStore:
 
     def _insert(self, entry: CacheEntry) -> None:
         variants = self._keys.setdefault(entry.key, [])
+        for other in variants:
+            other.turn += 1
         variants.insert(0, entry)
         entry.older, entry.newer = self._head, None
         if self._head is not None:
