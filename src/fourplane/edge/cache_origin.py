@@ -2,11 +2,14 @@
 
 A response is believed only as far as it is consistent: Content-Length given twice with different values, a length and a
 transfer coding together, a body cut short, a head past its bound are `OriginFailed`, so a lie of the origin is never stored.
-A connection is used again only when it is young and quiet; a request that went out is never repeated, because the origin may have
-acted on it. Interim responses (1xx) are handed on as they come.
+A connection is used again only while it is younger than the origin's own patience (its Keep-Alive, or `idle_s`) and quiet,
+also in the kernel's eyes: an end that this loop has not come round to read counts. A request that went out is never repeated,
+because the origin may have acted on it. Interim responses (1xx) are handed on as they come.
 """
 
 import asyncio
+import re
+import socket
 from collections.abc import Callable
 
 import msgspec
@@ -18,7 +21,10 @@ from fourplane.foundation.errors import Unavailable
 
 HEAD_MAX = 64 << 10
 CHUNK = 256 << 10
+TCP_ESTABLISHED = 1
 BODYLESS = frozenset({204, 304})
+PATIENCE_SHARE = 0.6  # of the patience an origin states; the rest is for what is on its way
+_PATIENCE = re.compile(rb"timeout\s*=\s*(\d{1,6})", re.IGNORECASE)
 
 Interim = Callable[[int, bytes, Fields], None]
 
@@ -41,11 +47,12 @@ class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Connection:
-    __slots__ = ("idle_since_s", "reader", "reused", "writer")
+    __slots__ = ("idle_s", "idle_since_s", "reader", "reused", "writer")
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.idle_s = 0.0
         self.idle_since_s = 0.0
         self.reused = False
 
@@ -147,6 +154,9 @@ class OriginReply:
 
     def _finish(self) -> None:
         self._done = True
+        stated = _PATIENCE.search(b",".join(all_values(self.raw, b"keep-alive")))
+        patience_s = self._pool.settings.idle_s
+        self._connection.idle_s = patience_s if stated is None else min(patience_s, int(stated[1]) * PATIENCE_SHARE)
         self._pool.give_back(self._connection, keep=self._keep)
 
     def abort(self) -> None:
@@ -194,11 +204,12 @@ class OriginPool:
         while self._idle:
             connection = self._idle.pop()
             reader = connection.reader
-            young = now_s - connection.idle_since_s < self.settings.idle_s
-            if young and not reader.at_eof() and not _unread(reader) and not connection.writer.transport.is_closing():
+            transport = connection.writer.transport
+            usable = not (reader.at_eof() or transport.is_closing() or _unread(reader))
+            if usable and now_s - connection.idle_since_s < connection.idle_s and not _has_ended(transport):
                 connection.reused = True
                 return connection
-            connection.writer.transport.abort()
+            transport.abort()
         return None
 
     async def _connect(self) -> _Connection:
@@ -264,6 +275,18 @@ class OriginPool:
 def _unread(reader: asyncio.StreamReader) -> bool:
     """Whether bytes wait that belong to no answer: what an honest origin never sends."""
     return bool(reader._buffer)  # type: ignore[attr-defined] # noqa: SLF001 - the stream has no public way to ask
+
+
+def _has_ended(transport: asyncio.WriteTransport) -> bool:
+    """Whether the kernel knows of an end that the loop has not come round to read yet."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or not hasattr(connected, "getsockopt"):
+        return False
+    try:
+        state: bytes = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except OSError:  # no TCP: the loop's own view has to do
+        return False
+    return state[0] != TCP_ESTABLISHED
 
 
 def parse_head(head: bytes) -> tuple[bytes, int, bytes, Fields]:

@@ -17,9 +17,11 @@ class Origin:
     def __init__(self, answer):
         self.answer = answer
         self.seen = []
+        self.writers = []
         self.gate = None
 
     async def serve(self, reader, writer):
+        self.writers.append(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")

@@ -16,7 +16,7 @@ import pytest
 from fourplane.edge.cache_node import CacheNode, CacheNodeSettings
 from fourplane.edge.cache_origin import OriginSettings
 from fourplane.edge.listener import ListenerSettings
-from fourplane.foundation import network, processes
+from fourplane.foundation import clock, network, processes
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 
@@ -100,7 +100,7 @@ async def judged(suite, folder):
     lifecycle.add("cache", node)
     await lifecycle.start()
     try:
-        await asyncio.sleep(1)
+        await listening(port)
         environment["npm_config_base"] = f"http://127.0.0.1:{node.port}"
         code, said = await cli(suite, environment)
         assert code == 0
@@ -119,6 +119,18 @@ async def judged(suite, folder):
     )
     out, _ = await judge.communicate(said)
     return json.loads(out)
+
+
+async def listening(port):
+    """Wait until the suite's origin is there: a request that comes before it is a 502 of the node."""
+    while True:
+        try:
+            transport, _ = await network.connect(asyncio.Protocol, "127.0.0.1", port)
+        except OSError:
+            await clock.sleep(0.05)
+        else:
+            transport.abort()
+            return
 
 
 async def cli(suite, environment):
