@@ -181,10 +181,10 @@ class HttpProtocol(asyncio.Protocol):
             self._hold(self._held + data)
             return
         if self._phase is IDLE:
+            if data[:5] == b"GET /" and self._try_plain(data):
+                return
             admission = self._admission
             if admission.in_flight >= admission.shed_at and self._try_shed(data):
-                return
-            if data[:5] == b"GET /" and self._try_plain(data):
                 return
             if data.find(HEAD_END) == len(data) - 4:
                 self._feed(data)
@@ -466,11 +466,11 @@ class HttpProtocol(asyncio.Protocol):
         self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
 
     def _try_shed(self, data: bytes) -> bool:
-        """Turn one plain GET away by its target alone; False when it deserves a closer look."""
+        """Turn a plain GET or a small whole POST away by its first line; False when it deserves a closer look."""
         server = self.server
         admission = self._admission
         plain = PLAIN_HEAD.fullmatch(data)
-        if plain is None or admission.admits_get(plain[1]):
+        if admission.admits_whole(data) if plain is None else admission.admits_get(plain[1]):
             return False
         server.shed_total.value += 1
         self.transport.write(admission.rejection)
