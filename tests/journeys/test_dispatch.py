@@ -1,6 +1,7 @@
 """Rides through the real doors: HTTP, the TCP feed, durable stores."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -234,5 +235,47 @@ def test_a_stopped_matching_service_lets_riders_wait_and_a_started_one_serves_th
     asyncio.run(main())
 
 
-def test_quick_settings_are_those_of_a_window() -> None:
-    assert QUICK.matching.window_s < 1
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_rider_and_a_driver_complete_a_ride_in_the_browser() -> None:
+    from playwright.async_api import async_playwright
+
+    patient = msgspec.structs.replace(
+        QUICK, matching=msgspec.structs.replace(QUICK.matching, offer_s=20.0, patience_s=60.0)
+    )
+
+    async def main() -> None:
+        async with running(settings=patient) as city, async_playwright() as tools:
+            browser = await tools.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            base, wrong = f"http://127.0.0.1:{city.server.port}/dispatch", []
+            driver, rider = [await (await browser.new_context()).new_page() for _ in range(2)]
+            for page in (driver, rider):
+                page.on("pageerror", lambda error: wrong.append(str(error)))
+            await driver.goto(f"{base}/drive")
+            await driver.fill("input[name=name]", "Dora")
+            await driver.get_by_role("button", name="Start driving").click()
+            await driver.get_by_role("button", name="Go online").click()
+            await driver.get_by_text("Online, Dora").wait_for()
+            await rider.goto(f"{base}/")
+            while await rider.evaluate("window.cityView?.cars.size") != 1:
+                await clock.sleep(0.1)
+            await rider.mouse.click(800, 430)
+            await rider.get_by_text("Now tap where you want to go").wait_for()
+            await rider.mouse.click(950, 330)
+            await rider.locator("#ask").click()
+            await driver.get_by_role("button", name="Accept").click()
+            await rider.get_by_text("Your driver is coming").wait_for()
+            assert await rider.get_by_text("Dora").count() >= 1
+            await driver.get_by_role("button", name="I am here").click()
+            await rider.get_by_text("Your driver is here").wait_for()
+            await driver.get_by_role("button", name="Start the ride").click()
+            await rider.get_by_text("On your way").wait_for()
+            await driver.get_by_role("button", name="Finish the ride").click()
+            await rider.get_by_text("You have arrived").wait_for()
+            await rider.get_by_text("Charged to your card").wait_for()
+            await rider.get_by_role("button", name="5 stars").click()
+            await rider.locator(".stars .on").nth(4).wait_for()
+            assert wrong == []
+            assert city.dispatch.rides.statistics().completed == 1
+            await browser.close()
+
+    asyncio.run(main())

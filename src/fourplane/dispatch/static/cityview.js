@@ -33,7 +33,7 @@ export class CityView {
     const style = getComputedStyle(document.documentElement);
     this.colour = (name) => style.getPropertyValue(name).trim();
     this.paint = {};
-    for (const name of ["--land", "--road", "--road-edge", "--major", "--major-edge", "--motorway", "--free", "--busy", "--riding",
+    for (const name of ["--land", "--road", "--road-edge", "--major", "--major-edge", "--motorway", "--faint", "--free", "--busy", "--riding",
       "--route", "--approach", "--ink", "--soft"]) this.paint[name] = this.colour(name);
     this.sprites = {};
   }
@@ -154,7 +154,7 @@ export class CityView {
       }
     }
     for (let kind = 7; kind >= 0; kind--) {
-      context.strokeStyle = scale <= 14000 && kind > 3 ? paint["--road-edge"] : paint[strong(kind)];
+      context.strokeStyle = scale <= 14000 && kind > 3 ? paint["--faint"] : paint[strong(kind)];
       context.lineWidth = widths[kind];
       context.stroke(paths[kind]);
     }
