@@ -33,6 +33,7 @@ VERBS = (
     Verb("import", "imports", "bring in a video, a map or a catalog"),
     Verb("query", "query", "ask a running deployment"),
     Verb("users", "users", "create and list accounts"),
+    Verb("operator", "operator", "print a fresh one-time link for an operator's browser"),
     Verb("simulate", "simulate", "run the real services in virtual time from a seed"),
     Verb("check-config", "check_config", "check the settings and show where each value comes from"),
     Verb("setup", "setup", "set the checkout up again and say what is there"),

@@ -79,7 +79,8 @@ def parse(content: bytes, kind: str) -> list[Mapping[str, object]]:
     except UnicodeDecodeError as error:
         raise Rejected(f"the file is not UTF-8 text at byte {error.start}", code="not_text") from error
     except (yaml.YAMLError, json.JSONDecodeError, csv.Error) as error:
-        raise Rejected(f"the file is not {kind}: {str(error)[:200]}", code="unreadable_file") from error
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise Rejected(f"the file is not {kind}: {reason[:200]}", code="unreadable_file") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise Rejected("the file must hold a list of products", code="unreadable_file")
     if len(rows) > ROWS_MAX:

@@ -33,14 +33,20 @@ def of(options: argparse.Namespace) -> "Settings":
     return loaded if options.data is None else replace(loaded, data=options.data)
 
 
+def folder(options: argparse.Namespace) -> Path:
+    """The data folder of the deployment that is meant, without the settings of every system: for verbs that only ask."""
+    chosen: Path | None = options.data
+    return settings.data_folder(options) if chosen is None else chosen
+
+
 async def ask(
-    chosen: "Settings", verb: str, arguments: Mapping[str, Any], on_progress: control_socket.Progress | None = None
+    chosen: Path, verb: str, arguments: Mapping[str, Any], on_progress: control_socket.Progress | None = None
 ) -> Any:
-    """The running deployment's answer; raises Unavailable (`not_running`) where none runs."""
-    return await control_socket.ask(chosen.data / CONTROL_SOCKET, verb, arguments, on_progress)
+    """The answer of the deployment that runs in this folder; raises Unavailable (`not_running`) where none runs."""
+    return await control_socket.ask(chosen / CONTROL_SOCKET, verb, arguments, on_progress)
 
 
-def ask_now(chosen: "Settings", verb: str, arguments: Mapping[str, Any]) -> Any:
+def ask_now(chosen: Path, verb: str, arguments: Mapping[str, Any]) -> Any:
     """The same for a verb that needs no loop otherwise."""
     return asyncio.run(ask(chosen, verb, arguments))
 

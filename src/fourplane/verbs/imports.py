@@ -3,16 +3,13 @@
 import argparse
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from fourplane.foundation.errors import NotFound, Unavailable
 from fourplane.verbs import deployment
 from fourplane.verbs.progress import ProgressLine
-
-if TYPE_CHECKING:
-    from fourplane.compose import Settings
 
 OWNERS = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
 
@@ -28,7 +25,6 @@ def run(options: argparse.Namespace) -> int:
     """Ask the running deployment, or open the data folder when none runs; prints what was made."""
     if not options.file.is_file():
         raise NotFound(f"no such file: {options.file}", code="no_file")
-    chosen = deployment.of(options)
     line = ProgressLine(quiet=options.json)
 
     def told(facts: dict[str, Any]) -> None:
@@ -36,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
     arguments = {"kind": options.kind, "file": str(options.file.absolute()), "dry_run": options.dry_run}
     try:
-        result = asyncio.run(_import(chosen, arguments, told))
+        result = asyncio.run(_import(options, arguments, told))
     finally:
         line.close()
     if options.json:
@@ -46,15 +42,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _import(chosen: "Settings", arguments: dict[str, Any], told: Any) -> Any:
+async def _import(options: argparse.Namespace, arguments: dict[str, Any], told: Any) -> Any:
     try:
-        return await deployment.ask(chosen, "import", arguments, told)
+        return await deployment.ask(deployment.folder(options), "import", arguments, told)
     except Unavailable as error:
         if not deployment.is_not_running(error):
             raise
     from fourplane import compose  # noqa: PLC0415 - loads every system
 
-    return await compose.import_alone(chosen, OWNERS[arguments["kind"]], arguments, told)
+    return await compose.import_alone(deployment.of(options), OWNERS[arguments["kind"]], arguments, told)
 
 
 def _readable(result: Any) -> str:

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from fourplane.simulator.crowds import roll_call  # noqa: PLC0415
 
     chosen = systems.chosen(options.systems)
-    settings = deployment.of(options)
-    target = msgspec.convert(deployment.ask_now(settings, "target", {}), crowds.Target)
+    folder = deployment.folder(options)
+    target = msgspec.convert(deployment.ask_now(folder, "target", {}), crowds.Target)
     line = ProgressLine(quiet=options.json or options.gentle)
     tallies = {name: crowds.Tally() for name in chosen}
     shares = dict.fromkeys(chosen, 0.0)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             shares[name] = share
             line.show(sum(shares.values()) / len(shares), f"{name}: {text}")
 
-        accounts = await deployment.ask(settings, "crowd", {"count": plan.users}) if name in WITH_ACCOUNTS else []
+        accounts = await deployment.ask(folder, "crowd", {"count": plan.users}) if name in WITH_ACCOUNTS else []
         try:
             await roll_call.crowd(name, accounts).drive(target, plan, tallies[name], told)
         except FourplaneError as error:

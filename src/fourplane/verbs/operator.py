@@ -13,6 +13,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Ask the running deployment."""
-    answer = deployment.ask_now(deployment.of(options), "operator", {})
+    answer = deployment.ask_now(deployment.folder(options), "operator", {})
     print(msgspec.json.encode(answer).decode() if options.json else answer["link"])
     return 0

@@ -24,6 +24,6 @@ def run(options: argparse.Namespace) -> int:
     if not password:
         raise Rejected("a password is needed: type it, or give it on standard input", code="no_password")
     arguments = {"name": options.name, "password": password, "roles": options.role}
-    made = deployment.ask_now(deployment.of(options), "users", arguments)
+    made = deployment.ask_now(deployment.folder(options), "users", arguments)
     print(msgspec.json.encode(made).decode() if options.json else f"account {made['name']} is ready")
     return 0
