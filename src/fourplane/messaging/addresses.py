@@ -38,6 +38,11 @@ class Address:
 _seen: dict[str, Address] = {}
 
 
+def seen(text: str | None) -> Address | None:
+    """The prepared address if `text` was prepared before: the hot path's first look."""
+    return _seen.get(text) if text is not None else None
+
+
 def parse(text: str) -> Address:
     """The prepared address; raises Rejected (`jid_malformed`) when it is none."""
     found = _seen.get(text)

@@ -25,6 +25,8 @@ from fourplane.messaging.user_session import UserSession
 from fourplane.messaging.xml_stream import IQ, Framer, FramerStack, Stanza, StreamError
 
 STREAM_ERRORS_NS = "urn:ietf:params:xml:ns:xmpp-streams"
+SM_ENABLE = f"{SM} enable"
+SM_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"
 FLUSH_BYTES = 64 * 1024  # what may wait for the end of the tick
 
 
@@ -33,6 +35,9 @@ class Phase(IntEnum):
     READY = 1
     SESSION = 2
     ENDED = 3
+
+
+SESSION = Phase.SESSION  # looked up once for every stanza
 
 
 class Streams:
@@ -85,6 +90,8 @@ class ClientStream:
         "_paused_for",
         "_slowed",
         "_stall",
+        "_stanza_max",
+        "acknowledges",
         "congested",
         "name",
         "opened",
@@ -104,7 +111,9 @@ class ClientStream:
         self.secure = False
         self.opened = False  # our own header was sent
         self.congested = False
+        self.acknowledges = False  # the session tells its count at the end of this tick
         self.peer = ""
+        self._stanza_max = streams.settings.stanza_max_before_login
         self.out: list[bytes] = []
         self._out_bytes = 0
         self._login: Login | None = None
@@ -119,39 +128,77 @@ class ClientStream:
 
     def send(self, data: bytes) -> None:
         """Queue one stanza; it leaves with everything else of this tick."""
-        if not self.out:
+        out = self.out
+        if not out and not self.acknowledges:
             self.streams.mark(self)
-        self.out.append(data)
+        out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > FLUSH_BYTES:
             self.flush()
+
+    def acknowledge(self) -> None:
+        """Send the session's count of handled stanzas at the end of this tick, once for all that came."""
+        if not self.acknowledges:
+            if not self.out:
+                self.streams.mark(self)
+            self.acknowledges = True
 
     def flush(self) -> None:
         """Hand what waits to the network."""
         out, self.out = self.out, []
         self._out_bytes = 0
+        if self.acknowledges:
+            self.acknowledges = False
+            if self.session is not None:
+                out += self.session.acknowledgement()
         if out and self.phase is not Phase.ENDED:
             self._write(out)
 
     def received(self, data: bytes) -> None:
         """Bytes inside an open stream."""
+        session = self.session
+        if (
+            session is not None
+            and self._framer is None
+            and session.management is not None
+            and session.user.mailbox is None
+        ):
+            self._managed(session, data)
+        else:
+            self._feed(data)
+
+    def _managed(self, session: UserSession, data: bytes) -> None:
+        """Bytes of a client with stream management, between two stanzas: often its marks stand around one stanza."""
+        try:
+            data, asked = session.take_marks(data)
+        except StreamError as error:
+            self.fail(error)
+            return
+        if data:
+            self._feed(data)
+        if asked and session is self.session:
+            if self._framer is None:
+                session.want_acknowledgement()
+            else:  # what looked like a request stands inside a stanza
+                self._feed(SM_REQUEST)
+
+    def _feed(self, data: bytes) -> None:
         framer = self._framer
-        streams = self.streams
+        framers = self.streams.framers
         if framer is None:
-            framer = streams.framers.borrow()
-        settings = streams.settings
-        size_max = settings.stanza_max if self.session is not None else settings.stanza_max_before_login
+            framer = framers.shared()
         failure: StreamError | None = None
         try:
-            complete = framer.feed(data, size_max)
+            complete = framer.feed(data, self._stanza_max)
         except StreamError as error:
             failure, complete = error, framer.accepted()
-        if failure is None and framer.idle:
-            streams.framers.give_back(framer)
-            self._framer = None
-        else:
+        if failure is not None or not framer.idle:
+            framers.taken(framer)
             self._framer = framer
-        if self.phase is Phase.SESSION and self._backlog is None:
+        elif self._framer is not None:
+            framers.give_back(framer)
+            self._framer = None
+        if self.phase is SESSION and self._backlog is None:
             self._session_stanzas(complete)
         else:
             self._take(complete)
@@ -269,17 +316,15 @@ class ClientStream:
         router = self.streams.router
         session = self.session
         assert session is not None
-        for index, stanza in enumerate(complete):
+        for stanza in complete:
             try:
-                if stanza.name.startswith("urn:xmpp:sm:3 e"):
+                if stanza.name == SM_ENABLE:
                     self.send(login.enable_management(router, session, stanza))
                 else:
                     router.from_session(session, stanza)
             except StreamError as error:
                 self.fail(error)
-            if self.phase is not Phase.SESSION or self.session is not session:
-                return
-            if self._has_queued(complete[index + 1 :]):
+            if self.phase is not SESSION or self.session is not session:
                 return
 
     def _take(self, complete: list[Stanza]) -> None:
@@ -374,6 +419,7 @@ class ClientStream:
     def _become(self, session: UserSession) -> None:
         self.session = session
         self.phase = Phase.SESSION
+        self._stanza_max = self.streams.settings.stanza_max
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -404,6 +450,9 @@ class ClientStream:
         if last:
             self.send(last)
         out, self.out = self.out, []
+        if self.acknowledges and self.session is not None:
+            self.acknowledges = False
+            out = [*self.session.acknowledgement(), *out]
         footer = self._footer()
         self._write([*out, footer] if footer else out)
         self.phase = Phase.ENDED

@@ -108,6 +108,7 @@ class Router:
         self.switches = Switches()
         self.store_latency = Histogram()
         self.session_count = 0
+        self.now_s = 0.0  # to the second; see _keep_old
         self.owing: dict[UserSession, None] = {}  # with stanzas whose senders wait for an acknowledgement
         self.resume_ids: dict[str, UserSession] = {}
         self.archive: Archive | None = None
@@ -169,6 +170,13 @@ class Router:
     def route(self, delivery: Delivery) -> None:
         """Hand a stanza to whoever answers for its address; never raises."""
         to = delivery.to
+        user = self.users.get(to.bare)
+        if user is not None and user.mailbox is None and self.switches.router.on:
+            try:
+                user.receive(delivery)
+            except Exception as error:  # noqa: BLE001 - let it crash: this user restarts, the others do not notice
+                self.crashed(user, error, delivery)
+            return
         if to.domain in self.domains:
             if to.local:
                 self.deliver(delivery)
@@ -191,11 +199,8 @@ class Router:
             return
         user = self.users.get(delivery.to.bare)
         if user is None:
-            if not _wakes(delivery.stanza):
-                if delivery.stanza.name == IQ:
-                    self._load(delivery)
-                return
-            self._load(delivery)
+            if delivery.stanza.name == IQ or _wakes(delivery.stanza):
+                self._load(delivery)
             return
         if user.mailbox is not None:
             self._queue(user, delivery)
@@ -297,6 +302,7 @@ class Router:
     async def _keep_old(self) -> None:
         """Once a second, store what readers have owed an acknowledgement for too long."""
         while True:
+            self.now_s = clock.monotonic_s()
             await clock.sleep(1.0)
             now = clock.monotonic_s()
             for session in list(self.owing):

@@ -6,12 +6,12 @@ that an acknowledgement is never ahead of the disk. Counters are 32 bits and wra
 """
 
 from collections import deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fourplane.messaging.xml_stream import Stanza, StreamError
+from fourplane.messaging.xml_stream import StreamError
 
 if TYPE_CHECKING:
+    from fourplane.messaging.delivery import Delivery
     from fourplane.messaging.user_session import UserSession
 
 NAMESPACE = "urn:xmpp:sm:3"
@@ -23,7 +23,7 @@ class Owed:
 
     __slots__ = ("at_s", "data", "message", "source", "stored_id", "token")
 
-    def __init__(self, data: bytes, message: Stanza | None) -> None:
+    def __init__(self, data: bytes, message: "Delivery | None") -> None:
         self.data = data
         self.message = message  # None when it need not, or need no longer, be kept for others
         self.source: UserSession | None = None
@@ -70,12 +70,22 @@ class StreamManagement:
 
     def acknowledged(self, h: int) -> list[Owed]:
         """The client has handled `h` of our stanzas: the newly acknowledged; raises StreamError for more than were sent."""
+        unacked = self.unacked
         count = (h - self.acknowledged_h) % MODULUS
-        if count > len(self.unacked):
+        if count > len(unacked):
             raise StreamError("undefined-condition", f"acknowledged {h}, more than was sent")
         self.acknowledged_h = h % MODULUS
-        return [self.unacked.popleft() for _ in range(count)]
+        if count == 1:
+            return [unacked.popleft()]
+        return [unacked.popleft() for _ in range(count)]
 
-    def durable_h(self, holds: Iterable[int]) -> int:
-        """How many of the client's stanzas are handled, up to the first whose durable write (in `holds`) is not finished."""
-        return min((number - 1 for number in holds), default=self.handled) % MODULUS
+    def durable_h(self, *holds: dict[int, int] | None) -> int:
+        """How many of the client's stanzas are handled, up to the first whose durable write (in `holds`) is not finished.
+
+        The values of each table grow in the order in which they were put in, so that the first one is the smallest.
+        """
+        handled = self.handled
+        for table in holds:
+            if table:
+                handled = min(handled, next(iter(table.values())) - 1)
+        return handled % MODULUS

@@ -107,7 +107,7 @@ class TcpStream(ClientStream, asyncio.Protocol):
 
     def _write(self, out: list[bytes]) -> None:
         transport = self._transport
-        if transport is not None and not transport.is_closing():
+        if transport is not None:
             data = out[0] if len(out) == 1 else b"".join(out)
             self.streams.bytes_out += len(data)
             transport.write(data)

@@ -136,11 +136,11 @@ class User:
 
     def receive(self, delivery: Delivery) -> None:
         """Act on a stanza from somebody."""
+        name = delivery.stanza.name
         if self.blocked and self.blocks(delivery.sender):
-            if delivery.stanza.name != PRESENCE:
+            if name != PRESENCE:
                 self.router.bounce(delivery, "service-unavailable")
             return
-        name = delivery.stanza.name
         if name == MESSAGE:
             self.receive_message(delivery)
         elif name == PRESENCE:
@@ -192,7 +192,7 @@ class User:
     def keep(self, owed: Owed) -> None:
         """Store one message a client has not acknowledged; its sender's acknowledgement goes out when it is durable."""
         message, owed.message = owed.message, None
-        if message is None or not worth_storing(message):
+        if message is None or not worth_storing(message.stanza):
             owed.settle()
             return
         router = self.router
@@ -263,10 +263,11 @@ class User:
             if session is not None:
                 if not archived and self.router.archive is not None and self.router.archive.received(self, delivery):
                     return
-                self._push(
-                    session, delivery, alone=(not self.carbon_count or len(self.sessions) == 1) and kind not in UNKEPT
-                )
-                if self.carbon_count and _wants_carbon(stanza):
+                if not self.carbon_count:
+                    self._push(session, delivery, alone=kind not in UNKEPT)
+                    return
+                self._push(session, delivery, alone=len(self.sessions) == 1 and kind not in UNKEPT)
+                if _wants_carbon(stanza):
                     self._carbon("received", delivery, frozenset((resource,)))
                 return
             if kind == "groupchat":
@@ -288,6 +289,9 @@ class User:
         if not targets or self.flushing:
             self._spool(delivery)
             return
+        if len(targets) == 1 and not self.carbon_count:
+            self._push(targets[0], delivery, alone=True)
+            return
         if len(targets) > 1:
             top = max(session.priority for session in targets)
             targets = [session for session in targets if session.priority == top]
@@ -300,12 +304,16 @@ class User:
     def _push(self, session: UserSession, delivery: Delivery, *, alone: bool = False) -> None:
         stanza = delivery.stanza
         self.router.counts.delivered += 1
-        if session.management is None or stanza.name != MESSAGE:
+        stream = session.stream
+        if session.management is None:
+            if stream is not None and not session.quiet:
+                stream.send(delivery.raw)
+            else:
+                session.send(delivery.raw)
+        elif stanza.name != MESSAGE:
             session.send(delivery.raw)
         else:
-            kept = Stanza(stanza.name, stanza.attributes, stanza.children, delivery.raw) if alone else None
-            session.send(delivery.raw, kept, delivery.source)
-        stream = session.stream
+            session.send(delivery.raw, delivery if alone else None, delivery.source)
         if stream is not None and stream.congested and delivery.source is not None:
             stream.slow_down(delivery.source)
 

@@ -7,12 +7,13 @@ Order and durability: answers of the server to this client (`reply`) wait while 
 durable (`hold` ... `release`), so that an answer to a later request proves that everything before it is safe.
 """
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING
 
 from fourplane.foundation import clock
 from fourplane.messaging import stanzas
-from fourplane.messaging.addresses import Address
+from fourplane.messaging.addresses import Address, seen
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.stream_management import MODULUS, Owed, StreamManagement
 from fourplane.messaging.stream_management import NAMESPACE as SM
@@ -28,11 +29,14 @@ NOTHING_OWED: dict[int, int] = {}  # shared by all who never owe; `owe` makes a 
 TAKEN_POLL_S = 0.01
 QUIET_MAX = 1_000
 ACK_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"  # one at a time: its answer asks for the next while something is owed
+_REQUESTS = (ACK_REQUEST, b'<r xmlns="urn:xmpp:sm:3"/>')
+_ANSWER = re.compile(rb"<a xmlns=(['\"])urn:xmpp:sm:3\1 h=(['\"])(\d{1,10})\2 ?/>")
 SM_REQUEST = f"{SM} r"
 SM_ANSWER = f"{SM} a"
 CSI_ACTIVE = "urn:xmpp:csi:0 active"
 CSI_INACTIVE = "urn:xmpp:csi:0 inactive"
 CHAT_STATES = "http://jabber.org/protocol/chatstates "
+KINDS = frozenset({MESSAGE, PRESENCE, IQ})
 MESSAGE_TYPES = frozenset({None, "normal", "chat", "groupchat", "headline", "error"})
 IQ_TYPES = frozenset({"get", "set", "result", "error"})
 
@@ -77,7 +81,7 @@ class UserSession:
         self._owed: dict[int, int] = NOTHING_OWED
         self._held: deque[bytes] | None = None
 
-    def send(self, data: bytes, message: Stanza | None = None, source: "UserSession | None" = None) -> None:
+    def send(self, data: bytes, message: Delivery | None = None, source: "UserSession | None" = None) -> None:
         """Send one stanza to the client.
 
         `message` is given when it must be kept if the client never gets it; `source` is not told that it was taken before
@@ -92,9 +96,12 @@ class UserSession:
             if source is not None and source.management is not None:
                 owed.source = source
                 owed.token = source.owe()
-                owed.at_s = clock.monotonic_s()
-                self.user.router.owing[self] = None
-            waiting = management.sent(owed)
+                router = self.user.router
+                owed.at_s = router.now_s
+                router.owing[self] = None
+            unacked = management.unacked
+            unacked.append(owed)
+            management.sent_count += 1
             if stream is not None:
                 stream.send(data)
                 if not management.requested:
@@ -102,7 +109,7 @@ class UserSession:
                     stream.send(ACK_REQUEST)
             else:
                 self.user.keep(owed)
-            if waiting > self.user.router.settings.unacked_max:
+            if len(unacked) > self.user.router.settings.unacked_max:
                 self.close("policy-violation", "too many stanzas are not acknowledged")
         elif stream is not None:
             stream.send(data)
@@ -129,7 +136,7 @@ class UserSession:
         if self._holds is None:
             self._holds = {}
         self._hold_next += 1
-        self._holds[self._hold_next] = self.management.handled if self.management is not None else 0
+        self._holds[self._hold_next] = self.management.handled if self.management is not None else 1  # of none
         if len(self._holds) > HOLDS_MAX and self.stream is not None:
             self.stream.pause("disk")
         return self._hold_next
@@ -141,7 +148,7 @@ class UserSession:
             return
         management = self.management
         if management is not None and management.wanted and self.stream is not None:
-            self._acknowledge(management)
+            self.stream.acknowledge()
         if holds:
             if len(holds) <= HOLDS_MAX // 2 and self.stream is not None:
                 self.stream.resume("disk")
@@ -167,13 +174,37 @@ class UserSession:
         if self._owed.pop(token, None) is not None:
             management = self.management
             if management is not None and management.wanted and self.stream is not None:
-                self._acknowledge(management)
+                self.stream.acknowledge()
+
+    def take_marks(self, data: bytes) -> tuple[bytes, bool]:
+        """Act on the acknowledgement `data` begins with; what is left, without a request at its end, and whether one was there.
+
+        These two come with every message and their bytes are always the same, so no parser is asked; the caller stands
+        between stanzas, and has to look again when the rest does not end there.
+        """
+        matched = _ANSWER.match(data)
+        if matched is not None:
+            self._answered(int(matched.group(3)))
+            data = data[matched.end() :]
+        if data.endswith(_REQUESTS):
+            return data[: -len(ACK_REQUEST)], True
+        return data, False
+
+    def want_acknowledgement(self) -> None:
+        """The client asked how much of what it sent is handled."""
+        assert self.management is not None
+        self.management.wanted = True
+        if self.stream is not None:
+            self.stream.acknowledge()
 
     def taken(self, acknowledged: list[Owed]) -> None:
         """The client has these; what was stored for it can go."""
-        stored = [owed.stored_id for owed in acknowledged if owed.stored_id]
+        stored = None
         for owed in acknowledged:
-            owed.settle()
+            if owed.stored_id:
+                stored = [*(stored or ()), owed.stored_id]
+            if owed.source is not None:
+                owed.settle()
         if stored:
             self.user.forget_stored(stored)
 
@@ -193,7 +224,7 @@ class UserSession:
         name = stanza.name
         attributes = stanza.attributes
         management = self.management
-        if name not in {MESSAGE, PRESENCE, IQ}:
+        if name not in KINDS:
             self._handle_nonza(name, stanza)
             return
         if management is not None:
@@ -201,19 +232,24 @@ class UserSession:
         claimed = attributes.get("from")
         if claimed is not None and claimed not in {self.address.full, self.address.bare}:
             raise StreamError("invalid-from", "a client may only speak for itself")
-        if name == IQ:
+        if name == MESSAGE:
+            if attributes.get("type") not in MESSAGE_TYPES:
+                attributes["type"] = "normal"
+        elif name == IQ:
             if not self._is_sound_request(stanza):
                 return
-        elif name == PRESENCE:
-            if "to" not in attributes:
-                self.user.own_presence(self, stanza)
-                return
-        elif attributes.get("type") not in MESSAGE_TYPES:
-            attributes["type"] = "normal"
-        to = self._target(stanza)
-        if to is not None:
+        elif "to" not in attributes:
+            self.user.own_presence(self, stanza)
+            return
+        to = seen(attributes.get("to")) or self._target(stanza)
+        if to is None:
+            return
+        raw = stanza.raw
+        if name == MESSAGE and claimed is None and raw.startswith(b"<message"):
+            raw = raw[:8] + self.from_attribute + raw[8:]
+        else:
             raw = stanzas.stamped(stanza, self.from_attribute)
-            self.user.dispatch(Delivery(stanza, raw, self.address, to, self))
+        self.user.dispatch(Delivery(stanza, raw, self.address, to, self))
 
     def _target(self, stanza: Stanza) -> Address | None:
         target = stanza.attributes.get("to")
@@ -289,21 +325,21 @@ class UserSession:
     def durable_h(self) -> int:
         """The acknowledgement that may be given now."""
         assert self.management is not None
-        if not self._holds:
-            return self.management.durable_h(self._owed.values())
-        return self.management.durable_h([*self._holds.values(), *self._owed.values()])
+        return self.management.durable_h(self._holds, self._owed)
 
-    def _acknowledge(self, management: StreamManagement) -> None:
-        if self.stream is None:
-            return
-        h = self.durable_h()
+    def acknowledgement(self) -> tuple[bytes, ...]:
+        """The answer to the client's request for its count, or nothing while there is nothing new to say."""
+        management = self.management
+        if management is None or not management.wanted:
+            return ()
+        h = management.durable_h(self._holds, self._owed)
         if h != management.handled % MODULUS:
             if h == management.answered:
-                return  # nothing new to say; release will
+                return ()  # release and settle come back
         else:
             management.wanted = False
         management.answered = h
-        self.stream.send(b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % h)
+        return (b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % h,)
 
     def _is_sound_request(self, stanza: Stanza) -> bool:
         attributes = stanza.attributes
@@ -318,16 +354,12 @@ class UserSession:
     def _handle_nonza(self, name: str, stanza: Stanza) -> None:
         management = self.management
         if name == SM_REQUEST and management is not None:
-            management.wanted = True
-            self._acknowledge(management)
+            self.want_acknowledgement()
         elif name == SM_ANSWER and management is not None:
             h = stanza.attributes.get("h", "")
             if not h.isdecimal() or len(h) > 10:
                 raise StreamError("undefined-condition", "an acknowledgement without h")
-            self.taken(management.acknowledged(int(h)))
-            management.requested = bool(management.unacked)
-            if management.requested and self.stream is not None:
-                self.stream.send(ACK_REQUEST)
+            self._answered(int(h))
         elif name == CSI_INACTIVE:
             if self.quiet is None:
                 self.quiet = {}
@@ -337,6 +369,14 @@ class UserSession:
             self.quiet = None
         else:
             raise StreamError("unsupported-stanza-type")
+
+    def _answered(self, h: int) -> None:
+        management = self.management
+        assert management is not None
+        self.taken(management.acknowledged(h))
+        management.requested = bool(management.unacked)
+        if management.requested and self.stream is not None:
+            self.stream.send(ACK_REQUEST)
 
     def _wake(self) -> None:
         quiet, self.quiet = self.quiet, {}

@@ -43,13 +43,14 @@ class StreamError(FourplaneError):
 class Stanza:
     """One top-level element: qualified name, attributes, qualified names of its children, and its bytes."""
 
-    __slots__ = ("attributes", "children", "name", "raw")
+    __slots__ = ("attributes", "children", "end", "name", "raw")
 
-    def __init__(self, name: str, attributes: dict[str, str], children: list[str], raw: bytes) -> None:
+    def __init__(self, name: str, attributes: dict[str, str], children: list[str], raw: bytes, end: int = 0) -> None:
         self.name = name
         self.attributes = attributes
         self.children = children
         self.raw = raw
+        self.end = end  # its parser's index behind it
 
 
 class Framer:
@@ -57,13 +58,14 @@ class Framer:
 
     __slots__ = (
         "_attributes",
+        "_attributes_max",
         "_begin",
         "_buffer",
         "_children",
         "_depth",
+        "_depth_max",
         "_end",
         "_fed",
-        "_limits",
         "_name",
         "_origin",
         "_out",
@@ -75,7 +77,8 @@ class Framer:
     def __init__(self, depth_max: int, attributes_max: int) -> None:
         parser: XMLParserType = ParserCreate("UTF-8", " ")
         self._parser = parser
-        self._limits = (depth_max, attributes_max)
+        self._depth_max = depth_max
+        self._attributes_max = attributes_max
         self._depth = 0
         self._fed = 0  # bytes given to expat
         self._origin = 0  # expat's index of the first byte of _buffer
@@ -84,7 +87,7 @@ class Framer:
         self._name = ""
         self._attributes: dict[str, str] = {}
         self._children: list[str] = []
-        self._out: list[tuple[int, Stanza]] = []
+        self._out: list[Stanza] = []
         self.closed = False  # the stream's end tag was seen
         self.idle = True
         parser.StartElementHandler = self._start_element
@@ -124,13 +127,12 @@ class Framer:
         else:
             self.idle = False
             self._keep_rest(rest, size_max)
-        out = self._out
-        return [stanza for _, stanza in out] if len(out) != 1 else [out[0][1]]
+        return self._out
 
     def accepted(self) -> list[Stanza]:
         """Stanzas that were complete and right before the error that `feed` raised."""
         place = self._parser.ErrorByteIndex if self._parser.ErrorByteIndex >= 0 else self._fed
-        return [stanza for end, stanza in self._out if end <= place]
+        return [stanza for stanza in self._out if stanza.end <= place]
 
     def _keep_rest(self, rest: int, size_max: int) -> None:
         if self.closed:
@@ -149,6 +151,9 @@ class Framer:
 
     def _start_element(self, name: str, attributes: dict[str, str]) -> None:
         depth = self._depth
+        self._depth = depth + 1
+        if len(attributes) > self._attributes_max:
+            raise StreamError("policy-violation", f"an element may have {self._attributes_max} attributes")
         if depth == 2:
             self._children.append(name)
         elif depth == 1:
@@ -159,11 +164,8 @@ class Framer:
             self._name = name
             self._attributes = attributes
             self._children = []
-        elif depth >= self._limits[0]:
-            raise StreamError("policy-violation", f"elements may be {self._limits[0]} deep")
-        if len(attributes) > self._limits[1]:
-            raise StreamError("policy-violation", f"an element may have {self._limits[1]} attributes")
-        self._depth = depth + 1
+        elif depth >= self._depth_max:
+            raise StreamError("policy-violation", f"elements may be {self._depth_max} deep")
 
     def _end_element(self, name: str) -> None:
         depth = self._depth = self._depth - 1
@@ -177,15 +179,15 @@ class Framer:
         begin, at = self._begin - origin, self._parser.CurrentByteIndex - origin
         if self._children or not self._is_empty_tag(begin, at):
             at = buffer.index(b">", at) + 1
-        self._end = at + origin
-        self._out.append((self._end, Stanza(name, self._attributes, self._children, buffer[begin:at])))
+        end = self._end = at + origin
+        self._out.append(Stanza(name, self._attributes, self._children, buffer[begin:at], end))
 
     def _is_empty_tag(self, begin: int, at: int) -> bool:
         """Whether the element without children that starts at `begin` is `<a/>`; then expat stands behind it."""
         buffer = self._buffer
         if buffer[at - 2 : at] != b"/>":
             return False
-        return tag_end(buffer, begin) == at
+        return buffer[at : at + 2] != b"</" or tag_end(buffer, begin) == at
 
     def _refused(self, error: ExpatError) -> StreamError:
         if errors.messages.get(error.code) == errors.XML_ERROR_UNDEFINED_ENTITY:
@@ -198,12 +200,25 @@ class Framer:
 class FramerStack:
     """The parsers of one event loop; streams borrow them, see the module's essay."""
 
-    __slots__ = ("_limits", "_spare", "made")
+    __slots__ = ("_limits", "_shared", "_spare", "made")
 
     def __init__(self, depth_max: int, attributes_max: int) -> None:
         self._limits = (depth_max, attributes_max)
+        self._shared: Framer | None = None
         self._spare: list[Framer] = []
         self.made = 0
+
+    def shared(self) -> Framer:
+        """An idle parser for one `feed`; call `taken` when it is not idle afterwards."""
+        framer = self._shared
+        if framer is None or framer.worn:
+            framer = self._shared = self.borrow()
+        return framer
+
+    def taken(self, framer: Framer) -> None:
+        """`framer` belongs to one stream from now on."""
+        if framer is self._shared:
+            self._shared = None
 
     def borrow(self) -> Framer:
         """An idle parser."""

@@ -417,3 +417,29 @@ def test_what_waits_for_a_vanished_client_goes_to_the_next_one_at_once_and_once(
         return got, bodies(new), here.messaging.statistics().stored
 
     assert in_virtual_time(work) == ("anybody?", [], 1)
+
+
+def test_what_looks_like_a_request_for_an_acknowledgement_inside_a_stanza_is_text():
+    async def work(here):
+        alice, bob = await client(here, "alice", manage=True), await client(here, "bob")
+        mark = "<r xmlns='urn:xmpp:sm:3'/>"
+        alice.send(f"<message to='bob@localhost' type='chat'><body>one</body>{mark}".encode())
+        await clock.sleep(0.1)
+        alice.send(f"</message><message to='bob@localhost' type='chat'><body>two</body></message>{mark}".encode())
+        acknowledged = await alice.next("urn:xmpp:sm:3 a")
+        await settled(bob)
+        return acknowledged.attributes["h"], bodies(bob), [mark.encode() in stanza.raw for stanza in bob.inbox][-2:]
+
+    assert in_virtual_time(work, archive=False) == ("4", ["one", "two"], [True, False])
+
+
+def test_an_acknowledgement_of_more_than_was_sent_ends_the_stream():
+    async def work(here):
+        alice = await client(here, "alice", manage=True)
+        alice.send(b"<a xmlns='urn:xmpp:sm:3' h='99'/>")
+        await clock.sleep(0.5)
+        return alice.closed, alice.stream_error
+
+    closed, error = in_virtual_time(work)
+    assert closed
+    assert "undefined-condition" in error
