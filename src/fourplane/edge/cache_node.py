@@ -231,26 +231,30 @@ class CacheNode:
             return False
         if self._guard is not None:
             try:
-                self._guard(hit.target)
+                self._guard(hit.request.target)
             except FourplaneError:
                 return False
         second = int(now_s)
-        if entry.ready_second != second:
-            body = self.store.content(entry)
-            if body is None:
+        if entry.head_second != second:
+            entry.head_timed = self._timed(entry, now_s, b"hit", entry.head)
+            entry.head_second = second
+        if entry.size >= BODY_MAX:
+            if not self._send_body(connection, hit.request, entry, entry.head_timed, (0, entry.size)):
                 return False
-            if entry.head_second != second:
-                entry.head_timed = self._timed(entry, now_s, b"hit", entry.head)
-                entry.head_second = second
-            self.hot.make_ready(entry, b"".join((entry.head_timed, b"\r\n", body)), second)
+        else:
+            if entry.ready_second != second:
+                body = self.store.content(entry)
+                if body is None:
+                    return False
+                self.hot.make_ready(entry, b"".join((entry.head_timed, b"\r\n", body)), second)
+            connection.answer_hot(entry.ready)
+        connection.deadline_tick = self.deadlines.now + self._idle_ticks
         entry.visited = True
         size = entry.size
         self.requests += 1
         self.hits += 1
         self.bytes_out += size
         self.bytes_hit += size
-        connection.answer_hot(entry.ready)
-        connection.deadline_tick = self.deadlines.now + self._idle_ticks
         if not self.hits & SAMPLE:
             self.latency.record(clock.now_us() / 1e6 - now_s)
         return True
@@ -297,8 +301,8 @@ class CacheNode:
                 self._refresh(key, request, entry)
             else:
                 self.hits += 1
-                if request.raw and entry.size < BODY_MAX and entry.part is None:
-                    self.hot.learn(request.raw, request.target, entry)
+                if request.raw and entry.part is None:
+                    self.hot.learn(request, entry)
                 if not self.hits & SAMPLE:
                     self.latency.record(clock.now_us() / 1e6 - now_s)
             return None
