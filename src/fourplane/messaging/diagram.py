@@ -12,13 +12,29 @@ JOURNEY = "journeys/messaging.md"
 
 
 def diagram(router: Router, streams: Streams, groups: GroupChat, media: Media | None) -> list[Node]:
-    """All boxes, those not built drawn hollow."""
-    switches = router.switches
+    """All boxes of the architecture and of the actor model, those not built drawn hollow."""
+    return [
+        *_edge(streams),
+        *_services(router, streams, groups, media),
+        *_stores(router, streams, media),
+        *_control(router),
+        *_delivery(router),
+        *_crashes(router),
+    ]
+
+
+def _edge(streams: Streams) -> list[Node]:
     return [
         hollow("DNS", "edge", "One machine has one address; DNS steering comes with regions."),
         hollow("NGINX", "edge", "No proxy stands in front: clients reach the listeners of this process."),
         _node("SSL", "edge", "TLS 1.2 and 1.3, by STARTTLS or from the first byte.", "tcp_stream.py", _tls(streams)),
         hollow("GEOIP", "edge", "One region only; routing by place comes with federation."),
+    ]
+
+
+def _services(router: Router, streams: Streams, groups: GroupChat, media: Media | None) -> list[Node]:
+    switches = router.switches
+    return [
         _node(
             "CONN_MGR",
             "service",
@@ -62,6 +78,11 @@ def diagram(router: Router, streams: Streams, groups: GroupChat, media: Media | 
         )
         if media is not None
         else hollow("MEDIA_SVC", "service", "No store for files was given to this process."),
+    ]
+
+
+def _stores(router: Router, streams: Streams, media: Media | None) -> list[Node]:
+    return [
         _node(
             "MNESIA",
             "state",
@@ -76,15 +97,98 @@ def diagram(router: Router, streams: Streams, groups: GroupChat, media: Media | 
             "Messages for absent users and rosters, durable before they are acknowledged.",
             "user_store.py",
             _spool(router),
-            switch=switches.spool,
+            switch=router.switches.spool,
         ),
         _node("MEDIA_STORE", "state", "Files people sent, until their time is over.", "media.py", _files(media))
         if media is not None
         else hollow("MEDIA_STORE", "state", "No store for files was given to this process."),
+    ]
+
+
+def _control(router: Router) -> list[Node]:
+    return [
         _node("STATS", "control", "The figures of every box, folded when somebody looks.", "app.py", _messages(router)),
         hollow("ALERTS", "control", "Objectives and alerts are the control plane's next step."),
         hollow("DEPLOY", "control", "Handing live connections to a new version is not built yet."),
         hollow("BACKUP", "control", "Incremental backup is not built yet."),
+    ]
+
+
+def _delivery(router: Router) -> list[Node]:
+    """The actor model's connection layer and message flow."""
+    actor = "One of the actors, a bare address each: sessions, contacts, stored messages."
+    users = [_node(name, "service", actor, "user.py", _actors(router)) for name in ("USER1", "USER2", "USER3", "USERN")]
+    counts = router.counts
+    return [
+        *users,
+        _node("REGISTRY", "service", "One dictionary: bare address to actor.", "routing.py", _actors(router)),
+        _node("RECEIVE", "service", "A whole stanza was cut from a stream.", "xml_stream.py", _messages(router)),
+        _node(
+            "LOOKUP",
+            "service",
+            "The recipient's actor is found, or loaded from its store.",
+            "routing.py",
+            _sessions(router),
+        ),
+        _node(
+            "DELIVER",
+            "service",
+            "Into the mailbox of the actor, out to each session it serves.",
+            "user.py",
+            lambda: Figures(requests=counts.delivered),
+        ),
+        _node(
+            "OFFLINE",
+            "service",
+            "Nobody there: kept, durable before it is acknowledged.",
+            "user_store.py",
+            _spool(router),
+        ),
+        _node(
+            "ACK",
+            "service",
+            "Given when the reader has it or the disk has it, never earlier (XEP-0198).",
+            "stream_management.py",
+            lambda: Figures(requests=counts.delivered + counts.stored, facts={"resumable": len(router.resume_ids)}),
+        ),
+    ]
+
+
+def _crashes(router: Router) -> list[Node]:
+    """The actor model's fault tolerance."""
+
+    def crashes() -> Figures:
+        return Figures(requests=router.counts.crashes, facts={"crashes": router.counts.crashes})
+
+    return [
+        _node(
+            "SUPERVISOR",
+            "control",
+            "Counts what crashes and how often; the router keeps its actors.",
+            "routing.py",
+            crashes,
+        ),
+        _node(
+            "RESTART",
+            "control",
+            "The crashed actor alone is made again, with its live sessions.",
+            "routing.py",
+            crashes,
+        ),
+        _node(
+            "ISOLATE",
+            "control",
+            "No other user notices; who crashes again and again is disconnected.",
+            "routing.py",
+            crashes,
+        ),
+        _node(
+            "PRESERVE",
+            "control",
+            "What was acknowledged lies in the store and is read back.",
+            "user_store.py",
+            lambda: Figures(requests=router.counts.loads),
+        ),
     ]
 
 
@@ -137,6 +241,10 @@ def _messages(router: Router) -> Callable[[], Figures]:
         return Figures(requests=counts.messages, errors=counts.bounced + counts.crashes, facts=facts)
 
     return figures
+
+
+def _actors(router: Router) -> Callable[[], Figures]:
+    return lambda: Figures(requests=router.counts.loads, facts={"actors": len(router.users)})
 
 
 def _presence(router: Router) -> Callable[[], Figures]:
