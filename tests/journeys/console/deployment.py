@@ -9,11 +9,16 @@ import subprocess
 import sys
 
 READY_S = 60
+VERB_S = 90
 STOP_S = 30
 FREE_PORTS = {
     "FOURPLANE_MESSAGING__PORT": "0",
     "FOURPLANE_MESSAGING__TLS_PORT": "0",
+    "FOURPLANE_STREAMING__ORIGIN_PORT": "0",
+    "FOURPLANE_STREAMING__CDN_PORT": "0",
+    "FOURPLANE_DISPATCH__FEED__PORT": "0",
 }
+SHORT_FILM = {"FOURPLANE_STREAMING__ENCODING__DURATION_S_MAX": "4", "FOURPLANE_STREAMING__ENCODING__RUNGS_MAX": "2"}
 
 
 @contextlib.contextmanager
@@ -49,6 +54,26 @@ def stopped(process):
         os.killpg(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
     return process.returncode, errors
+
+
+def said(folder, *arguments, typed="", settings=None):
+    """What a verb answers a person whose deployment lies in `folder`: exit code, output, complaints."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "fourplane", *arguments],
+        input=typed, capture_output=True, text=True, timeout=VERB_S, check=False, cwd=folder.parent,
+        env={**os.environ, **FREE_PORTS, **(settings or {}), "FOURPLANE_DATA": str(folder)},
+    )  # fmt: skip
+
+
+def listening_ports(pid):
+    """Every TCP port on which a process listens."""
+    sockets = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        rows = [line.split() for line in file.readlines()[1:]]
+    return sorted({int(row[1][-4:], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets})
 
 
 def worker_of(pid):
