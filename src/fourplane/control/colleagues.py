@@ -169,13 +169,20 @@ async def import_elsewhere(
             if facts:
                 progress(facts)
 
-    with call_context.within(at_most_s):
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(watch())
-            try:
+    try:
+        with call_context.within(at_most_s):
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(watch())
                 answer = await desk.import_file(kind, file, dry_run=dry_run)
-            finally:
                 watching.cancel()
+    except* FourplaneError as errors:
+        first = errors.exceptions[0]
+        assert isinstance(first, FourplaneError)
+        failed: FourplaneError | None = first
+    else:
+        failed = None
+    if failed is not None:
+        raise failed
     return msgspec.json.decode(answer)
 
 

@@ -43,9 +43,9 @@ class HistogramState(msgspec.Struct, frozen=True):
     total: float
 
     def restored(self) -> Histogram:
-        """The same as a cell."""
-        cell = Histogram(self.scale)
-        cell.buckets, cell.count, cell.total = list(self.buckets), self.count, self.total
+        """The same as a cell, for reading: it shares the buckets."""
+        cell = Histogram.__new__(Histogram)
+        cell.scale, cell.buckets, cell.count, cell.total = self.scale, self.buckets, self.count, self.total
         return cell
 
 
