@@ -295,9 +295,12 @@ class User:
         if len(targets) > 1:
             top = max(session.priority for session in targets)
             targets = [session for session in targets if session.priority == top]
-        alone = len(targets) == 1 and (not self.carbon_count or len(self.sessions) == 1)
+        # Several clients that live show it to each other's user; one among broken sessions, or the first of these, must keep it.
+        live = [session for session in targets if session.stream is not None]
+        others = self.carbon_count and sum(session.stream is not None for session in self.sessions.values()) > 1
+        keeper = (live or targets)[0] if len(live) <= 1 and not others else None
         for session in targets:
-            self._push(session, delivery, alone=alone)
+            self._push(session, delivery, alone=session is keeper)
         if self.carbon_count and _wants_carbon(delivery.stanza):
             self._carbon("received", delivery, frozenset(session.address.resource for session in targets))
 

@@ -365,6 +365,10 @@ class World:
         self.network.settle_digest()
         self._loop.digest.update(f"{self._loop.virtual_s:.6f} {text}\n".encode())
 
+    def later(self, seconds: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        """Call back on no host at all: what no crash takes away."""
+        return self._loop.call_later(seconds, callback, *args, context=Context())
+
     def crash(self, host: str, *, silent: bool = False) -> None:
         """Stop a host as pulling the plug does: no finally block runs, its connections are reset at the other ends.
 

@@ -1,0 +1,238 @@
+"""One system on one simulated host: the real service code on embedded engines, on a disk that can lose and tear writes.
+
+`start` builds it as `compose` would; `crash` is a pulled plug (nothing is finished, unsynced writes are lost or torn, by the
+seed); `start` again finds what was durable. A background task that fails ends the process, and its parent starts it
+again `RESTART_S` later, as in a real deployment.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from fourplane.edge.gateway import Gateway, GatewaySettings
+from fourplane.edge.http_server import HttpServer, HttpServerSettings
+from fourplane.edge.listener import ListenerSettings
+from fourplane.edge.routes import Door
+from fourplane.foundation.ids import IdGenerator
+from fourplane.foundation.lifecycle import Lifecycle, Part
+from fourplane.foundation.money import Money
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.accounts import Accounts
+from fourplane.service.card_simulator import CardSettings, CardSimulator
+from fourplane.service.key_ring import KeyRing
+from fourplane.service.payment_gateway import Authorisation, Payment
+from fourplane.service.tokens import Signer
+from fourplane.simulator.loop import World
+from fourplane.state.embedded.vfs import Disk, Faults
+from fourplane.state.stores import Stores, StoresSettings
+
+HTTP_PORT = 8_000
+RESTART_S = 1.0
+CARDS = CardSettings(slow_s=0.05, silent_s=20.0)
+
+
+class Spot(msgspec.Struct, frozen=True):
+    """Where a host stands."""
+
+    host: str
+    zone: str
+    region: str
+
+
+class SlowPayments:
+    """The payment gateway as it answers when its provider is slow: every call waits `delay_s` first."""
+
+    def __init__(self, cards: CardSimulator) -> None:
+        self.cards = cards
+        self.delay_s = 0.0
+
+    async def authorise(self, key: str, amount: Money, method: str) -> Authorisation:
+        await self._wait()
+        return await self.cards.authorise(key, amount, method)
+
+    async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
+        await self._wait()
+        return await self.cards.capture(key, authorisation_id, amount)
+
+    async def void(self, key: str, authorisation_id: str) -> Payment:
+        await self._wait()
+        return await self.cards.void(key, authorisation_id)
+
+    async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
+        await self._wait()
+        return await self.cards.refund(key, authorisation_id, amount)
+
+    async def find(self, authorisation_id: str) -> Payment | None:
+        await self._wait()
+        return await self.cards.find(authorisation_id)
+
+    async def find_by_key(self, key: str) -> Payment | None:
+        await self._wait()
+        return await self.cards.find_by_key(key)
+
+    async def _wait(self) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """What a system is built on, of one life of a host."""
+
+    host: str
+    folder: Path
+    stores: Stores
+    accounts: Accounts
+    payments: SlowPayments
+    signer: Signer
+    ids: IdGenerator
+    registry: Registry
+
+
+class Built(msgspec.Struct, frozen=True):
+    """What a recipe made: the system, and its doors on the gateway."""
+
+    system: Part
+    doors: list[Door]
+
+
+Recipe = Callable[[Platform], Awaitable[Built]]
+
+
+class SimulatedDeployment:
+    """A system that can be crashed and started again."""
+
+    def __init__(
+        self, world: World, spot: Spot, recipe: Recipe, *, folder: Path, stores: StoresSettings, chance: Random
+    ) -> None:
+        self.world = world
+        self.spot = spot
+        self.disk = Disk(faults=Faults())
+        self.system: Part | None = None
+        self.platform: Platform | None = None
+        self.is_up = False
+        self.lives = 0
+        self.payment_delay_s = 0.0
+        self.failures: list[str] = []  # why a process ended by itself
+        self._recipe = recipe
+        self._folder = folder
+        self._stores = stores
+        self._chance = chance
+        self._open_stores: _Opened | None = None
+        self._settled = asyncio.Event()
+        self._gateway: Gateway | None = None
+        world.network.place(spot.host, zone=spot.zone, region=spot.region)
+
+    @property
+    def host(self) -> str:
+        return self.spot.host
+
+    async def start(self) -> None:
+        """Bring the system up on its host and wait until it is, or has failed; raises what stopped it."""
+        self.begin()
+        await self._settled.wait()
+        if not self.is_up:
+            raise RuntimeError(f"{self.host} did not start: {self.failures[-1]}")
+
+    def begin(self) -> None:
+        """Bring the system up without waiting; nothing to do when it runs."""
+        if self._open_stores is not None:
+            return
+        self.world.revive(self.host)
+        self._settled.clear()
+        self.lives += 1
+        with self.world.on(self.host):
+            asyncio.get_running_loop().create_task(self._live(), name=f"{self.host} life {self.lives}")
+
+    def crash(self, *, silent: bool = False) -> None:
+        """Pull the plug; what was not synced is lost, some of it torn."""
+        stores, self._open_stores = self._open_stores, None
+        if stores is None:
+            return
+        self.platform = self.system = None
+        self.is_up = False
+        self.world.crash(self.host, silent=silent)
+        stores.abandon()
+        self.disk.crash(self._chance)
+        if self._gateway is not None:
+            self._gateway.close()
+            self._gateway = None
+
+    async def stop(self) -> None:
+        """End the run for good: the plug again, because nothing after it is looked at."""
+        self.crash()
+        self.disk.close()
+
+    async def _live(self) -> None:
+        """One life: start, then until something in it fails."""
+        life = self.lives
+        try:
+            lifecycle = await self._build()
+            await lifecycle.start()
+            self.is_up = True
+            self._settled.set()
+            error = await lifecycle.wait_failed()
+        except Exception as failed:  # noqa: BLE001 - a process that does not start is an observation of the run
+            error = failed
+        self.failures.append(f"{self.world.now_s:.3f} s: {type(error).__name__}: {error}")
+        self.world.note(f"{self.host} ended: {type(error).__name__}")
+        self._settled.set()
+        asyncio.get_running_loop().call_soon(self._end, life)
+
+    def _end(self, life: int) -> None:
+        if self.lives != life:
+            return
+        self.crash()
+        self.world.later(RESTART_S, self._again, life)
+
+    def _again(self, life: int) -> None:
+        if self.lives == life:
+            self.begin()
+
+    async def _build(self) -> Lifecycle:
+        registry, ids = Registry(), IdGenerator(0)
+        stores = self._open_stores = _Opened(self._stores, data=self._folder, disk=self.disk)
+        lifecycle = Lifecycle(registry)
+        lifecycle.add("stores", stores)
+        cards = CardSimulator(await stores.sql("payments"), ids=ids, settings=CARDS)
+        accounts = Accounts(await stores.sql("accounts"), ids=ids)
+        payments = SlowPayments(cards)
+        payments.delay_s = self.payment_delay_s
+        signer = Signer(KeyRing.open(self._folder / "secrets" / "keys.json"))
+        self.platform = Platform(self.host, self._folder, stores, accounts, payments, signer, ids, registry)
+        built = await self._recipe(self.platform)
+        self.system = built.system
+        self._gateway = Gateway(
+            built.doors, accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
+        )
+        server = HttpServer(
+            HttpServerSettings(listener=ListenerSettings(host=self.host, port=HTTP_PORT)),
+            self._gateway,
+            registry=registry,
+            sockets=self._gateway.open_socket,
+            classify=self._gateway.classify,
+        )
+        for name, part in (
+            ("accounts", accounts),
+            ("cards", cards),
+            ("system", built.system),
+            ("http", server),
+        ):
+            lifecycle.add(name, part)
+        return lifecycle
+
+
+class _Opened(Stores):
+    """Stores that can be let go as a killed process does."""
+
+    def abandon(self) -> None:
+        """Finish nothing, release every file."""
+        for engine in self._open.values():
+            for holder in (engine, getattr(engine, "database", None)):
+                abandon = getattr(holder, "abandon", None)
+                if abandon is not None:
+                    abandon()
+                    break
+        self._open.clear()

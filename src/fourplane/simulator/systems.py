@@ -1,0 +1,137 @@
+"""How each system is put together on a simulated host: the settings of short runs, and its recipe.
+
+The recipes wire the same constructors as `compose`; what differs is said here: patience is shorter, catalogs are smaller,
+the search is the plain twin of the real one, TLS is off (the simulator's connections stay readable).
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from fourplane.commerce.app import Commerce, CommerceSettings
+from fourplane.commerce.fulfilment import FulfilmentSettings
+from fourplane.dispatch.app import Dispatch, DispatchSettings
+from fourplane.dispatch.driver_index import IndexSettings
+from fourplane.dispatch.location_feed import FeedSettings
+from fourplane.dispatch.matching import MatchingSettings
+from fourplane.messaging.app import Messaging
+from fourplane.messaging.settings import MessagingSettings
+from fourplane.simulator.deployment import Built, Platform, Recipe
+from fourplane.simulator.film import publish_film
+from fourplane.state.stores import StoresSettings
+from fourplane.streaming.app import Streaming
+from fourplane.streaming.settings import CdnSettings, StreamingSettings
+
+XMPP_PORT = 5_222
+FEED_PORT = 8_300
+CDN_PORTS = {"EDGE1": 8_101, "ISP1": 8_104}
+SHOP = CommerceSettings(
+    generated_products=6,
+    standing_offers=False,
+    fulfilment=FulfilmentSettings(pass_s=3_600, pack_s=3_600, ship_s=3_600),
+)
+CITY = DispatchSettings(
+    index=IndexSettings(engine="columns"),
+    feed=FeedSettings(port=FEED_PORT),
+    matching=MatchingSettings(window_s=0.5, offer_s=4.0, patience_s=40.0),
+)
+CHAT = MessagingSettings(port=XMPP_PORT, tls_port=0, tls_required=False, resume_s=20.0)
+FILM = StreamingSettings(
+    cdn=(CdnSettings("EDGE1", CDN_PORTS["EDGE1"], "eu"), CdnSettings("ISP1", CDN_PORTS["ISP1"], "eu", "EDGE1")),
+    origin_port=8_100,
+    cache_folder=None,
+)
+MAPS = Path(tempfile.gettempdir()) / f"fourplane-simulated-maps-{os.getuid()}"
+
+
+async def messaging(on: Platform) -> Built:
+    """The XMPP server; its gateway doors too."""
+    system = Messaging(
+        msgspec.structs.replace(CHAT, host=on.host),
+        records=await on.stores.records("messaging"),
+        accounts=on.accounts,
+        ids=on.ids,
+        registry=on.registry,
+        tls=None,
+        certificate_hash=b"",
+    )
+    return Built(system, system.doors())
+
+
+async def dispatch(on: Platform) -> Built:
+    """The city's dispatcher on the generated map."""
+    system = Dispatch(
+        msgspec.structs.replace(CITY, feed=msgspec.structs.replace(CITY.feed, host=on.host)),
+        records=await on.stores.records("dispatch"),
+        log=await on.stores.log("dispatch"),
+        blobs=await on.stores.blobs("dispatch"),
+        payments=on.payments,
+        signer=on.signer,
+        ids=on.ids,
+        registry=on.registry,
+        work=on.folder / "maps",
+    )
+    return Built(system, system.doors())
+
+
+async def commerce(on: Platform) -> Built:
+    """The shop with two shards of stock."""
+    system = Commerce(
+        SHOP,
+        sql=await on.stores.sql("commerce"),
+        records=await on.stores.records("commerce"),
+        search=await on.stores.search("commerce"),
+        payments=on.payments,
+        ids=on.ids,
+        registry=on.registry,
+        shards=[await on.stores.sql("stock-0"), await on.stores.sql("stock-1")],
+    )
+    return Built(system, system.doors())
+
+
+async def streaming(on: Platform) -> Built:
+    """Origin and two cache nodes with films made of bytes that say where they belong."""
+    system = Streaming(
+        msgspec.structs.replace(FILM, host=on.host),
+        sql=await on.stores.sql("streaming"),
+        blobs=await on.stores.blobs("streaming"),
+        signer=on.signer,
+        ids=on.ids,
+        registry=on.registry,
+        data=on.folder,
+    )
+    return Built(_WithFilms(system, on), system.doors())
+
+
+class _WithFilms:
+    """Streaming, and on the first start of its data folder the films."""
+
+    def __init__(self, system: Streaming, on: Platform) -> None:
+        self.system = system
+        self._on = on
+        self.drain = system.drain
+        self.stop = system.stop
+
+    async def start(self, tasks: object) -> None:
+        await self.system.start(tasks)  # type: ignore[arg-type] # the lifecycle's own tasks, handed on
+        if not await self.system.rooms.titles.all():
+            blobs = await self._on.stores.blobs("streaming")
+            await publish_film(self.system, blobs, self._on.folder / "work")
+
+
+RECIPES: dict[str, Recipe] = {
+    "streaming": streaming,
+    "dispatch": dispatch,
+    "commerce": commerce,
+    "messaging": messaging,
+}
+
+
+def stores_of(system: str) -> StoresSettings:
+    """Files on the simulated disk, the plain search; the map is made once per machine and shared by all runs."""
+    usual = StoresSettings(search="memory://")
+    if system == "dispatch":
+        return msgspec.structs.replace(usual, blobs=f"folder:///{MAPS}")
+    return usual
