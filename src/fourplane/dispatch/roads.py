@@ -18,9 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 
 from fourplane.dispatch.cells import EARTH_RADIUS_M, cell_ids
 from fourplane.foundation.errors import Corrupt, Rejected
@@ -86,7 +83,7 @@ class Roads:
         counts, _, _ = np.histogram2d(
             self.y, self.x, bins=(rows, columns), range=((0, rows * square), (0, columns * square))
         )
-        row, column = np.unravel_index(int(gaussian_filter(counts, 8.0, mode="constant").argmax()), counts.shape)
+        row, column = np.unravel_index(int(_blurred(counts, 8.0).argmax()), counts.shape)
         return (
             self.south + (float(row) + 0.5) * square / self.y_scale,
             self.west + (float(column) + 0.5) * square / self.x_scale,
@@ -312,6 +309,9 @@ def _finish(
     tails, heads = np.array(edges.tails, np.int64), np.array(edges.heads, np.int64)
     if len(tails) == 0:
         raise Rejected(f"{name} holds no roads for cars", code="no_roads")
+    from scipy.sparse import csr_matrix  # noqa: PLC0415 - a second of loading, needed by a new map only
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415 - the same
+
     graph = csr_matrix((np.ones(len(tails), np.int8), (tails, heads)), shape=(len(lat), len(lat)))
     _, part = connected_components(graph, directed=True, connection="strong")
     keep = np.flatnonzero(part == np.bincount(part).argmax())
@@ -349,3 +349,13 @@ def _lines(ways: Sequence[Way], lat: NDArray[np.float64], lng: NDArray[np.float6
         "line_lat": np.round(lat[points] * 1e7).astype(np.int32),
         "line_lng": np.round(lng[points] * 1e7).astype(np.int32),
     }
+
+
+def _blurred(counts: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    """Counts of a grid smeared by a Gaussian of `sigma` squares; beyond the frame there is nothing."""
+    reach = int(4 * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    for axis in (0, 1):
+        smeared = np.apply_along_axis(np.convolve, axis, counts, kernel / kernel.sum())
+        counts = np.take(smeared, range(reach, smeared.shape[axis] - reach), axis=axis)
+    return counts

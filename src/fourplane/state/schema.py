@@ -7,14 +7,11 @@ that a program of the version before keeps working; a contraction is refused by 
 program knows is refused. SQLAlchemy never sees a connection: it is a renderer here, off every hot path.
 """
 
-import io
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import sqlalchemy
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -23,11 +20,13 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Misconfigured
 from fourplane.state.contracts import Sql, Statement
 
+if TYPE_CHECKING:
+    from alembic.operations import Operations
+
 VERSIONS = (
     "CREATE TABLE IF NOT EXISTS fourplane_schema (name TEXT NOT NULL, version BIGINT NOT NULL, title TEXT NOT NULL,"
     " applied_us BIGINT NOT NULL, PRIMARY KEY (name, version))"
 )
-_CONTRACTIONS = ("drop_", "rename_table", "alter_column", "batch_alter_table", "execute")
 _APPLIED = "INSERT INTO fourplane_schema (name, version, title, applied_us) VALUES (?1,?2,?3,?4)"
 
 
@@ -35,7 +34,7 @@ class Migration(msgspec.Struct, frozen=True):
     """One step from the version before: `change` gets Alembic's operations and only adds."""
 
     title: str
-    change: Callable[[Operations], None]
+    change: "Callable[[Operations], None]"
 
 
 async def ensure(sql: Sql, name: str, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = ()) -> int:
@@ -78,26 +77,9 @@ def render_tables(dialect: str, metadata: sqlalchemy.MetaData) -> list[str]:
 
 def render_migration(dialect: str, migration: Migration) -> list[str]:
     """The statements of one migration; raises Misconfigured when it contracts."""
-    buffer = io.StringIO()
-    context = MigrationContext.configure(
-        dialect=_dialect(dialect), opts={"as_sql": True, "output_buffer": buffer, "literal_binds": True}
-    )
-    migration.change(_ExpandOnly(context, migration.title))
-    return [text.strip() for text in buffer.getvalue().split(";\n") if text.strip()]
+    from fourplane.state.expansion import rendered  # noqa: PLC0415 - loads Alembic, which a start without a change does not need
 
-
-class _ExpandOnly(Operations):
-    """Alembic's operations without those that take something away."""
-
-    def __init__(self, context: MigrationContext, title: str) -> None:
-        super().__init__(context)
-        self._title = title
-
-    def __getattribute__(self, name: str) -> object:
-        if name.startswith(_CONTRACTIONS):
-            title = object.__getattribute__(self, "_title")
-            raise Misconfigured(f"migration {title!r} calls {name}; migrations only expand", code="contraction")
-        return super().__getattribute__(name)
+    return rendered(_dialect(dialect), migration.title, migration.change)
 
 
 def _dialect(name: str) -> Dialect:
