@@ -2,19 +2,21 @@
 
 The server is pinned to core 0, the loader to core 1 (where there are two). 64 segments of 2 MiB over 16 kept connections, one
 object of 10 KiB over 64. The loader drops bodies in the kernel, so it is not the limit. What counts is the server's own CPU time
-(all its threads, from /proc): wall time on shared cores says little. nginx runs with one worker, sendfile, no access log.
-
+(all its threads, from /proc): wall time on shared cores says little. nginx runs with one worker, sendfile, no access log; over
+TLS both speak 1.3 with the same certificate.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
 import select
 import shutil
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -24,8 +26,9 @@ import time
 from pathlib import Path
 
 SEGMENT, SEGMENTS, SMALL = 2 << 20, 64, 10 << 10
-KINDS = {"2 MiB": (16, [f"/seg/{n}" for n in range(SEGMENTS)]), "10 KiB": (64, ["/small"])}
-BARS = {"2 MiB": 1.0, "10 KiB": 1.2}
+PATHS = [f"/seg/{n}" for n in range(SEGMENTS)]
+KINDS = {"2 MiB": (16, PATHS), "10 KiB": (64, ["/small"]), "2 MiB TLS": (16, PATHS)}
+BARS = {"2 MiB": 1.0, "10 KiB": 1.2, "2 MiB TLS": 1.0}
 HZ = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,7 +62,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def serve_node(port, origin_port, folder):
+def serve_node(port, origin_port, folder, secure):
     from fourplane.edge.cache_node import CacheNode, CacheNodeSettings
     from fourplane.edge.cache_origin import OriginSettings
     from fourplane.edge.listener import ListenerSettings
@@ -72,7 +75,12 @@ def serve_node(port, origin_port, folder):
             listener=ListenerSettings(port=port), origin=OriginSettings(port=origin_port), folder=Path(folder)
         )
         lifecycle = Lifecycle(registry)
-        lifecycle.add("cache", CacheNode(settings, registry=registry))
+        tls = None
+        if secure:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.minimum_version = ssl.TLSVersion.TLSv1_3
+            tls.load_cert_chain(f"{folder}/tls.crt", f"{folder}/tls.key")
+        lifecycle.add("cache", CacheNode(settings, registry=registry, tls=tls))
         await lifecycle.start()
         await asyncio.Event().wait()
 
@@ -92,28 +100,43 @@ http {{
   client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u;
   scgi_temp_path {folder}/s;
   proxy_cache_path {folder}/cache keys_zone=all:16m max_size=1g;
-  server {{ listen 127.0.0.1:{port};
+  server {{ listen 127.0.0.1:{port}{secure};
     location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_cache all; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 128k; add_header X-Cache $upstream_cache_status; }} }}
 }}
 """
 
 
-def start(name, origin_port, folder):
+NGINX_TLS = " ssl; ssl_protocols TLSv1.3; ssl_certificate {folder}/tls.crt; ssl_certificate_key {folder}/tls.key"
+
+
+def start(name, origin_port, folder, *, secure=False):
     """The server process and its port."""
     port = free_port()
+    if secure:
+        certify(folder)
     if name == "nginx":
         config = Path(folder) / "nginx.conf"
-        config.write_text(NGINX.format(folder=folder, port=port, origin=origin_port))
+        tls = NGINX_TLS.format(folder=folder) if secure else ""
+        config.write_text(NGINX.format(folder=folder, port=port, origin=origin_port, secure=tls))
         command = ["nginx", "-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
     else:
-        command = [sys.executable, str(Path(__file__)), "--serve", str(port), str(origin_port), str(folder)]
+        kind = "tls" if secure else "plain"
+        command = [sys.executable, str(Path(__file__)), "--serve", str(port), str(origin_port), str(folder), kind]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(200):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
             return process, port
         time.sleep(0.05)
     raise SystemExit(f"{name} did not start")
+
+
+def certify(folder):
+    """A certificate of our own in the folder."""
+    subject = ["-subj", "/CN=localhost", "-days", "2", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    places = ["-nodes", "-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"]
+    subprocess.run(["openssl", "req", "-x509", *subject, *places], check=True, capture_output=True)
+    Path(folder, "tls.key").chmod(0o644)
 
 
 def processes_of(pid):
@@ -169,12 +192,36 @@ class Connection:
         return self.left == 0
 
 
-def load(port, connections, paths, seconds):
-    """(requests, bytes, seconds) of a closed loop over kept connections."""
+class SecureConnection(Connection):
+    """The same over TLS 1.3; the loader has to decrypt."""
+
+    def __init__(self, port, number, paths):
+        super().__init__(port, number, paths)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.socket = context.wrap_socket(self.socket)
+        self.socket.setblocking(False)
+
+    def take(self, buffer):
+        """Read all that is there; True when an answer is complete."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while self.left:
+                if self.left > 0:
+                    self.left -= self.socket.recv_into(buffer, min(len(buffer), self.left))
+                    continue
+                head, _, body = self.socket.recv(65_536).partition(b"\r\n\r\n")
+                assert head.lower().startswith(b"http/1.1 200"), head[:80]
+                self.left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]) - len(body)
+            return True
+        return False
+
+
+def load(port, connections, paths, seconds, *, secure=False):
+    """(requests, seconds) of a closed loop over kept connections."""
     poll, buffer = select.epoll(), bytearray(4 << 20)
     held = {}
     for number in range(connections):
-        one = Connection(port, number * 7, paths)
+        one = (SecureConnection if secure else Connection)(port, number * 7, paths)
         held[one.socket.fileno()] = one
         poll.register(one.socket, select.EPOLLIN)
         one.ask()
@@ -192,10 +239,13 @@ def load(port, connections, paths, seconds):
 def measure(servers, kind, seconds):
     """Requests per CPU second of each server, one round."""
     connections, paths = KINDS[kind]
+    secure = kind.endswith("TLS")
     found = {}
-    for name, (process, port) in servers.items():
+    for (name, encrypted), (process, port) in servers.items():
+        if encrypted is not secure:
+            continue
         before = cpu_s(process.pid)
-        requests, wall = load(port, connections, paths, seconds)
+        requests, wall = load(port, connections, paths, seconds, secure=secure)
         used = cpu_s(process.pid) - before
         found[name] = {"per_cpu_s": requests / used if used else 0.0, "per_s": requests / wall}
     return found
@@ -204,23 +254,27 @@ def measure(servers, kind, seconds):
 def run(options):
     """Alternate rounds over node and nginx (where installed); medians and ratios."""
     origin_port = origin()
+    seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 2.0)
     names = ["node", *(["nginx"] if shutil.which("nginx") else [])]
     with tempfile.TemporaryDirectory() as folder:
         servers = {}
         try:
-            for name in names:
-                place = Path(folder) / name
+            for name, secure in itertools.product(names, (False, True)):
+                place = Path(folder) / f"{name}-{secure}"
                 place.mkdir()
                 place.chmod(0o777)
-                servers[name] = start(name, origin_port, place)
+                servers[name, secure] = start(name, origin_port, place, secure=secure)
             Path(folder).chmod(0o755)
             if (os.cpu_count() or 1) > 1:
                 os.sched_setaffinity(0, {1})
-            for process, port in servers.values():
+            for (_, secure), (process, port) in servers.items():
                 pin(process.pid, 0)
-                for connections, paths in KINDS.values():
-                    load(port, min(4, connections), paths, 1.0)
-            rounds = {kind: [measure(servers, kind, options.seconds) for _ in range(options.rounds)] for kind in KINDS}
+                for connections, paths in [KINDS["2 MiB"], KINDS["10 KiB"]]:
+                    load(port, min(4, connections), paths, max(1.0, seconds), secure=secure)
+            rounds = {
+                kind: [measure(servers, kind, seconds) for _ in range(options.rounds)]
+                for kind in (getattr(options, "kinds", None) or KINDS)
+            }
         finally:
             for process, _ in servers.values():
                 process.terminate()
@@ -229,7 +283,7 @@ def run(options):
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     }
     for kind, found in rounds.items():
-        size = SEGMENT if kind == "2 MiB" else SMALL
+        size = SMALL if kind == "10 KiB" else SEGMENT
         for name in names:
             value = statistics.median(one[name]["per_cpu_s"] for one in found)
             result[f"{kind} {name}"] = {
@@ -244,13 +298,14 @@ def run(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", nargs=3, metavar=("PORT", "ORIGIN", "FOLDER"))
+    parser.add_argument("--serve", nargs=4, metavar=("PORT", "ORIGIN", "FOLDER", "KIND"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="which loads (default: all)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.serve:
-        serve_node(int(options.serve[0]), int(options.serve[1]), options.serve[2])
+        serve_node(int(options.serve[0]), int(options.serve[1]), options.serve[2], options.serve[3] == "tls")
         return
     found = run(options)
     if options.json:

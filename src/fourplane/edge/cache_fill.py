@@ -6,15 +6,42 @@ every reader has them and the writer waits for the slowest, so a large download 
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from fourplane.edge.cache_fields import Fields
 from fourplane.edge.cache_protocol import CacheProtocol, CacheRequest
 from fourplane.edge.cache_store import CacheEntry
 from fourplane.edge.http_cache import Freshness
+from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 
 WINDOW = 1 << 20
+UNCACHEABLE_MAX = 10_000
+
+
+class Uncacheable:
+    """Keys whose responses cannot be shared, for a while: nobody waits for another client's answer to them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until_s: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, key: bytes) -> None:
+        """Remember `key`; the oldest is forgotten past the bound."""
+        self._until_s[key] = clock.monotonic_s() + self._seconds
+        if len(self._until_s) > UNCACHEABLE_MAX:
+            self._until_s.popitem(last=False)
+
+    def holds(self, key: bytes) -> bool:
+        """Whether `key` is remembered still."""
+        until_s = self._until_s.get(key)
+        if until_s is None:
+            return False
+        if until_s < clock.monotonic_s():
+            del self._until_s[key]
+            return False
+        return True
 
 
 class Fill:

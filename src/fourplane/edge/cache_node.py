@@ -13,7 +13,6 @@ Every answer carries Cache-Status (RFC 9211). Rules: `http_cache`. Bytes: `cache
 import asyncio
 import socket
 import ssl
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import msgspec
 from fourplane.edge import http_cache as rules
 from fourplane.edge.cache_fetch import CacheFetch
 from fourplane.edge.cache_fields import parse_range
-from fourplane.edge.cache_fill import Fill
+from fourplane.edge.cache_fill import Fill, Uncacheable
 from fourplane.edge.cache_hot import BODY_MAX, HotAnswer, HotAnswers
 from fourplane.edge.cache_origin import OriginPool, OriginSettings
 from fourplane.edge.cache_protocol import CacheProtocol, CacheRequest
@@ -38,7 +37,6 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram, Registry
 
 SAMPLE = 15  # every 16th hit is timed
-UNCACHEABLE_MAX = 10_000
 KERNEL_MIN = 128 << 10  # bodies from here on are sent by the kernel
 CORS = (
     b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\ntiming-allow-origin: *\r\n"
@@ -130,9 +128,9 @@ class CacheNode:
         self._tasks: Tasks | None = None
         self._connections: dict[CacheProtocol, None] = {}
         self._fills: dict[bytes, Fill] = {}
-        self._uncacheable: OrderedDict[bytes, float] = OrderedDict()
+        self._uncacheable = Uncacheable(settings.uncacheable_s)
         self._refused: dict[str, int] = {}
-        self._fetch = CacheFetch(settings, self.store, self.pool, self.uncacheable)
+        self._fetch = CacheFetch(settings, self.store, self.pool, self._uncacheable.add)
         self.requests = 0
         self.hits = 0
         self.stale = 0
@@ -444,7 +442,7 @@ class CacheNode:
 
     def _join(self, connection: CacheProtocol, request: CacheRequest, key: bytes, entry: CacheEntry | None) -> Fill:
         """The fill that answers this request: one under way, or a new one."""
-        alone = request.method != b"GET" or not self._is_plain(request) or self._is_uncacheable(key)
+        alone = request.method != b"GET" or not self._is_plain(request) or self._uncacheable.holds(key)
         if not alone and (fill := self._fills.get(key)) is not None and (not fill.decided or fill.shared):
             return fill
         return self._begin(connection, request, key, entry, alone=alone)
@@ -554,21 +552,6 @@ class CacheNode:
         if fresh or key in self._fills:
             return None
         return self._begin(None, request, key, entry, alone=False)
-
-    def uncacheable(self, key: bytes) -> None:
-        """Let nobody wait for a response of `key` that cannot be shared anyway."""
-        self._uncacheable[key] = clock.monotonic_s() + self.settings.uncacheable_s
-        if len(self._uncacheable) > UNCACHEABLE_MAX:
-            self._uncacheable.popitem(last=False)
-
-    def _is_uncacheable(self, key: bytes) -> bool:
-        until_s = self._uncacheable.get(key)
-        if until_s is None:
-            return False
-        if until_s < clock.monotonic_s():
-            del self._uncacheable[key]
-            return False
-        return True
 
     def _refuse(self, connection: CacheProtocol, request: CacheRequest, error: FourplaneError) -> None:
         self.counted(error.reason)

@@ -24,6 +24,9 @@ HEAD_BYTES_MAX = 32 << 10
 FIELDS_MAX = 100
 PIPELINED_MAX = 32
 PIECE = 32 << 10
+PACE = 128 << 10  # of a body in memory at a time: what TLS makes of it stays in the processor's cache
+AHEAD = 64 << 10  # encrypted bytes that may wait for a client
+PACED_AT_ONCE = 16
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE = b"connection: close\r\n"
 SPECIAL = frozenset(
@@ -101,6 +104,7 @@ class CacheProtocol(asyncio.Protocol):
         "_hot",
         "_learning",
         "_node",
+        "_paced",
         "_parser",
         "_pending",
         "_request",
@@ -129,6 +133,7 @@ class CacheProtocol(asyncio.Protocol):
         self._learning = b""
         self._descriptor = -1  # of the socket, where the kernel may send files into it
         self._sending: tuple[int, int, int, CacheRequest] | None = None  # file, offset, bytes left
+        self._paced: tuple[memoryview, CacheRequest] | None = None  # what is left of a body in memory
         self._drained: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.busy = False
@@ -151,6 +156,8 @@ class CacheProtocol(asyncio.Protocol):
         plain = transport.get_extra_info("ssl_object") is None
         connected = transport.get_extra_info("socket") if plain else None
         self._descriptor = connected.fileno() if connected is not None and hasattr(connected, "fileno") else -1
+        if not plain:
+            self.transport.set_write_buffer_limits(high=AHEAD)
         self.rest()
         self._node.deadlines.add(self)
 
@@ -162,6 +169,7 @@ class CacheProtocol(asyncio.Protocol):
         if self._sending is not None:
             os.close(self._sending[0])
             self._sending = None
+        self._paced = None
         self._wake()
         if self._task is not None:
             self._task.cancel()
@@ -176,6 +184,9 @@ class CacheProtocol(asyncio.Protocol):
         self.rest()
         if self._sending is not None:
             self._send_on()
+            return
+        if self._paced is not None:
+            self._pace()
             return
         if not self.busy:
             self._continue()
@@ -291,7 +302,7 @@ class CacheProtocol(asyncio.Protocol):
         self._answering = request
         work = self._node.handle(self, request)
         if work is None:
-            if self._sending is None:
+            if self._sending is None and self._paced is None:
                 self.finished(request)
             return
         self.busy = True
@@ -307,9 +318,35 @@ class CacheProtocol(asyncio.Protocol):
             self.transport.write(head + b"\r\n")
         elif len(parts[1]) < 16_384:
             self.transport.write(b"".join((head, b"\r\n", parts[1])))
-        else:
+        elif len(parts[1]) <= PACE:
             self.transport.write(head + b"\r\n")
             self.transport.write(parts[1])
+        else:
+            self.busy = True
+            self._paced = (memoryview(parts[1]), request)
+            self.transport.write(head + b"\r\n")
+            self._pace()
+
+    def _pace(self) -> None:
+        """Hand the transport as much of a large body as the client takes: what TLS encrypts ahead would only be kept."""
+        assert self._paced is not None
+        left, request = self._paced
+        for _ in range(PACED_AT_ONCE):
+            if self.write_paused or self.gone or self.transport.is_closing():
+                break
+            self.transport.write(left[:PACE])
+            left = left[PACE:]
+            if not left:
+                self._paced = None
+                self.finished(request)
+                return
+        self._paced = (left, request)
+        if not self.write_paused and not self.gone:
+            asyncio.get_running_loop().call_soon(self._pace_on)
+
+    def _pace_on(self) -> None:
+        if self._paced is not None and not self.write_paused:
+            self._pace()
 
     def answer_hot(self, whole: bytes) -> None:
         """Send a prebuilt answer in one go, past the transport while that holds nothing back."""

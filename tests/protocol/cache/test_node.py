@@ -356,6 +356,26 @@ def test_a_remembered_head_is_no_way_around_the_checks():
     run(main)
 
 
+def test_a_large_body_in_memory_is_paced_and_arrives_whole():
+    content = bytes(range(256)) * (3 << 12)
+
+    async def main():
+        async with node(lambda *_: response(content, "Cache-Control: max-age=60")) as (cache, _, connect):
+            await (await connect()).ask()
+            client = await connect()
+            for _ in range(3):
+                client.send()
+            client.send("/a", "Range: bytes=1000-2000999")
+            await asyncio.sleep(0.1)
+            held = [one.transport.get_write_buffer_size() for one in cache._connections]
+            assert max(held) < len(content) // 2
+            for _ in range(3):
+                assert (await client.read())[2] == content
+            assert (await client.read())[2] == content[1000:2001000]
+
+    run(main)
+
+
 def test_a_large_body_arrives_whole_however_slowly_it_is_read(tmp_path):
     size = 3 << 20
     content = bytes(range(256)) * (size // 256)
