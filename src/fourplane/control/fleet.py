@@ -286,6 +286,9 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     await lifecycle.start()
+    # What stands now stays: a full collection would walk 190,000 objects in 115 ms on the loop, without them in 0.1 ms.
+    gc.collect()
+    gc.freeze()
     worker.report_ready(facts())
     failed = False
 
