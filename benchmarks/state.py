@@ -212,7 +212,7 @@ async def measured(rounds, seconds):
             for kind, figures in found.items():
                 figures.append(await bench.measure(kind))
         counted = {"records.bench": bench.stores.statistics()["records.bench"].database}
-        counted["log.bench"] = bench.stores.statistics()["log.bench"]
+        counted["log.bench"] = bench.stores.statistics()["log.bench"].writer
         counted["sql.bench"] = bench.stores.statistics()["sql.bench"]
         groups = {
             key: {"p50_ms": each.group_s_p50 * 1e3, "p99_ms": each.group_s_p99 * 1e3} for key, each in counted.items()

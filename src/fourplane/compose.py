@@ -109,6 +109,7 @@ class Deployment:
         self.registry = Registry()
         self.lifecycle = Lifecycle(self.registry)
         self.stores = Stores(settings.stores, data=settings.data)
+        self.stores.register(self.registry)
         self.ids = IdGenerator(slot)
         self.systems: Systems = {}
         self.demo = Demonstration(

@@ -20,6 +20,8 @@ import msgspec
 
 from fourplane.foundation.errors import Misconfigured
 from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.telemetry import Registry
+from fourplane.state import store_metrics
 from fourplane.state.contracts import Blobs, Cache, EventLog, Records, Search, Sql
 from fourplane.state.embedded import event_log
 from fourplane.state.embedded.blobs import EmbeddedBlobs
@@ -65,6 +67,7 @@ class Stores:
         self._data = data
         self._disk = disk
         self._open: dict[str, Engine] = {}
+        self._registry: Registry | None = None
 
     async def sql(self, name: str) -> Sql:
         """The relational store called `name`."""
@@ -102,6 +105,12 @@ class Stores:
             _, engine = self._open.popitem()
             await engine.close()
 
+    def register(self, registry: Registry) -> None:
+        """Show every store opened so far, and those opened later, as `fourplane_state_*` with a label `store`."""
+        self._registry = registry
+        for key, engine in self._open.items():
+            store_metrics.register(registry, key, engine.statistics)
+
     def statistics(self) -> dict[str, msgspec.Struct]:
         """The statistics of every open store by `contract.name`."""
         return {key: engine.statistics() for key, engine in self._open.items()}
@@ -117,6 +126,8 @@ class Stores:
             chosen = self._settings.overrides.get(key, url)
             found = await opener(name, chosen.replace("{data}", str(self._data.absolute())))
             self._open[key] = found
+            if self._registry is not None:
+                store_metrics.register(self._registry, key, found.statistics)
         return found
 
     async def _open_sql(self, name: str, url: str) -> Engine:

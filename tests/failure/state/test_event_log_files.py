@@ -13,9 +13,10 @@ from fourplane.state.contracts import LogEntry
 from fourplane.state.embedded.database import Database, DatabaseSettings
 from fourplane.state.embedded.event_batch import encode
 from fourplane.state.embedded.event_log import EmbeddedEventLog, EventLogSettings
+from fourplane.state.embedded.frame_writer import WriterSettings
 from fourplane.state.embedded.vfs import Disk, Faults
 
-SMALL = EventLogSettings(segment_bytes=4_000, index_batches=7)
+SMALL = EventLogSettings(writer=WriterSettings(segment_bytes=4_000), index_batches=7)
 
 
 async def opened(path, disk=None):

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from fourplane.foundation.errors import Misconfigured, Overloaded, Unavailable
+from fourplane.foundation.telemetry import Registry
 from fourplane.state.contracts import Put, Statement
 from fourplane.state.embedded.database import Database, DatabaseSettings
 from fourplane.state.stores import Stores, StoresSettings
@@ -123,5 +124,23 @@ def test_a_bug_in_one_callers_work_is_only_its_own(tmp_path):
         assert right == 5
         assert database.read("SELECT name FROM sqlite_schema") == []
         await database.close()
+
+    asyncio.run(body())
+
+
+def test_every_open_store_shows_its_numbers(tmp_path):
+    async def body():
+        registry, stores = Registry(), Stores(data=tmp_path)
+        records = await stores.records("shop")
+        stores.register(registry)
+        log = await stores.log("shop")
+        await records.write(b"p", [Put(b"s", b"")])
+        await log.append("t", 0, [b"a", b"b"])
+        shown = {(name, dict(labels)["store"]): cell.current() for (name, labels), cell in registry.cells.items()}
+        assert shown["fourplane_state_writer_groups_total", "records.shop"] == 1
+        assert shown["fourplane_state_overlay_rows", "records.shop"] == 1
+        assert shown["fourplane_state_appended", "log.shop"] == 2
+        assert shown["fourplane_state_writer_group_seconds_p99", "log.shop"] > 0
+        await stores.stop()
 
     asyncio.run(body())

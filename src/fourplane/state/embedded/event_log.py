@@ -11,14 +11,13 @@ A frame's key = stream number << 40 | offset of the first event. `event_batch` h
 The end of a stream is its last batch, or the floor that a trim left behind when it removed that batch. A trim gives the space
 of whole segments back (64 MiB), once none of their batches is referred to.
 
-Bounds: `queue_bytes_max` waiting, then Overloaded. Cost: 0.3 us of CPU per event of 100 bytes in batches of 1,000.
+Bounds: those of `frame_writer`; `behind_batches_max` frames not indexed, then Overloaded.
+Cost: 0.3 us of CPU per event of 100 bytes in batches of 1,000.
 """
 
 import asyncio
-import errno
 import struct
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,14 +26,12 @@ from typing import cast
 import apsw
 import msgspec
 
-from fourplane.foundation import clock
-from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import Corrupt, FourplaneError, NotFound, Overloaded, Rejected, Unavailable
-from fourplane.foundation.telemetry import Histogram
 from fourplane.state.contracts import LogEntry
 from fourplane.state.embedded.database import Database, DatabaseSettings, DatabaseStatistics
 from fourplane.state.embedded.event_batch import encode, take
-from fourplane.state.embedded.segments import PLACE_BITS, Frame, FrameStore, MemorySegments, Segments, SyncFailed
+from fourplane.state.embedded.frame_writer import FrameWriter, WriterSettings, WriterStatistics
+from fourplane.state.embedded.segments import PLACE_BITS, Frame, frames_beside
 
 OFFSET_BITS = 40
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
@@ -74,28 +71,21 @@ _POSITION = (
 class EventLogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of one event log."""
 
-    segment_bytes: int = 64 << 20
-    group_bytes_max: int = 8 << 20
-    queue_bytes_max: int = 64 << 20
+    writer: WriterSettings = WriterSettings()
     index_batches: int = 1_000
     behind_batches_max: int = 50_000
     streams_cached: int = 20_000
 
 
 class EventLogStatistics(msgspec.Struct, frozen=True):
-    """One event log since it was opened; durations in seconds."""
+    """One event log since it was opened."""
 
     database: DatabaseStatistics
+    writer: WriterStatistics
     streams: int
     appended: int
     read: int
-    groups: int
-    waiting: int
-    waiting_bytes: int
     not_indexed: int
-    group_s_p50: float
-    group_s_p99: float
-    failed: str
 
 
 class _Stream:
@@ -110,50 +100,31 @@ class _Stream:
         self.tail: list[Frame] = []
 
 
-class _Waiting:
-    """One batch on its way to the disk."""
-
-    __slots__ = ("body", "count", "first", "future", "stream")
-
-    def __init__(self, stream: _Stream, body: bytes, count: int, future: "asyncio.Future[int]") -> None:
-        self.stream = stream
-        self.body = body
-        self.count = count
-        self.first = -1
-        self.future = future
-
-
 class EmbeddedEventLog:
     """`EventLog` in a folder of segments beside its index."""
 
     def __init__(self, database: Database, *, settings: EventLogSettings | None = None) -> None:
         self.database = database
         self._settings = settings or EventLogSettings()
-        path, disk = database.path, database.disk
-        self._frames: FrameStore = MemorySegments()
-        if path is not None and disk is not None:
-            folder = path.with_name(f"{path.name}-segments")
-            self._frames = Segments(folder, disk, segment_bytes=self._settings.segment_bytes)
-        self._worker = Worker(f"event log {path.name if path else 'memory'}", queue_max=64)
+        self._writer: FrameWriter[_Stream] = FrameWriter(
+            frames_beside(database.path, database.disk, "segments", self._settings.writer.segment_bytes),
+            database.name,
+            self._settings.writer,
+            written=self._written,
+            refused=self._refused,
+        )
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._making: dict[tuple[str, int], asyncio.Future[int]] = {}
-        self._queue: deque[_Waiting] = deque()
         self._behind: list[tuple[_Stream, Frame]] = []
         self._indexing: asyncio.Future[None] | None = None
-        self._queue_bytes = self._appended = self._read = self._groups = self._indexed_count = 0
-        self._busy = self._scheduled = self._open = False
-        self._failed: FourplaneError | None = None
-        self._idle: asyncio.Future[None] | None = None
-        self._group_s = Histogram()
+        self._appended = self._read = self._indexed_count = 0
+        self._open = False
 
     async def open(self) -> "EmbeddedEventLog":
         """Make the tables where they are missing, and index the frames that were written last; raises Corrupt."""
         await self.database.transact(_create)
         rows = self.database.integers("SELECT upto FROM indexed")
-        try:
-            found = await self._worker.submit(self._frames.open, rows[0][0] if rows else 0)
-        except OSError as error:
-            raise Unavailable(f"{self.database.name}: {error}", code="disk_failed", file=self.database.name) from error
+        found = await self._writer.open(rows[0][0] if rows else 0)
         known = {number for (number,) in self.database.integers("SELECT id FROM stream")}
         for frame in found:
             if frame.key >> OFFSET_BITS not in known:
@@ -171,7 +142,9 @@ class EmbeddedEventLog:
         _check_name(topic)
         body = encode(values)
         stream = self._find(topic, partition) or await self._make(topic, partition)
-        return await self._put(stream, body, len(values))
+        first = stream.end
+        await self._put(stream, body, len(values))
+        return first
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1_000) -> list[LogEntry]:
         if not 0 < limit <= READ_MAX or offset < 0:
@@ -186,7 +159,7 @@ class EmbeddedEventLog:
         size = 0
         base = stream.id << OFFSET_BITS
         for frame in self._frames_from(stream, offset):
-            size += take(self._frames.read(frame), frame.key - base, offset, limit, entries, self.database.name)
+            size += take(self._writer.frames.read(frame), frame.key - base, offset, limit, entries, self.database.name)
             if len(entries) >= limit or size > READ_BYTES_MAX:
                 break
         self._read += len(entries)
@@ -246,41 +219,28 @@ class EmbeddedEventLog:
     def statistics(self) -> EventLogStatistics:
         return EventLogStatistics(
             database=self.database.statistics(),
+            writer=self._writer.statistics(),
             streams=len(self._streams),
             appended=self._appended,
             read=self._read,
-            groups=self._groups,
-            waiting=len(self._queue),
-            waiting_bytes=self._queue_bytes,
             not_indexed=len(self._behind),
-            group_s_p50=self._group_s.quantile(0.5),
-            group_s_p99=self._group_s.quantile(0.99),
-            failed=self._failed.message if self._failed else "",
         )
 
     async def close(self) -> None:
         """Finish what is queued and index it."""
         if self._open:
-            await self._drain()
             self._open = False
-            if self._failed is None:
+            await self._writer.drain()
+            if self._writer.failed is None:
                 await self.index()
-            await self._worker.submit(self._frames.close)
-            self._worker.close()
+            await self._writer.close()
         await self.database.close()
 
     def abandon(self) -> None:
         """Let go without finishing anything, as a killed process would; for tests and the simulator."""
         self._open = False
-        self._fail(Unavailable(f"{self.database.name} was abandoned", code="closed"))
-        self._worker.close()
-        self._frames.close()
+        self._writer.abandon()
         self.database.abandon()
-
-    async def _drain(self) -> None:
-        while self._busy or self._queue:
-            self._idle = self._idle or asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._idle)
 
     # ---- streams ----
 
@@ -341,96 +301,26 @@ class EmbeddedEventLog:
 
     # ---- groups ----
 
-    def _put(self, stream: _Stream, body: bytes, count: int) -> "asyncio.Future[int]":
-        if self._failed is not None:
-            raise self._failed
-        if not self._open:
-            raise Unavailable(f"{self.database.name} is closed", code="closed")
-        if self._queue_bytes > self._settings.queue_bytes_max:
-            raise Overloaded(f"{len(self._queue)} batches wait for {self.database.name}", retry_after_s=0.1)
+    def _put(self, stream: _Stream, body: bytes, count: int) -> "asyncio.Future[None]":
         if len(self._behind) > self._settings.behind_batches_max:
             raise Overloaded(f"the index of {self.database.name} is behind", retry_after_s=1.0)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
-        self._queue.append(_Waiting(stream, body, count, future))
-        self._queue_bytes += len(body)
-        if not self._scheduled and not self._busy:
-            self._scheduled = True
-            loop.call_soon(self._flush)
-        return future
+        done = self._writer.put(stream, stream.id << OFFSET_BITS | stream.end, count, body)
+        stream.end += count
+        return done
 
-    def _flush(self) -> None:
-        """Send what waits to the disk, or say that there is nothing."""
-        self._scheduled = False
-        if self._busy:
-            return
-        if not self._queue:
-            if self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
-            self._idle = None
-            return
-        group: list[_Waiting] = []
-        bodies: list[tuple[int, int, bytes]] = []
-        size = 0
-        while self._queue and (not group or size + len(self._queue[0].body) <= self._settings.group_bytes_max):
-            waiting = self._queue.popleft()
-            stream = waiting.stream
-            waiting.first = stream.end
-            stream.end += waiting.count
-            size += len(waiting.body)
-            group.append(waiting)
-            bodies.append((stream.id << OFFSET_BITS | waiting.first, waiting.count, waiting.body))
-        self._queue_bytes -= size
-        self._busy = True
-        done = self._worker.submit(self._frames.write, bodies)
-        done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
+    def _written(self, stream: _Stream, frame: Frame) -> None:
+        stream.durable = (frame.key & OFFSET_MASK) + frame.count
+        stream.tail.append(frame)
+        self._behind.append((stream, frame))
+        self._appended += frame.count
+        if len(self._behind) >= self._settings.index_batches and self._indexing is None:
+            with suppress(FourplaneError):  # the next one tries again; `behind_batches_max` bounds what gathers
+                self._start_indexing()
 
-    def _written(self, group: list[_Waiting], began: float, done: "asyncio.Future[list[Frame]]") -> None:
-        self._busy = False
-        self._groups += 1
-        self._group_s.record(clock.monotonic_s() - began)
-        error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
-        if error is not None:
-            self._refuse(group, error)
-        else:
-            for waiting, frame in zip(group, done.result(), strict=True):
-                stream = waiting.stream
-                stream.durable = waiting.first + waiting.count
-                stream.tail.append(frame)
-                self._behind.append((stream, frame))
-                self._appended += waiting.count
-                if not waiting.future.done():
-                    waiting.future.set_result(waiting.first)
-            if len(self._behind) >= self._settings.index_batches and self._indexing is None:
-                with suppress(FourplaneError):  # the next group tries again; `behind_batches_max` bounds what gathers
-                    self._start_indexing()
-        self._flush()
-
-    def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
-        """Nothing of this group counts: its offsets go to the next one."""
-        name = self.database.name
-        told: FourplaneError
-        if isinstance(error, SyncFailed):
-            told = Unavailable(f"{name} could not be synced ({error}); open it again", code="sync_failed", file=name)
-        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            told = Unavailable(f"the disk is full: {name}", code="disk_full", file=name)
-        else:
-            told = Unavailable(f"the disk failed: {name}: {error}", code="disk_failed", file=name)
-        for waiting in group:
-            waiting.stream.end = waiting.stream.durable
-            if not waiting.future.done():
-                waiting.future.set_exception(told)
-        if isinstance(error, SyncFailed):
-            self._fail(told)
-
-    def _fail(self, told: FourplaneError) -> None:
-        self._failed = told
-        while self._queue:
-            waiting = self._queue.popleft()
-            if not waiting.future.done():
-                waiting.future.set_exception(told)
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+    def _refused(self, streams: Sequence[_Stream]) -> None:
+        """Nothing of these counts: their offsets go to the next ones."""
+        for stream in streams:
+            stream.end = stream.durable
 
     # ---- the index ----
 
@@ -438,14 +328,19 @@ class EmbeddedEventLog:
         """Commit the oldest frames that are not indexed yet; they stay in memory until that is durable."""
         batch = self._behind[: self._settings.index_batches]
         frames = [frame for _, frame in batch]
-        done = self.database.transact(partial(_index, frames), weight=len(frames), savepoint=False)
-        done.add_done_callback(partial(self._indexed, batch))
-        self._indexing = done
-        return done
+        committed = self.database.transact(partial(_index, frames), weight=len(frames), savepoint=False)
+        self._indexing = asyncio.get_running_loop().create_future()
+        committed.add_done_callback(partial(self._indexed, batch, self._indexing))
+        return self._indexing
 
-    def _indexed(self, batch: list[tuple[_Stream, Frame]], done: "asyncio.Future[None]") -> None:
+    def _indexed(
+        self, batch: list[tuple[_Stream, Frame]], told: "asyncio.Future[None]", done: "asyncio.Future[None]"
+    ) -> None:
         self._indexing = None
-        if done.cancelled() or done.exception() is not None:
+        error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
+        if error is not None:
+            told.set_exception(error)
+            told.exception()  # nobody may be waiting
             return
         del self._behind[: len(batch)]
         self._indexed_count += len(batch)
@@ -454,6 +349,7 @@ class EmbeddedEventLog:
             counts[stream] = counts.get(stream, 0) + 1
         for stream, count in counts.items():
             stream.tail = stream.tail[count:]
+        told.set_result(None)
 
     async def _drop_segments(self) -> None:
         """Remove segments without a live batch, the one being written excepted."""
@@ -462,7 +358,7 @@ class EmbeddedEventLog:
         if not numbers:
             return
         for number in numbers:
-            await self._worker.submit(self._frames.drop, number)
+            await self._writer.worker.submit(self._writer.frames.drop, number)
 
         def work(writer: apsw.Connection) -> None:
             for number in numbers:

@@ -1,27 +1,43 @@
-"""Wide rows on SQLite: the `Records` contract over one `Database`.
+"""Wide rows on SQLite behind a journal: the `Records` contract over segment files and one `Database`.
 
-One table clustered by (partition, sort), so a partition's records lie together and a scan reads them in order. An expired
-record is absent for everybody from its microsecond on; its row is removed a little later, some hundreds at a time, by the writes
-that follow. A put over an expired row starts again at version 1.
+Idea. Rows with random keys land on a page of the tree each, and a page is 20 times a row: 11k rows a second. So a write is
+first a frame of the journal (`segments`; one write and one sync for all who wait) and a row of the *overlay* in memory,
+then its caller hears. At `fold_rows` the overlay is written to the table in key order, some hundred rows a commit, while
+writing goes on; several rows share a page then. The last commit says how far the journal is folded; opening reads what
+lies behind that into the overlay again, and folding it twice does no harm, because rows carry their version.
+
+Each row of the overlay knows its newest state (what the next write is judged by) and its durable state (what readers see, so
+never one that a power cut could take back). Reads look at the overlay, then at the table; scans merge both.
+
+The table is clustered by (partition, sort). An expired record is absent for everybody from its microsecond on; its row is
+removed after a later fold, some hundreds at a time. A put over an expired row starts again at version 1.
+
+Bounds: `overlay_rows_max` and `overlay_bytes_max`, past them writers wait for the fold. Frame body: u8 schema (1), msgpack of
+(partition, [(sort, value or nil, version, expires_us or nil)]).
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
+from functools import partial
+from heapq import merge
 from typing import cast
 
 import apsw
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, Rejected, TooLarge
-from fourplane.state.contracts import Change, Delete, Put, Record
+from fourplane.foundation.errors import Conflict, Corrupt, FourplaneError, Rejected, TooLarge, Unavailable
+from fourplane.state.contracts import Change, Put, Record
 from fourplane.state.embedded.database import Database, DatabaseStatistics
+from fourplane.state.embedded.frame_writer import FrameWriter, WriterSettings, WriterStatistics
+from fourplane.state.embedded.segments import PLACE_BITS, Frame, frames_beside
 
 KEY_BYTES_MAX = 512
 VALUE_BYTES_MAX = 1 << 20
 CHANGES_MAX = 100
 SCAN_MAX = 10_000
-PURGE_EVERY = 1_000
 PURGE_ROWS = 500
+SCHEMA_NUMBER = b"\x01"
 
 SCHEMA = (
     (
@@ -29,57 +45,118 @@ SCHEMA = (
         " version INTEGER NOT NULL, expires_us INTEGER, PRIMARY KEY (partition, sort)) WITHOUT ROWID"
     ),
     "CREATE INDEX IF NOT EXISTS record_expires ON record (expires_us) WHERE expires_us IS NOT NULL",
+    "CREATE TABLE IF NOT EXISTS folded (one INTEGER PRIMARY KEY, upto INTEGER NOT NULL)",
 )
 _GET = "SELECT value, version, expires_us FROM record WHERE partition=?1 AND sort=?2"
-_ALIVE = "(expires_us IS NULL OR expires_us>?3)"
-_SCAN = f"SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort>=?2 AND {_ALIVE}"  # noqa: S608 - constants
-_PUT = (
-    "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1,?2,?3,1,?4)"
-    " ON CONFLICT (partition, sort) DO UPDATE SET value=excluded.value, expires_us=excluded.expires_us,"
-    " version=CASE WHEN record.expires_us<=?5 THEN 1 ELSE record.version+1 END"
+_SCAN = (
+    "SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort>=?2"
+    " AND (expires_us IS NULL OR expires_us>?3)"
 )
-_PUT_ABSENT = (
-    "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1,?2,?3,1,?4)"
-    " ON CONFLICT (partition, sort) DO UPDATE SET value=excluded.value, expires_us=excluded.expires_us, version=1"
-    " WHERE record.expires_us<=?5"
+_FOLD = (
+    "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1,?2,?3,?4,?5)"
+    " ON CONFLICT (partition, sort) DO UPDATE SET value=excluded.value, version=excluded.version,"
+    " expires_us=excluded.expires_us"
 )
-_PUT_OVER = (
-    "UPDATE record SET value=?3, expires_us=?4, version=version+1"
-    " WHERE partition=?1 AND sort=?2 AND version=?6 AND (expires_us IS NULL OR expires_us>?5)"
-)
-_DELETE = "DELETE FROM record WHERE partition=?1 AND sort=?2"
-_DELETE_OVER = f"DELETE FROM record WHERE partition=?1 AND sort=?2 AND version=?4 AND {_ALIVE}"  # noqa: S608 - constants
+_REMOVE = "DELETE FROM record WHERE partition=?1 AND sort=?2"
+_UPTO = "INSERT INTO folded (one, upto) VALUES (1,?1) ON CONFLICT (one) DO UPDATE SET upto=excluded.upto"
 _PURGE = (
     "DELETE FROM record WHERE (partition, sort) IN"
     " (SELECT partition, sort FROM record WHERE expires_us<=?1 ORDER BY expires_us LIMIT ?2)"
 )
+
+State = tuple[bytes | None, int, int | None]  # value (None: removed), version, expires_us
+_ABSENT: State = (None, 0, None)
+
+
+class RecordsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of one store of records."""
+
+    writer: WriterSettings = WriterSettings()
+    fold_rows: int = 50_000
+    fold_bytes: int = 32 << 20
+    fold_rows_at_once: int = 250
+    overlay_rows_max: int = 200_000
+    overlay_bytes_max: int = 128 << 20
 
 
 class RecordsStatistics(msgspec.Struct, frozen=True):
     """One store of records since it was opened."""
 
     database: DatabaseStatistics
+    writer: WriterStatistics
+    overlay_rows: int
+    overlay_bytes: int
+    folds: int
+    folded_rows: int
     purged: int
 
 
-class EmbeddedRecords:
-    """`Records` on one SQLite file. A point read takes 3 to 8 us inline."""
+class _Cell:
+    """One row of the overlay; `durable` is None while only the table has what readers may see."""
 
-    def __init__(self, database: Database) -> None:
+    __slots__ = ("durable", "newest")
+
+    def __init__(self) -> None:
+        self.newest: State | None = None
+        self.durable: State | None = None
+
+
+_Write = list[tuple[bytes, bytes, _Cell, State]]  # partition, sort, cell, its state behind this write
+
+
+class EmbeddedRecords:
+    """`Records` on one SQLite file and the journal beside it. A point read takes 3 to 8 us inline."""
+
+    def __init__(self, database: Database, *, settings: RecordsSettings | None = None) -> None:
         self.database = database
-        self._since_purge = 0
-        self._purged = 0
+        self._settings = settings or RecordsSettings()
+        self._writer: FrameWriter[_Write] = FrameWriter(
+            frames_beside(database.path, database.disk, "changes", self._settings.writer.segment_bytes),
+            database.name,
+            self._settings.writer,
+            written=self._written,
+            refused=self._refused,
+        )
+        self._overlay: dict[bytes, dict[bytes, _Cell]] = {}
+        self._rows = self._bytes = self._folds = self._folded_rows = self._purged = 0
+        self._upto = 0
+        self._first_segment = 1
+        self._fold_rows = self._settings.fold_rows
+        self._folding: asyncio.Future[None] | None = None
 
     async def open(self) -> "EmbeddedRecords":
-        """Make the table where it is missing."""
+        """Make the tables where they are missing, and read the changes that are not folded yet; raises Corrupt."""
         await self.database.transact(_create)
+        rows = self.database.integers("SELECT upto FROM folded")
+        self._upto = rows[0][0] if rows else 0
+        self._first_segment = max(1, self._upto >> PLACE_BITS)
+        for frame in await self._writer.open(self._upto):
+            body = self._writer.frames.read(frame)
+            if body[:1] != SCHEMA_NUMBER:
+                raise Corrupt(
+                    f"{self.database.name}: a change has schema {body[0]}", file=self.database.name, place="journal"
+                )
+            partition, states = _DECODER.decode(memoryview(body)[1:])
+            write: _Write = []
+            for sort, value, version, expires_us in states:
+                cell = self._cell(partition, sort)
+                state: State = (value, version, expires_us)
+                cell.newest = state
+                write.append((partition, sort, cell, state))
+            self._written(write, frame)
         return self
 
     async def get(self, partition: bytes, sort: bytes) -> Record | None:
-        rows = cast("list[tuple[bytes, int, int | None]]", self.database.read(_GET, (partition, sort)))
-        if not rows:
-            return None
-        value, version, expires_us = rows[0]
+        cells = self._overlay.get(partition)
+        if cells is not None and (cell := cells.get(sort)) is not None and cell.durable is not None:
+            value, version, expires_us = cell.durable
+            if value is None:
+                return None
+        else:
+            rows = cast("list[tuple[bytes, int, int | None]]", self.database.read(_GET, (partition, sort)))
+            if not rows:
+                return None
+            value, version, expires_us = rows[0]
         if expires_us is not None and expires_us <= clock.now_us():
             return None
         return Record(sort, value, version, expires_us)
@@ -95,46 +172,230 @@ class EmbeddedRecords:
     ) -> list[Record]:
         if not 0 < limit <= SCAN_MAX:
             raise Rejected(f"a scan returns 1 to {SCAN_MAX} records, not {limit}", code="bad_limit")
+        now_us = clock.now_us()
+        over = {
+            sort: cell.durable
+            for sort, cell in self._overlay.get(partition, {}).items()
+            if cell.durable is not None and start <= sort and (end is None or sort < end)
+        }
         sql = _SCAN if end is None else f"{_SCAN} AND sort<?5"
         sql = f"{sql} ORDER BY sort {'DESC' if reverse else 'ASC'} LIMIT ?4"
-        bounds = (partition, start, clock.now_us(), limit)
+        bounds = (partition, start, now_us, limit + len(over))
         rows = self.database.read(sql, bounds if end is None else (*bounds, end))
-        return [Record(*row) for row in cast("list[tuple[bytes, bytes, int, int | None]]", rows)]
+        records = [Record(*row) for row in cast("list[tuple[bytes, bytes, int, int | None]]", rows)]
+        if not over:
+            return records
+        added = [
+            Record(sort, state[0], state[1], state[2])
+            for sort, state in sorted(over.items(), reverse=reverse)
+            if state[0] is not None and (state[2] is None or state[2] > now_us)
+        ]
+        kept = (record for record in records if record.sort not in over)
+        return list(merge(kept, added, key=lambda record: record.sort, reverse=reverse))[:limit]
 
     async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
         check_changes(partition, changes)
-        now_us = clock.now_us()
         given = tuple(changes)
-        if len(given) == 1:
-            only = given[0]
-            await self.database.transact(lambda writer: _apply(writer, partition, only, now_us), savepoint=False)
-        else:
-            await self.database.transact(
-                lambda writer: _apply_all(writer, partition, given, now_us),
-                weight=len(given),
-            )
-        self._since_purge += len(given)
-        if self._since_purge >= PURGE_EVERY:
-            self._since_purge = 0
-            self._purged += await self.purge()
+        while self._rows >= self._settings.overlay_rows_max or self._bytes >= self._settings.overlay_bytes_max:
+            await self._make_room()
+        self._writer.check()
+        states = await self._states_after(partition, given)
+        if not states:
+            return
+        write: _Write = []
+        for sort, state in states:
+            cell = self._cell(partition, sort)
+            cell.newest = state
+            write.append((partition, sort, cell, state))
+        body = SCHEMA_NUMBER + msgspec.msgpack.encode((partition, [(sort, *state) for sort, state in states]))
+        await self._writer.put(write, 0, len(states), body)
+
+    async def fold(self) -> None:
+        """Wait until every change that was durable when this was called is in the table."""
+        if self._folding is not None:
+            await asyncio.shield(self._folding)
+        if self._rows:
+            await asyncio.shield(self._start_folding())
 
     async def purge(self) -> int:
-        """Remove up to 500 rows that expired; how many went."""
-        now_us = clock.now_us()
-
-        def remove(writer: apsw.Connection) -> int:
-            writer.execute(_PURGE, (now_us, PURGE_ROWS)).fetchall()
-            return int(writer.changes())
-
-        if not self.database.read("SELECT 1 FROM record WHERE expires_us<=?1 LIMIT 1", (now_us,)):
-            return 0
-        return await self.database.transact(remove, weight=PURGE_ROWS, savepoint=False)
+        """Fold, then remove up to 500 rows that expired; how many went."""
+        before = self._purged
+        await self.fold()
+        removed = await self.database.transact(partial(_purge, clock.now_us()), weight=PURGE_ROWS, savepoint=False)
+        self._purged += removed
+        return self._purged - before
 
     def statistics(self) -> RecordsStatistics:
-        return RecordsStatistics(database=self.database.statistics(), purged=self._purged)
+        return RecordsStatistics(
+            database=self.database.statistics(),
+            writer=self._writer.statistics(),
+            overlay_rows=self._rows,
+            overlay_bytes=self._bytes,
+            folds=self._folds,
+            folded_rows=self._folded_rows,
+            purged=self._purged,
+        )
 
     async def close(self) -> None:
+        """Finish what is queued. What is not folded yet stays in the journal and is read again."""
+        await self._writer.drain()
+        if self._folding is not None:
+            await asyncio.wait([self._folding])
+        await self._writer.close()
         await self.database.close()
+
+    def abandon(self) -> None:
+        """Let go without finishing anything, as a killed process would; for tests and the simulator."""
+        self._writer.abandon()
+        self.database.abandon()
+
+    # ---- the overlay ----
+
+    async def _states_after(self, partition: bytes, changes: Sequence[Change]) -> list[tuple[bytes, State]]:
+        """What a batch makes of its rows; a conflict with a write under way is told when that one is durable."""
+        try:
+            return self._judged(partition, changes)
+        except Conflict:
+            if not self._writer.busy:
+                raise
+        await self._writer.settle()
+        self._writer.check()
+        return self._judged(partition, changes)
+
+    def _judged(self, partition: bytes, changes: Sequence[Change]) -> list[tuple[bytes, State]]:
+        now_us = clock.now_us()
+        states = [(change.sort, self._after(partition, change, now_us)) for change in changes]
+        return [(sort, state) for sort, state in states if state is not None]
+
+    def _cell(self, partition: bytes, sort: bytes) -> _Cell:
+        cells = self._overlay.get(partition)
+        if cells is None:
+            cells = self._overlay[partition] = {}
+        cell = cells.get(sort)
+        if cell is None:
+            cell = cells[sort] = _Cell()
+            self._rows += 1
+        return cell
+
+    def _after(self, partition: bytes, change: Change, now_us: int) -> State | None:
+        """The row's state behind a change, None when there is nothing to write; raises Conflict."""
+        cells = self._overlay.get(partition)
+        cell = cells.get(change.sort) if cells is not None else None
+        current = cell.newest if cell is not None else None
+        if current is None:
+            rows = cast("list[State]", self.database.read(_GET, (partition, change.sort)))
+            current = rows[0] if rows else _ABSENT
+        value, version, expires_us = current
+        if value is None or (expires_us is not None and expires_us <= now_us):
+            version = 0
+        if change.expect_version is not None and change.expect_version != version:
+            raise conflict(change)
+        if isinstance(change, Put):
+            ttl_s = change.ttl_s
+            return change.value, version + 1, None if ttl_s is None else now_us + int(ttl_s * 1e6)
+        return None if change.expect_version == 0 else _ABSENT
+
+    def _written(self, write: _Write, frame: Frame) -> None:
+        """A write is durable: readers see it from now on."""
+        for _, sort, cell, state in write:
+            cell.durable = state
+            self._bytes += len(sort) + len(state[0] or b"")
+        self._upto = frame.at + frame.size
+        if (self._rows >= self._fold_rows or self._bytes >= self._settings.fold_bytes) and self._folding is None:
+            self._start_folding()
+
+    def _refused(self, writes: Sequence[_Write]) -> None:
+        """None of these happened: what readers see is the newest again."""
+        for write in writes:
+            for partition, sort, cell, _ in write:
+                cell.newest = cell.durable
+                if cell.durable is None:
+                    self._let_go(partition, sort, cell)
+
+    def _let_go(self, partition: bytes, sort: bytes, cell: _Cell) -> None:
+        cells = self._overlay.get(partition, {})
+        if cells.get(sort) is cell:
+            del cells[sort]
+            self._rows -= 1
+            if not cells:
+                del self._overlay[partition]
+
+    # ---- folding ----
+
+    async def _make_room(self) -> None:
+        if self._folding is None and self._writer.busy:
+            await self._writer.settle()  # only what is durable can be folded
+        await asyncio.shield(self._folding or self._start_folding())
+
+    def _start_folding(self) -> "asyncio.Future[None]":
+        """Write what is durable now to the table, some rows a commit, in key order; the future is done when all is there."""
+        rows: _Write = sorted(
+            (
+                (partition, sort, cell, cell.durable)
+                for partition, cells in self._overlay.items()
+                for sort, cell in cells.items()
+                if cell.durable is not None
+            ),
+            key=lambda row: row[:2],
+        )
+        self._bytes = 0
+        folding = self._folding = asyncio.get_running_loop().create_future()
+        self._fold_some(rows, 0, self._upto, None)
+        return folding
+
+    def _fold_some(self, rows: _Write, at: int, upto: int, done: "asyncio.Future[None] | None") -> None:
+        """Commit the next rows; called again when they are durable."""
+        assert self._folding is not None
+        error = None
+        if done is not None:
+            error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
+        behind = at + self._settings.fold_rows_at_once
+        if error is None and at < len(rows):
+            last = upto if behind >= len(rows) else None
+            try:
+                committed = self.database.transact(
+                    partial(_fold, rows[at:behind], last), weight=behind - at, savepoint=False
+                )
+            except FourplaneError as refused:
+                error = refused
+            else:
+                committed.add_done_callback(partial(self._fold_some, rows, behind, upto))
+                return
+        folding, self._folding = self._folding, None
+        if error is not None:
+            self._fold_rows = self._rows + self._settings.fold_rows // 10  # not at once again
+            self._bytes = sum(len(sort) + len(state[0] or b"") for _, sort, _, state in rows)
+            folding.set_exception(error)
+            folding.exception()  # nobody may be waiting
+            return
+        self._fold_rows = self._settings.fold_rows
+        self._folded(rows, upto)
+        folding.set_result(None)
+
+    def _folded(self, rows: _Write, upto: int) -> None:
+        """The table has these rows: the overlay lets go of those that did not change meanwhile."""
+        self._folds += 1
+        self._folded_rows += len(rows)
+        for partition, sort, cell, state in rows:
+            if cell.durable is state:
+                cell.durable = None
+                if cell.newest is state:
+                    self._let_go(partition, sort, cell)
+        while self._first_segment < upto >> PLACE_BITS:
+            self._writer.worker.submit(self._writer.frames.drop, self._first_segment)
+            self._first_segment += 1
+        self.database.transact(partial(_purge, clock.now_us()), weight=PURGE_ROWS, savepoint=False).add_done_callback(
+            self._count_purged
+        )
+
+    def _count_purged(self, done: "asyncio.Future[int]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._purged += done.result()
+
+
+_DECODER: msgspec.msgpack.Decoder[tuple[bytes, list[tuple[bytes, bytes | None, int, int | None]]]] = (
+    msgspec.msgpack.Decoder(tuple[bytes, list[tuple[bytes, bytes | None, int, int | None]]])
+)
 
 
 def check_changes(partition: bytes, changes: Sequence[Change]) -> None:
@@ -166,38 +427,20 @@ def _create(writer: apsw.Connection) -> None:
         writer.execute(statement).fetchall()
 
 
-def _apply_all(writer: apsw.Connection, partition: bytes, changes: Sequence[Change], now_us: int) -> None:
-    for change in changes:
-        _apply(writer, partition, change, now_us)
-
-
-def _apply(writer: apsw.Connection, partition: bytes, change: Change, now_us: int) -> None:
-    if isinstance(change, Put):
-        expires_us = None if change.ttl_s is None else now_us + int(change.ttl_s * 1e6)
-        expected = change.expect_version
-        if expected is None:
-            writer.execute(_PUT, (partition, change.sort, change.value, expires_us, now_us)).fetchall()
-            return
-        if expected == 0:
-            writer.execute(_PUT_ABSENT, (partition, change.sort, change.value, expires_us, now_us)).fetchall()
+def _fold(rows: Iterable[tuple[bytes, bytes, _Cell, State]], upto: int | None, writer: apsw.Connection) -> None:
+    """Write rows as they are; `upto`: nothing before it in the journal is needed any more."""
+    puts, removed = [], []
+    for partition, sort, _, (value, version, expires_us) in rows:
+        if value is None:
+            removed.append((partition, sort))
         else:
-            writer.execute(_PUT_OVER, (partition, change.sort, change.value, expires_us, now_us, expected)).fetchall()
-        if writer.changes() != 1:
-            raise conflict(change)
-        return
-    _remove(writer, partition, change, now_us)
+            puts.append((partition, sort, value, version, expires_us))
+    writer.executemany(_FOLD, puts).fetchall()
+    writer.executemany(_REMOVE, removed).fetchall()
+    if upto is not None:
+        writer.execute(_UPTO, (upto,)).fetchall()
 
 
-def _remove(writer: apsw.Connection, partition: bytes, change: Delete, now_us: int) -> None:
-    expected = change.expect_version
-    if expected is None:
-        writer.execute(_DELETE, (partition, change.sort)).fetchall()
-        return
-    if expected == 0:
-        rows = writer.execute(f"{_GET} AND {_ALIVE}", (partition, change.sort, now_us)).fetchall()
-        if rows:
-            raise conflict(change)
-        return
-    writer.execute(_DELETE_OVER, (partition, change.sort, now_us, expected)).fetchall()
-    if writer.changes() != 1:
-        raise conflict(change)
+def _purge(now_us: int, writer: apsw.Connection) -> int:
+    writer.execute(_PURGE, (now_us, PURGE_ROWS)).fetchall()
+    return int(writer.changes())

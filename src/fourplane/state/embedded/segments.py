@@ -57,6 +57,7 @@ class FrameStore(Protocol):
     def write(self, bodies: Sequence[tuple[int, int, bytes]]) -> list[Frame]: ...
     def read(self, frame: Frame) -> bytes: ...
     def drop(self, number: int) -> None: ...
+    def take_stall_s(self) -> float: ...
     def close(self) -> None: ...
 
 
@@ -149,6 +150,14 @@ class Segments:
         path = self._path(number)
         self._disk.forget([str(path)])
         path.unlink(missing_ok=True)
+
+    def take_stall_s(self) -> float:
+        """How long the next write shall hang, by order of the disk's faults; asked once a group."""
+        faults = self._disk.faults
+        if faults is None:
+            return 0.0
+        stall_s, faults.stall_s = faults.stall_s, 0.0
+        return stall_s
 
     def close(self) -> None:
         """Let go of the files; everything acknowledged is on the disk already."""
@@ -253,8 +262,18 @@ class MemorySegments:
     def drop(self, number: int) -> None:
         self._bodies.pop(number << PLACE_BITS, None)
 
+    def take_stall_s(self) -> float:
+        return 0.0
+
     def close(self) -> None:
         self._bodies.clear()
+
+
+def frames_beside(path: Path | None, disk: Disk | None, name: str, segment_bytes: int) -> FrameStore:
+    """Frames in a folder next to a database file, or in memory where there is none."""
+    if path is None or disk is None:
+        return MemorySegments()
+    return Segments(path.with_name(f"{path.name}-{name}"), disk, segment_bytes=segment_bytes)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,226 @@
+"""Many callers' frames as few writes: whatever waits while the disk is busy goes to it as one write and one sync.
+
+The worker's one job a group is `FrameStore.write`; meanwhile the next group gathers. A write that failed (a full disk) refuses
+its group and everything behind it, because owners may have numbered that on top; then writing goes on. A failed sync
+is final, as in `database`. Bounds: `queue_bytes_max` waiting bytes, then Overloaded.
+"""
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.blocking import Worker
+from fourplane.foundation.errors import FourplaneError, Overloaded, Unavailable
+from fourplane.foundation.telemetry import Histogram
+from fourplane.state.embedded.segments import Frame, FrameStore, SyncFailed
+
+T = TypeVar("T")
+_FRAME_COST_BYTES = 100
+
+
+class WriterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of one writer of frames."""
+
+    segment_bytes: int = 64 << 20
+    group_bytes_max: int = 8 << 20
+    queue_bytes_max: int = 64 << 20
+
+
+class WriterStatistics(msgspec.Struct, frozen=True):
+    """What one writer of frames did; durations in seconds."""
+
+    groups: int
+    waiting: int
+    waiting_bytes: int
+    group_s_p50: float
+    group_s_p99: float
+    failed: str
+
+
+class _Waiting(Generic[T]):
+    __slots__ = ("body", "count", "future", "key", "owner")
+
+    def __init__(self, owner: T, key: int, count: int, body: bytes, future: "asyncio.Future[None]") -> None:
+        self.owner = owner
+        self.key = key
+        self.count = count
+        self.body = body
+        self.future = future
+
+
+class FrameWriter(Generic[T]):
+    """Writes frames for owners. `written(owner, frame)` before the caller hears; `refused(owners)` before theirs hear."""
+
+    def __init__(
+        self,
+        frames: FrameStore,
+        name: str,
+        settings: WriterSettings,
+        *,
+        written: Callable[[T, Frame], None],
+        refused: Callable[[Sequence[T]], None],
+    ) -> None:
+        self.frames = frames
+        self.worker = Worker(f"frames of {name}", queue_max=64)
+        self.failed: FourplaneError | None = None
+        self._name = name
+        self._settings = settings
+        self._on_written = written
+        self._on_refused = refused
+        self._queue: deque[_Waiting[T]] = deque()
+        self._queue_bytes = self._groups = 0
+        self._busy = self._scheduled = self._open = False
+        self._idle: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[None] | None = None
+        self._group_s = Histogram()
+
+    async def open(self, start: int) -> list[Frame]:
+        """Check the frames from `start` on and return them; raises Corrupt or Unavailable."""
+        try:
+            found = await self.worker.submit(self.frames.open, start)
+        except OSError as error:
+            raise Unavailable(f"{self._name}: {error}", code="disk_failed", file=self._name) from error
+        self._open = True
+        return found
+
+    def check(self) -> None:
+        """Raise what `put` would raise, before the owner numbers anything."""
+        if self.failed is not None:
+            raise self.failed
+        if not self._open:
+            raise Unavailable(f"{self._name} is closed", code="closed")
+        if self._queue_bytes > self._settings.queue_bytes_max:
+            raise Overloaded(f"{len(self._queue)} writes wait for {self._name}", retry_after_s=0.1)
+
+    def put(self, owner: T, key: int, count: int, body: bytes) -> "asyncio.Future[None]":
+        """Queue one frame; the future is done when it is durable."""
+        self.check()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._queue.append(_Waiting(owner, key, count, body, future))
+        self._queue_bytes += len(body) + _FRAME_COST_BYTES
+        if not self._scheduled and not self._busy:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+        return future
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is not durable yet."""
+        return self._busy or bool(self._queue)
+
+    async def settle(self) -> None:
+        """Wait until what is queued now is durable or refused (a queue of many groups: the next two of them)."""
+        wanted = self._groups + 2
+        while self.busy and self._groups < wanted:
+            self._next = self._next or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._next)
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued."""
+        while self._busy or self._queue:
+            self._idle = self._idle or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+    async def close(self) -> None:
+        """Finish what is queued and let go of the files."""
+        if not self._open:
+            return
+        await self.drain()
+        self._open = False
+        await self.worker.submit(self.frames.close)
+        self.worker.close()
+
+    def abandon(self) -> None:
+        """Let go without finishing anything, as a killed process would."""
+        self._open = False
+        self._fail(Unavailable(f"{self._name} was abandoned", code="closed"))
+        self.worker.close()
+        self.frames.close()
+
+    def statistics(self) -> WriterStatistics:
+        return WriterStatistics(
+            groups=self._groups,
+            waiting=len(self._queue),
+            waiting_bytes=self._queue_bytes,
+            group_s_p50=self._group_s.quantile(0.5),
+            group_s_p99=self._group_s.quantile(0.99),
+            failed=self.failed.message if self.failed else "",
+        )
+
+    def _flush(self) -> None:
+        """Send what waits to the disk, or say that there is nothing."""
+        self._scheduled = False
+        if self._busy:
+            return
+        queue = self._queue
+        if not queue:
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+            self._idle = None
+            return
+        self._busy = True
+        stall_s = self.frames.take_stall_s()
+        if stall_s:
+            asyncio.get_running_loop().call_later(stall_s, self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        queue = self._queue
+        group: list[_Waiting[T]] = []
+        size = 0
+        while queue and (not group or size + len(queue[0].body) <= self._settings.group_bytes_max):
+            group.append(queue.popleft())
+            size += len(group[-1].body) + _FRAME_COST_BYTES
+        self._queue_bytes -= size
+        done = self.worker.submit(self.frames.write, [(each.key, each.count, each.body) for each in group])
+        done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
+
+    def _written(self, group: list[_Waiting[T]], began: float, done: "asyncio.Future[list[Frame]]") -> None:
+        self._busy = False
+        self._groups += 1
+        self._group_s.record(clock.monotonic_s() - began)
+        error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
+        if error is not None:
+            told = self._told(error)
+            self._refuse(group, told)
+            if isinstance(error, SyncFailed):
+                self.failed = told
+        else:
+            for waiting, frame in zip(group, done.result(), strict=True):
+                self._on_written(waiting.owner, frame)
+                if not waiting.future.done():
+                    waiting.future.set_result(None)
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
+        self._flush()
+
+    def _refuse(self, group: list[_Waiting[T]], told: FourplaneError) -> None:
+        """Also those behind the group: their owners numbered them on top of it."""
+        group = [*group, *self._queue]
+        self._queue.clear()
+        self._queue_bytes = 0
+        self._on_refused([waiting.owner for waiting in group])
+        for waiting in group:
+            if not waiting.future.done():
+                waiting.future.set_exception(told)
+
+    def _fail(self, told: FourplaneError) -> None:
+        self.failed = told
+        self._refuse([], told)
+
+    def _told(self, error: BaseException) -> FourplaneError:
+        name = self._name
+        if isinstance(error, SyncFailed):
+            return Unavailable(f"{name} could not be synced ({error}); open it again", code="sync_failed", file=name)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return Unavailable(f"the disk is full: {name}", code="disk_full", file=name)
+        return Unavailable(f"the disk failed: {name}: {error}", code="disk_failed", file=name)

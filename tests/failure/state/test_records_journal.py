@@ -1,0 +1,163 @@
+"""The journal of records: kills, power cuts and full disks at any moment, with folding under way."""
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourplane.foundation.errors import Conflict, Corrupt, Unavailable
+from fourplane.state.contracts import Delete, Put, Record
+from fourplane.state.embedded.database import Database
+from fourplane.state.embedded.frame_writer import WriterSettings
+from fourplane.state.embedded.records import EmbeddedRecords, RecordsSettings
+from fourplane.state.embedded.vfs import Disk, Faults
+
+SMALL = RecordsSettings(
+    writer=WriterSettings(segment_bytes=3_000), fold_rows=10, fold_rows_at_once=3, overlay_rows_max=40
+)
+
+
+async def opened(path, disk=None, bounds=SMALL):
+    return await EmbeddedRecords(await Database(path, disk=disk).open(), settings=bounds).open()
+
+
+KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
+VERSIONS = st.sampled_from([None, None, 0, 1, 2])
+CHANGES = st.builds(Put, KEYS, st.binary(max_size=3), VERSIONS) | st.builds(Delete, KEYS, VERSIONS)
+STEPS = st.lists(st.tuples(KEYS, CHANGES) | st.sampled_from(["fold", "kill", "close", "settle"]), max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_any_history_with_folds_and_kills_equals_the_model(steps, tmp_path_factory):
+    async def body():
+        path = tmp_path_factory.mktemp("r") / "a.db"
+        records = await opened(path)
+        model = {}
+        for step in steps:
+            match step:
+                case "fold":
+                    await records.fold()
+                case "settle":
+                    await asyncio.sleep(0)
+                case "kill" | "close":
+                    if step == "kill":
+                        records.abandon()
+                    else:
+                        await records.close()
+                    records = await opened(path)
+                case (partition, change):
+                    before = model.get((partition, change.sort))
+                    version = before.version if before else 0
+                    if change.expect_version not in {None, version}:
+                        with pytest.raises(Conflict):
+                            await records.write(partition, [change])
+                    else:
+                        await records.write(partition, [change])
+                        model.pop((partition, change.sort), None)
+                        if isinstance(change, Put):
+                            model[partition, change.sort] = Record(change.sort, change.value, version + 1)
+            for partition in (b"a", b"b", b"c", b"d"):
+                expected = [model[key] for key in sorted(model) if key[0] == partition]
+                assert await records.scan(partition) == expected
+                assert await records.scan(partition, reverse=True, limit=2) == expected[::-1][:2]
+        for (partition, sort), record in model.items():
+            assert await records.get(partition, sort) == record
+        await records.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_power_cuts_lose_nothing_acknowledged_while_folding(tmp_path, seed, torn):
+    async def body():
+        rng = random.Random(seed)
+        disk = Disk(faults=Faults())
+        kept = {}
+        for _ in range(10):
+            records = await opened(tmp_path / "a.db", disk)
+            for key, (value, version) in kept.items():
+                found = await records.get(key, b"s")
+                assert (found.value, found.version) == (value, version)
+            for _ in range(rng.randrange(60)):
+                key, value = b"%d" % rng.randrange(30), rng.randbytes(rng.randrange(200))
+                await records.write(key, [Put(b"s", value)])
+                kept[key] = value, kept.get(key, (b"", 0))[1] + 1
+            disk.faults.failing_syncs = 2  # the cut comes before the syncs under way are through
+            results = await asyncio.gather(
+                *[records.write(b"lost %d" % number, [Put(b"s", b"")]) for number in range(3)], return_exceptions=True
+            )
+            assert all(isinstance(result, Unavailable) for result in results) or disk.faults.failing_syncs == 0
+            records.abandon()
+            disk.faults.failing_syncs = 0
+            disk.crash(rng if torn else None)
+        disk.close()
+
+    asyncio.run(body())
+
+
+def test_a_full_disk_refuses_goes_on_and_keeps_versions(tmp_path):
+    async def body():
+        disk = Disk(faults=Faults())
+        records = await opened(tmp_path / "a.db", disk)
+        kept, refused = 0, 0
+        for number in range(60):
+            disk.faults.free_bytes = 2_000 if number == 10 else None if number == 40 else disk.faults.free_bytes
+            try:
+                await records.write(b"p", [Put(b"s", b"x" * 100)])
+                kept += 1
+            except Unavailable as error:
+                refused += error.reason == "disk_full"
+            found = await records.get(b"p", b"s")
+            assert found.version == kept
+        assert kept + refused == 60
+        assert refused > 5
+        records.abandon()
+        records = await opened(tmp_path / "a.db", disk)
+        assert (await records.get(b"p", b"s")).version == kept
+        await records.close()
+        disk.close()
+
+    asyncio.run(body())
+
+
+def test_folded_segments_are_removed_and_writers_wait_for_room(tmp_path):
+    async def body():
+        path = tmp_path / "a.db"
+        records = await opened(path)
+        for start in range(0, 400, 50):
+            await asyncio.gather(
+                *[records.write(b"%d" % number, [Put(b"s", b"x" * 100)]) for number in range(start, start + 50)]
+            )
+            assert records.statistics().overlay_rows <= 40 + 50
+        await records.fold()
+        assert records.statistics().overlay_rows == 0
+        assert records.statistics().folds > 3
+        await records.close()
+        assert len(list((tmp_path / "a.db-changes").glob("*.segment"))) <= 2
+        records = await opened(path)
+        assert (await records.get(b"399", b"s")).version == 1
+        await records.close()
+
+    asyncio.run(body())
+
+
+def test_a_flipped_byte_of_the_journal_is_corrupt(tmp_path):
+    async def body():
+        path = tmp_path / "a.db"
+        records = await opened(path, bounds=RecordsSettings())
+        for number in range(5):
+            await records.write(b"p", [Put(b"%d" % number, b"x" * 50)])
+        records.abandon()
+        segment = next((tmp_path / "a.db-changes").glob("*.segment"))
+        content = bytearray(segment.read_bytes())
+        content[len(content) // 2] ^= 4
+        segment.write_bytes(content)
+        with pytest.raises(Corrupt) as told:
+            await opened(path)
+        assert told.value.fields["file"] == str(segment)
+
+    asyncio.run(body())
