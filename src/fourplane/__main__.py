@@ -31,6 +31,7 @@ VERBS = (
     Verb("up", "up", "start the systems on this machine"),
     Verb("load", "load", "drive a running system with realistic clients"),
     Verb("import", "imports", "bring in a video, a map or a catalog"),
+    Verb("cache", "cache", "put a cache in front of any origin"),
     Verb("query", "query", "ask a running deployment"),
     Verb("users", "users", "create and list accounts"),
     Verb("operator", "operator", "print a fresh one-time link for an operator's browser"),

@@ -92,7 +92,10 @@ class CacheFetch:
         if whole:
             drop |= {b"range", b"cache-control", b"pragma", b"cookie"}
         fields = [field for field in fields if field[0] not in drop]
-        if not fill.request.host:
+        if self._settings.origin.host_header:
+            fields = [field for field in fields if field[0] != b"host"]
+            fields.append((b"host", self._settings.origin.host_header.encode()))
+        elif not fill.request.host:
             fields.append((b"host", b"localhost"))
         fields.append((b"via", b"1.1 " + self._settings.name.encode()))
         return fields + own, bool(own)

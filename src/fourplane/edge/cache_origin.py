@@ -10,11 +10,13 @@ because the origin may have acted on it. Interim responses (1xx) are handed on a
 import asyncio
 import re
 import socket
+import ssl
 from collections.abc import Callable
 
 import msgspec
 
 from fourplane.edge.cache_fields import Fields, all_values
+from fourplane.edge.certificate import client_context
 from fourplane.edge.http_cache import without_hop_by_hop
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Unavailable
@@ -38,6 +40,8 @@ class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: int = 8100
+    secure: bool = False  # speak TLS and believe the system's authorities
+    host_header: str = ""  # the Host the origin is asked for; empty: the client's
     connect_s: float = 3.0
     head_s: float = 15.0
     read_s: float = 15.0
@@ -169,8 +173,9 @@ class OriginReply:
 class OriginPool:
     """Connections to one parent; a request past `connections_max` waits for one."""
 
-    def __init__(self, settings: OriginSettings) -> None:
+    def __init__(self, settings: OriginSettings, *, tls: ssl.SSLContext | None = None) -> None:
         self.settings = settings
+        self._tls = client_context() if settings.secure and tls is None else tls
         self._idle: list[_Connection] = []
         self._gate: asyncio.Semaphore | None = None
         self.opened = 0
@@ -218,7 +223,8 @@ class OriginPool:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             async with asyncio.timeout(self.settings.connect_s):
-                transport, _ = await network.connect(lambda: protocol, self.settings.host, self.settings.port)
+                settings = self.settings
+                transport, _ = await network.connect(lambda: protocol, settings.host, settings.port, tls=self._tls)
         except (OSError, TimeoutError) as error:
             raise OriginFailed(f"the origin cannot be reached: {type(error).__name__}", code="connect") from None
         self.opened += 1

@@ -165,6 +165,10 @@ class CacheStore:
     def __len__(self) -> int:
         return self._count
 
+    def listed(self) -> list[bytes]:
+        """Every key that has a response."""
+        return list(self._keys)
+
     def variants(self, key: bytes) -> list[CacheEntry] | None:
         """All stored responses of a key, the newest first."""
         return self._keys.get(key)
