@@ -24,6 +24,7 @@ from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Over
 from fourplane.state.contracts import Query
 
 PAGE = 24
+SITEMAP = 1_000
 COOKIE_S = 60 * 86_400
 FIELD_MAX = 200
 Page = Callable[[Call[bytes]], Awaitable[Reply]]
@@ -48,6 +49,7 @@ class Storefront:
             ("/commerce/checkout", self.checkout, "The one-page checkout", Priority.CRITICAL),
             ("/commerce/orders/{order_id}", self.order, "An order and its parcel", Priority.USER),
             ("/commerce/image/{department}/{name}", self.image, "A product's picture", Priority.DEGRADED),
+            ("/commerce/sitemap.txt", self.sitemap, "Addresses of all products, for crawlers", Priority.BULK),
         ]
         post = [
             ("/commerce/cart/add", self.add, "Put something into the cart", Priority.USER),
@@ -73,6 +75,13 @@ class Storefront:
         if not call.headers.get("cookie") and call.identity is None and not missing:
             self.kept.keep("/commerce/", page)
         return self._show(call, frame, page)
+
+    async def sitemap(self, call: Call[bytes]) -> Reply:
+        """One address a line, `SITEMAP` at a time; `?after=` an id goes on."""
+        products = await self._store.catalog.page(call.query.get("after", ""), SITEMAP)
+        host = call.headers.get("host", "")
+        lines = [f"http://{host}/commerce/p/{quote(product.id)}\n" for product in products]
+        return Reply("".join(lines).encode(), media_type="text/plain; charset=utf-8")
 
     async def search(self, call: Call[bytes]) -> Reply:
         """Words, facets, sort, pages; every combination is a plain address."""

@@ -1,19 +1,23 @@
 """Who is let in when there is too much to do, decided in the protocol before headers become objects.
 
 Every request has a priority class. Three things turn one away, the lowest class first: the loop has more to do than it can
-(`overload` says which share of each class comes in), more is under way than the bound on memory allows, an operator closed its
+(`overload` says which share of each class comes in), more waits or is under way than is allowed, an operator closed its
 class. While none of them is near, a request costs one comparison; while one is, a plain GET or a small whole POST is turned
 away by its first line, with one prebuilt 503 and Retry-After, before anything of it becomes an object.
 
-A timer looks at the loop while requests are under way: the CPU time that passed beyond its interval is how long ready work waits.
-What waited past `age_s_max` before its handler began is turned away too (`stale`), the highest class excepted: its answer
-would come when nobody waits any more.
+The line. A loop is quick while its turns are short, so once several requests are under way new ones are begun a few per
+turn: as many as keep a turn's CPU time near `turn_s`, the highest class first, each class in its order. Work of the highest
+class therefore never stands behind a crowd of the others. What has waited longer than its class may (`age_s_max`) is
+turned away when its turn comes, because its answer would come when nobody waits any more; the age of the line is what
+`overload` goes by.
 Invariant: `in_flight` equals the exchanges begun and not finished.
 """
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -24,7 +28,7 @@ from fourplane.foundation import clock
 
 TARGETS_MAX = 4_096
 SHARES = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
-PROBE_S = 0.004
+STARTS_MAX = 64.0
 _FIRST_LINE = re.compile(rb"(POST|PUT|PATCH|DELETE) (/[!\"$-~]*+) HTTP/1\.1\r\n")
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r")
 _UNUSUAL = re.compile(
@@ -37,7 +41,9 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     in_flight_max: int = 2_000
     retry_after_s: float = 1.0
-    age_s_max: float = 0.5
+    age_s_max: tuple[float, float, float, float] = (5.0, 1.0, 0.8, 0.6)  # by Priority
+    waiting_max: tuple[int, int, int, int] = (4_000, 128, 64, 32)  # in line, by Priority
+    turn_s: float = 0.004
     adaptive: bool = True
     overload: OverloadSettings = OverloadSettings()
 
@@ -50,11 +56,13 @@ class AdmissionStatistics(msgspec.Struct, frozen=True):
     admitted: int
     shed: tuple[int, ...]  # by Priority
     shares: tuple[float, ...] = OPEN  # of each class that is let in now
-    delay_s: float = 0.0  # how long ready work waits
+    waiting: int = 0  # in line
+    delay_s: float = 0.0  # how long the line's oldest has waited
     rate: float = 0.0  # requests per second let in while shedding
     stale: int = 0  # turned away after they had waited too long
 
 
+_Waiting = tuple[float, float, object, object]  # since when, in wall and CPU time, the exchange, its scope
 Classify = Callable[[bytes, bytes], Priority]
 
 
@@ -68,23 +76,26 @@ class Admission:
         "_closed_from",
         "_credit",
         "_decided",
-        "_delay",
-        "_due_cpu_s",
         "_finished",
         "_known",
+        "_lines",
         "_loop",
-        "_probes",
-        "_probing",
         "_settings",
         "_shares",
         "_shed",
         "_stale",
+        "_starts",
         "_thresholds",
+        "_timer",
+        "_turn_cpu_s",
+        "_turning",
         "_window_from",
+        "begin",
         "classify",
         "in_flight",
         "limit",
         "overload",
+        "refuse",
         "rejection",
         "rejection_and_close",
         "shed_at",
@@ -99,12 +110,17 @@ class Admission:
         self._shares = OPEN
         self._credit = [0.0] * len(Priority)
         self._arrived = [0] * len(Priority)
-        self._finished = self._probes = self._stale = 0
-        self._delay = self._due_cpu_s = self._window_from = 0.0
+        self._lines: list[deque[_Waiting]] = [deque() for _ in Priority]
+        self._finished = self._stale = 0
+        self._starts = 8.0
+        self._turn_cpu_s = self._window_from = 0.0
+        self._turning = False
+        self.begin: Callable[[Any, Any], None] = _nobody
+        self.refuse: Callable[[Any], None] = _nobody
         self._decided = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_min = 1 << 62
-        self._probing: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._admitted = 0
         self._known: dict[bytes, Priority] = {}
         self._shed = [0] * len(Priority)
@@ -143,7 +159,8 @@ class Admission:
             self._decided = False
             return True
         self._arrived[priority] += 1
-        if self.in_flight < self._thresholds[priority] and priority < self._closed_from:
+        open_to_it = self.in_flight < self._thresholds[priority] and priority < self._closed_from
+        if open_to_it and len(self._lines[priority]) < self._settings.waiting_max[priority]:
             share = self._shares[priority]
             if share >= 1.0:
                 return True
@@ -185,22 +202,25 @@ class Admission:
         self._decided = self.admits(self.classify(line[1], line[2].partition(b"?")[0]))
         return self._decided
 
-    def is_stale(self, since_s: float, method: bytes, path: bytes) -> bool:
-        """Whether a request that came then has waited too long for its handler to begin; counts it."""
-        if clock.monotonic_s() - since_s < self._settings.age_s_max:
+    def lines_up(self, method: bytes, path: bytes, exchange: object, scope: object) -> bool:
+        """Put an admitted request into the line of its class; False when there is none and it may begin at once."""
+        if self.in_flight <= self._busy_min:
             return False
-        if self.classify(method, path) is Priority.CRITICAL:
-            return False
-        self._stale += 1
+        assert self._loop is not None
+        if not self._turning:
+            self._turning = True
+            self._turn_cpu_s = clock.cpu_s()
+            self._loop.call_soon(self._turn)
+        self._lines[self.classify(method, path)].append((clock.monotonic_s(), self._turn_cpu_s, exchange, scope))
+        if self._timer is None:
+            self._window_from = clock.monotonic_s()
+            self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
         return True
 
     def entered(self) -> None:
         """An admitted request begins."""
         self._admitted += 1
         self.in_flight += 1
-        if self._probing is None and self.in_flight >= self._busy_min:
-            self._window_from = clock.monotonic_s()
-            self._look_again()
 
     def left(self) -> None:
         """A request is through."""
@@ -220,6 +240,7 @@ class Admission:
             self._admitted,
             tuple(self._shed),
             self._shares,
+            sum(map(len, self._lines)),
             self.overload.delay_s,
             self.overload.rate if self.overload.watching else 0.0,
             self._stale,
@@ -234,37 +255,56 @@ class Admission:
     def close(self) -> None:
         """Stop looking at the loop."""
         self._busy_min = 1 << 62
-        if self._probing is not None:
-            self._probing.cancel()
-            self._probing = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _look_again(self) -> None:
-        assert self._loop is not None
-        self._due_cpu_s = clock.cpu_s() + PROBE_S
-        self._probing = self._loop.call_later(PROBE_S, self._probe)
+    def _turn(self) -> None:
+        """Begin a few of those in line, once per turn of the loop."""
+        cpu_s = clock.cpu_s()
+        used_s, self._turn_cpu_s = cpu_s - self._turn_cpu_s, cpu_s
+        turn_s = self._settings.turn_s
+        if used_s > turn_s:
+            self._starts = max(1.0, self._starts * 0.7)
+        elif used_s < 0.7 * turn_s:
+            self._starts = min(STARTS_MAX, self._starts + 0.5)
+        now_s = clock.monotonic_s()
+        left = int(self._starts)
+        for line, age_s_max in zip(self._lines, self._settings.age_s_max, strict=True):
+            while left and line:
+                since_s, _, exchange, scope = line.popleft()
+                if now_s - since_s > age_s_max:
+                    self._stale += 1
+                    self.refuse(exchange)
+                    continue
+                left -= 1
+                self.begin(exchange, scope)
+        self._turning = any(self._lines)
+        if self._turning and self._loop is not None:
+            self._loop.call_soon(self._turn)
 
-    def _probe(self) -> None:
-        """Note how late the loop is, and once a window let `overload` decide."""
-        self._delay += max(0.0, clock.cpu_s() - self._due_cpu_s)
-        self._probes += 1
-        span_s = clock.monotonic_s() - self._window_from
+    def _window(self) -> None:
+        """Let `overload` decide by how old the line is."""
+        now_s, cpu_s = clock.monotonic_s(), clock.cpu_s()
+        span_s, self._window_from = now_s - self._window_from, now_s
+        oldest = max((cpu_s - line[0][1] for line in self._lines if line), default=0.0)
         overload = self.overload
-        if span_s >= self._settings.overload.window_s:
-            delay_s, arrived = self._delay / self._probes, self._arrived
-            overload.observe(span_s, delay_s, arrived=arrived, finished=self._finished, busy=self.in_flight)
-            self._delay, self._probes, self._finished = 0.0, 0, 0
-            self._arrived = [0] * len(Priority)
-            self._window_from += span_s
-            self._shares = overload.shares
-            self._look()
-            if not overload.watching and self.in_flight < self._busy_min:
-                self._probing = None
-                return
-        self._look_again()
+        overload.observe(span_s, oldest, arrived=self._arrived, finished=self._finished, busy=self.in_flight)
+        self._finished = 0
+        self._arrived = [0] * len(Priority)
+        self._shares = overload.shares
+        self._look()
+        self._timer = None
+        if (overload.watching or self._turning) and self._loop is not None:
+            self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
 
     def _look(self) -> None:
         watched = self.overload.watching or self._closed_from < len(Priority)
-        self.shed_at = 0 if watched else self._thresholds[-1]
+        self.shed_at = 0 if watched else min(self._thresholds[-1], *self._settings.waiting_max)
+
+
+def _nobody(*_: object) -> None:
+    raise AssertionError("nobody begins what stands in line")
 
 
 def _everyone_alike(_method: bytes, _path: bytes) -> Priority:

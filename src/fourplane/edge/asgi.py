@@ -82,6 +82,11 @@ class AsgiExchange:
 
     # -- the protocol's side
 
+    @property
+    def gone(self) -> bool:
+        """Whether the peer has left."""
+        return self._gone
+
     def body_received(self, body: bytes) -> None:
         """More of the request's body; past the bound the connection is not read any further."""
         self._parts.append(body)

@@ -167,6 +167,7 @@ class HttpServer:
     async def start(self, tasks: Tasks) -> None:
         """Listen; raises OSError when the port is busy."""
         self._tasks = tasks
+        self.admission.begin, self.admission.refuse = self._begin, self._turn_away
         self.admission.watch()
         await self.listener.open(lambda: HttpProtocol(self))
         self._server_address = (self.settings.listener.host, self.listener.port)
@@ -233,9 +234,21 @@ class HttpServer:
         scope = http_scope(request, scheme=self.scheme, server=self._server_address)
         scope["extensions"] = {"fourplane.whole": exchange.send_whole}
         assert self._tasks is not None
-        since_s = clock.monotonic_s() if self.admission.shed_at == 0 else 0.0
-        self._tasks.start(self._run(exchange, scope, since_s), "request")
+        if not self.admission.lines_up(request.method, request.path, exchange, scope):
+            self._tasks.start(self._run(exchange, scope), "request")
         return exchange
+
+    def _begin(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:
+        """Its turn has come."""
+        if self._tasks is not None:
+            self._tasks.start(self._run(exchange, scope), "request")
+
+    def _turn_away(self, exchange: AsgiExchange) -> None:
+        """It has waited too long."""
+        self.shed_total.value += 1
+        self.admission.left()
+        if not exchange.gone:
+            exchange.send_whole(*self.admission.stale_answer)
 
     def begin_socket(self, connection: HttpProtocol, request: HttpRequest) -> None:
         """Let the door of WebSockets decide about an upgrade, in a task of its own."""
@@ -245,13 +258,9 @@ class HttpServer:
             request.peer = peer_of(request)
         self._tasks.start(self._run_socket(serve_socket(connection, request, self._sockets)), "socket")
 
-    async def _run(self, exchange: AsgiExchange, scope: dict[str, Any], since_s: float) -> None:
+    async def _run(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:
         failed = False
         try:
-            if since_s and self.admission.is_stale(since_s, scope["method"].encode(), scope["raw_path"]):
-                self.shed_total.value += 1
-                exchange.send_whole(*self.admission.stale_answer)
-                return
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             self.counted("client_gone")

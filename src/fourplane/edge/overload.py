@@ -1,8 +1,8 @@
 """How much of each priority class to let in while the loop has more to do than it can.
 
-The signal is the loop's own queue: how much CPU time passed, beyond the plan, before a timer that was due came to its turn.
-It is the age of the work that stands ready, whatever the requests cost and wait for; a long stream or an idle WebSocket adds
-nothing to it, and CPU time taken by other processes is not ours to answer for. While that delay is above its target the
+The signal is the age of what stands in line to be begun (`admission`), whatever requests cost and wait for: a long stream or
+an idle WebSocket adds nothing to it. It is told in CPU time of this process, because a machine that is busy with something
+else is slow but not full of our work. While that age is above its target the
 rate of admission is what was really finished in the last window, less a part that lets the queue melt; while it is below,
 the rate grows by a few per cent. The rate is dealt out by class: the highest first, the class where it ends gets a share, the
 rest nothing; the highest class pays for a queue only when it alone is more than everything. So nothing is configured: not a
@@ -26,9 +26,9 @@ FIRST = (1.0, 0.5, 0.0, 0.0)  # until the mix of classes is known
 class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The target and how fast to move."""
 
-    target_s: float = 0.004
+    target_s: float = 0.12
     window_s: float = 0.05
-    busy_min: int = 8  # requests under way below which the loop's delay is no overload
+    busy_min: int = 8  # requests under way below which a line is no overload
     melt: float = 0.9  # of what was finished, while the queue is a little too long
     melt_most: float = 0.4  # while it is very long
     grow: float = 1.04  # per window, while it is short
@@ -51,7 +51,7 @@ class Overload:
         self.watching = False  # whether arrivals have to be counted by class
 
     def observe(self, span_s: float, delay_s: float, *, arrived: Sequence[int], finished: int, busy: int) -> None:
-        """One window: how long it was, the loop's mean delay, arrivals by class (while `watching`), requests finished,
+        """One window: how long it was, the age of the line, arrivals by class (while `watching`), requests finished,
         and how many are under way now.
         """
         settings = self._settings

@@ -7,10 +7,11 @@ from fourplane.edge.overload import OPEN, Overload
 from fourplane.edge.routes import Priority
 
 WINDOW_S = 0.05
+WAITING_MAX = AdmissionSettings().waiting_max
 
 
 class Machine:
-    """Serves `capacity` requests a second, the highest class not before the others: one queue, as a loop has."""
+    """Serves `capacity` requests a second, the highest class first."""
 
     def __init__(self, capacity):
         self.capacity = capacity
@@ -24,17 +25,19 @@ class Machine:
 
     def window(self, rates):
         arrived = [0] * 4
-        for number, rate in enumerate(rates):
+        for number, rate in enumerate(rates):  # a line is bounded, as in the admission
             self.owed[number] += rate * WINDOW_S
             count, self.owed[number] = int(self.owed[number]), self.owed[number] % 1.0
             arrived[number] = count
             for _ in range(count):
                 self.credit[number] += self.overload.shares[number]
-                if self.credit[number] >= 1.0:
+                if self.credit[number] >= 1.0 and self.queue.count(number) < WAITING_MAX[number]:
                     self.credit[number] -= 1.0
                     self.queue.append(number)
                 else:
+                    self.credit[number] = min(self.credit[number], 1.0)
                     self.shed[number] += 1
+        self.queue.sort()
         served = self.queue[: int(self.capacity * WINDOW_S)]
         self.queue = self.queue[len(served) :]
         for number in served:
@@ -56,7 +59,7 @@ def test_ten_times_the_capacity_leaves_the_highest_class_whole_and_the_machine_b
     assert sum(machine.done) >= 0.9 * 1_000 * 200 * WINDOW_S
     assert machine.done[Priority.USER] > 0.2 * sum(machine.done)
     assert machine.done[Priority.BULK] < 0.03 * sum(machine.done)
-    assert sorted(machine.delays[60:])[int(0.9 * len(machine.delays[60:]))] < 0.05
+    assert max(machine.delays[60:]) < 0.3
 
 
 def test_after_the_spike_everybody_comes_in_again_within_a_second_or_two():
