@@ -164,7 +164,8 @@ def opener(tmp_path, request):
         if engine == "redis":
             settings = StoresSettings(cache=request.getfixturevalue("redis_server").url)
         elif engine == "postgresql":
-            settings = StoresSettings(sql=request.getfixturevalue("postgres_server").url)
+            url = request.getfixturevalue("postgres_server").url
+            settings = StoresSettings(sql=url, records=url)
         elif engine == "memory":
             settings = StoresSettings(sql="memory://", records="memory://", log="memory://", search="memory://")
         else:

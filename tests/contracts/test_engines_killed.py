@@ -6,9 +6,10 @@ import pytest
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Misconfigured, Overloaded, Unavailable
-from fourplane.state.contracts import Statement
+from fourplane.state.contracts import Put, Statement
 from fourplane.state.engines.postgres import PostgresSql
 from fourplane.state.engines.redis import RedisCache, RedisSettings
+from fourplane.state.engines.sql_records import SqlRecords
 
 
 async def eventually(work):
@@ -88,5 +89,21 @@ def test_postgres_comes_back_with_every_acknowledged_row(postgres_server):
         assert rows == [(number,) for number in range(5)]
         await eventually(lambda: sql.commit([Statement("INSERT INTO told (id) VALUES (?1)", (200,))]))
         await sql.close()
+
+    asyncio.run(body())
+
+
+def test_records_on_postgres_come_back_with_every_acknowledged_version(postgres_server):
+    async def body():
+        records = await SqlRecords(await PostgresSql.open(postgres_server.url, schema="r_killed")).open()
+        for _ in range(3):
+            await records.write(b"p", [Put(b"s", b"x")])
+        postgres_server.kill()
+        with pytest.raises(Unavailable):
+            await records.write(b"p", [Put(b"t", b"x")])
+        postgres_server.start()
+        assert (await eventually(lambda: records.get(b"p", b"s"))).version == 3
+        await eventually(lambda: records.write(b"p", [Put(b"s", b"y", expect_version=3)]))
+        await records.close()
 
     asyncio.run(body())

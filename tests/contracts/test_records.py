@@ -13,7 +13,7 @@ from fourplane.state.embedded.database import Database
 from fourplane.state.embedded.records import EmbeddedRecords
 
 
-@pytest.fixture(params=["embedded", "memory", "simulated"])
+@pytest.fixture(params=["embedded", "memory", "simulated", "postgresql"])
 def on(request, opener):
     return opener("records", request.param)
 

@@ -5,7 +5,7 @@
     folder:///FOLDER              blobs: FOLDER/<name>
     tantivy:///FOLDER             search: FOLDER/<name>
     redis://[:password@]host:port/db            cache, keys prefixed with the name (rediss:// with TLS)
-    postgresql://user:password@host:port/db     sql, in a schema called like the name
+    postgresql://user:password@host:port/db     sql, in a schema called like the name; records, in `r_` and the name
 
 `{data}` in a URL stands for the data folder. Three slashes and a name are relative to the working directory, four absolute.
 """
@@ -144,6 +144,11 @@ class Stores:
         match urlsplit(url).scheme:
             case "memory" | "sqlite":
                 return await EmbeddedRecords(await self._database("records", name, url, self._settings.database)).open()
+            case "postgresql":
+                from fourplane.state.engines.postgres import PostgresSql  # noqa: PLC0415 - an extra, only where asked for
+                from fourplane.state.engines.sql_records import SqlRecords  # noqa: PLC0415 - the same
+
+                return await SqlRecords(await PostgresSql.open(url, schema=f"r_{name}")).open()
         raise _no_engine("records", url)
 
     async def _open_log(self, name: str, url: str) -> Engine:

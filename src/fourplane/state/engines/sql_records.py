@@ -1,0 +1,133 @@
+"""Wide rows on a relational server: the `Records` contract over any `Sql`, such as PostgreSQL.
+
+One table per store, clustered by nothing, keyed by (partition, sort). A batch is one transaction, so it is atomic; each expected
+version is a condition of its statement, whose row count decides. `expires_us` is compared with the caller's clock, as on
+the embedded engine. Expired rows are removed a thousand at a time, once in `PURGE_EVERY` changes.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Conflict, Rejected
+from fourplane.state.contracts import Change, Put, Record, Row, Sql, Statement
+from fourplane.state.embedded.records import SCAN_MAX, check_changes, conflict
+
+PURGE_EVERY = 1_000
+_CREATE = (
+    (
+        "CREATE TABLE IF NOT EXISTS record (partition BYTEA NOT NULL, sort BYTEA NOT NULL, value BYTEA NOT NULL,"
+        " version BIGINT NOT NULL, expires_us BIGINT, PRIMARY KEY (partition, sort))"
+    ),
+    "CREATE INDEX IF NOT EXISTS record_expires ON record (expires_us) WHERE expires_us IS NOT NULL",
+)
+_FIND = "SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort=?2"
+_ALIVE = "(expires_us IS NULL OR expires_us>?3)"
+_PRESENT = f"SELECT version FROM record WHERE partition=?1 AND sort=?2 AND {_ALIVE}"  # noqa: S608 - constants
+_SCAN = f"SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort>=?2 AND {_ALIVE}"  # noqa: S608 - constants
+_INSERT = (
+    "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1,?2,?3,1,?4)"
+    " ON CONFLICT (partition, sort) DO UPDATE SET value=excluded.value, expires_us=excluded.expires_us,"
+)
+_PUT = f"{_INSERT} version=CASE WHEN record.expires_us<=?5 THEN 1 ELSE record.version+1 END"
+_PUT_ABSENT = f"{_INSERT} version=1 WHERE record.expires_us<=?5"
+_PUT_OVER = (
+    "UPDATE record SET value=?3, expires_us=?4, version=version+1"
+    " WHERE partition=?1 AND sort=?2 AND version=?6 AND (expires_us IS NULL OR expires_us>?5)"
+)
+_DELETE = "DELETE FROM record WHERE partition=?1 AND sort=?2"
+_DELETE_OVER = f"{_DELETE} AND version=?4 AND {_ALIVE}"
+_PURGE = (
+    "DELETE FROM record WHERE (partition, sort) IN"
+    " (SELECT partition, sort FROM record WHERE expires_us<=?1 ORDER BY expires_us LIMIT 1000)"
+)
+_COUNTS = ("unexpected_rows", "unique_rule")
+
+
+class ClosableSql(Sql, Protocol):
+    """An engine's `Sql`, which this store owns."""
+
+    def statistics(self) -> msgspec.Struct: ...
+    async def close(self) -> None: ...
+
+
+class SqlRecords:
+    """`Records` in one table of a relational store."""
+
+    def __init__(self, sql: ClosableSql) -> None:
+        self._sql = sql
+        self._since_purge = 0
+
+    async def open(self) -> "SqlRecords":
+        """Make the table where it is missing."""
+        await self._sql.commit([Statement(sql) for sql in _CREATE])
+        return self
+
+    async def get(self, partition: bytes, sort: bytes) -> Record | None:
+        rows = await self._sql.read(_FIND, partition, sort)
+        if not rows:
+            return None
+        record = _record(rows[0])
+        return None if record.expires_us is not None and record.expires_us <= clock.now_us() else record
+
+    async def scan(
+        self,
+        partition: bytes,
+        *,
+        start: bytes = b"",
+        end: bytes | None = None,
+        limit: int = 1_000,
+        reverse: bool = False,
+    ) -> list[Record]:
+        if not 0 < limit <= SCAN_MAX:
+            raise Rejected(f"a scan returns 1 to {SCAN_MAX} records, not {limit}", code="bad_limit")
+        sql = _SCAN if end is None else f"{_SCAN} AND sort<?5"
+        sql = f"{sql} ORDER BY sort {'DESC' if reverse else 'ASC'} LIMIT ?4"
+        bounds = (partition, start, clock.now_us(), limit)
+        rows = await self._sql.read(sql, *(bounds if end is None else (*bounds, end)))
+        return [_record(row) for row in rows]
+
+    async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
+        check_changes(partition, changes)
+        given, now_us = tuple(changes), clock.now_us()
+        try:
+            await self._sql.commit([_statement(partition, change, now_us) for change in given])
+        except Conflict as error:
+            position = error.fields.get("position")
+            if error.reason in _COUNTS and isinstance(position, int):
+                raise conflict(given[position]) from error
+            raise
+        self._since_purge += len(given)
+        if self._since_purge >= PURGE_EVERY:
+            self._since_purge = 0
+            await self._sql.commit([Statement(_PURGE, (now_us,))])
+
+    def statistics(self) -> msgspec.Struct:
+        return self._sql.statistics()
+
+    async def close(self) -> None:
+        await self._sql.close()
+
+
+def _statement(partition: bytes, change: Change, now_us: int) -> Statement:
+    expected, sort = change.expect_version, change.sort
+    if isinstance(change, Put):
+        expires_us = None if change.ttl_s is None else now_us + int(change.ttl_s * 1e6)
+        row = (partition, sort, change.value, expires_us, now_us)
+        if expected is None:
+            return Statement(_PUT, row)
+        if expected == 0:
+            return Statement(_PUT_ABSENT, row, expect_rows=1)
+        return Statement(_PUT_OVER, (*row, expected), expect_rows=1)
+    if expected is None:
+        return Statement(_DELETE, (partition, sort))
+    if expected == 0:
+        return Statement(_PRESENT, (partition, sort, now_us), expect_rows=0)
+    return Statement(_DELETE_OVER, (partition, sort, now_us, expected), expect_rows=1)
+
+
+def _record(row: Row) -> Record:
+    sort, value, version, expires_us = row
+    return Record(cast("bytes", sort), cast("bytes", value), cast("int", version), cast("int | None", expires_us))
