@@ -60,7 +60,7 @@ NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, in
 IMPORT_S_MAX = 6 * 3_600.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 CROWD_MAX = 20_000
-PRELOAD = ("numpy", "msgspec", "starlette.applications", "apsw")
+PRELOAD = ("numpy", "msgspec", "apsw")
 MIB = 1 << 20
 
 T = TypeVar("T")
