@@ -151,8 +151,8 @@ async def shop(**options) -> AsyncIterator[Shop]:
 
 async def serve(data: Path) -> None:
     """A shop in a process of its own, until it is killed; tells its port."""
-    async with shop(data=data, settings=CommerceSettings(generated_products=8, standing_offers=False)) as s:
-        sys.stdout.write(f"{s.server.port}\n")
+    async with shop(data=data, settings=CommerceSettings(generated_products=8, standing_offers=False), shards=0) as s:
+        sys.stdout.write(f"port {s.server.port}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 
