@@ -211,6 +211,8 @@ class Deployment:
         for system in self.systems.values():
             for method, path, handler in getattr(system, "hot_routes", list)():
                 server.hot(method, path, handler)
+            if isinstance(system, Commerce) and name == "http":
+                system.behind(server.admission)
         return server
 
     def _statistics(self) -> dict[str, object]:

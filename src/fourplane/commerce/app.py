@@ -30,6 +30,7 @@ from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.storefront import Storefront
 from fourplane.commerce.webhooks import Webhooks, WebhookSettings
 from fourplane.control.nodes import Node
+from fourplane.edge.admission import Admission
 from fourplane.edge.http_request import HotHandler
 from fourplane.edge.routes import Door
 from fourplane.foundation import clock
@@ -125,6 +126,7 @@ class Commerce:
             settings.fulfilment, orders=self.orders, payments=self.payments, carrier=carrier, inventory=self.inventory
         )
         self.pages = PageCache(settings.pages)
+        self.admission: Admission | None = None
         self.storefront = Storefront(self.store, self.pages)
         self._api = Api(self.store, self.webhooks)
 
@@ -183,6 +185,10 @@ class Commerce:
             with contextlib.suppress(FourplaneError):  # the next round tells what is left untold
                 changed = await self.checkout.tell_stock()
                 self.pages.drop(f"/commerce/p/{quote(product)}" for product in changed)
+
+    def behind(self, admission: Admission) -> None:
+        """The door all of it stands behind, for the boxes that show who is let in."""
+        self.admission = admission
 
     def doors(self) -> list[Door]:
         """Pages and API."""

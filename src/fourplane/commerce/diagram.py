@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from fourplane.commerce.store import Meter
 from fourplane.control.nodes import Figures, Node, Plane, hollow
+from fourplane.edge.admission import AdmissionStatistics
+from fourplane.edge.routes import Priority
 
 if TYPE_CHECKING:
     from fourplane.commerce.app import Commerce
@@ -155,22 +157,60 @@ def _cart(shop: "Commerce") -> list[Node]:
 
 
 def _load(shop: "Commerce") -> list[Node]:
-    page = shop.storefront
+    page, boxes = shop.storefront, shop.store.boxes
 
     def kept() -> Figures:
         s = shop.pages.statistics()
         share = s.hits / max(1, s.hits + s.misses)
         return Figures(s.hits + s.misses, facts={"pages": s.pages, "hit_ratio": round(share, 4), "stale": s.stale})
 
+    def door() -> AdmissionStatistics | None:
+        return shop.admission.statistics() if shop.admission is not None else None
+
+    def priority() -> Figures:
+        s = door()
+        if s is None:
+            return Figures()
+        shares = {f"let in, {one.name.lower()}": round(s.shares[one], 3) for one in Priority}
+        return Figures(s.admitted, facts={**shares, "rate": round(s.rate, 1)})
+
+    def shed() -> Figures:
+        s = door()
+        if s is None:
+            return Figures()
+        return Figures(sum(s.shed) + s.stale, facts={f"shed, {one.name.lower()}": s.shed[one] for one in Priority})
+
+    def queue() -> Figures:
+        s = door()
+        if s is None:
+            return Figures()
+        facts: dict[str, float | int | str] = {
+            "waiting": s.waiting,
+            "oldest ms": round(s.delay_s * 1e3, 1),
+            "stale": s.stale,
+        }
+        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 128), facts=facts | {"in flight": s.in_flight})
+
+    def circuit() -> Figures:
+        pay = shop.payments
+        facts: dict[str, float | int | str] = {"captured": pay.captured, "declined": pay.declined, "voided": pay.voided}
+        return Figures(pay.captured + pay.declined, boxes.payment.errors, facts=facts)
+
     def degraded() -> Figures:
         return Figures(page.degraded, facts={"degraded pages": page.degraded})
 
     return [
         _node("WARMUP", "service", "The catalog is read and indexed before the doors open", "catalog.py", Figures),
-        _node("PRIORITY", "edge", "Checkout first, then cart, pages, search", "storefront.py", Figures),
-        _node("SHED", "edge", "The platform's admission turns away the least important first", "api.py", Figures),
-        _node("QUEUE", "edge", "Bounded checkouts; what is too much hears so at once", "checkout.py", Figures),
-        _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", Figures),
+        _node(
+            "PRIORITY",
+            "edge",
+            "Checkout first, then cart and pages, then search, crawlers last",
+            "storefront.py",
+            priority,
+        ),
+        _node("SHED", "edge", "The platform's admission turns away the least important first", "api.py", shed),
+        _node("QUEUE", "edge", "Bounded lines by class; what waited too long is turned away", "api.py", queue),
+        _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", circuit),
         _node(
             "STALE", "service", "Kept pages while one renews them, or while nothing else answers", "page_cache.py", kept
         ),
