@@ -248,6 +248,13 @@ def redis_peer(drivers: int = 100_000) -> dict[str, float]:
         redis.close()
 
 
+def matching(seeds: int) -> dict[str, dict[str, float]]:
+    """Seeded evenings by three rules of matching, on the generated city wherever this runs."""
+    from benchmarks.peers.dispatch_demand import compare
+
+    return compare(make_city(), seeds=seeds)
+
+
 def rides(rate: float, seconds: float, cars: int) -> dict[str, float]:
     """A deployment in a child process, a fleet and riders here."""
     folder = Path(tempfile.mkdtemp(prefix="dispatch-bench-"))
@@ -284,6 +291,8 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 def run(options: argparse.Namespace) -> dict:
+    if getattr(options, "only", "") == "matching":
+        return matching(getattr(options, "seeds", 5))
     compiled.compile_all()
     rounds, quick = getattr(options, "rounds", 3), getattr(options, "quick", False)
     figures: dict = {
@@ -307,6 +316,7 @@ def run(options: argparse.Namespace) -> dict:
         figures["redis"] = redis_peer()
         figures["updates against redis"] = figures["updates 100k"]["per CPU s"] / figures["redis"]["updates per CPU s"]
         figures["nearest against redis"] = figures["nearest 20"]["per CPU s"] / figures["redis"]["nearest 20 per CPU s"]
+    figures |= matching(2 if quick else getattr(options, "seeds", 5))
     figures["rides"] = rides(getattr(options, "rides", 280.0), 10.0 if quick else 30.0, 10_000)
     return figures
 
@@ -319,6 +329,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rides", type=float, default=280.0)
+    parser.add_argument("--seeds", type=int, default=5, help="evenings of the matching comparison")
+    parser.add_argument("--only", choices=("", "matching"), default="", help="run only this part")
     figures = run(parser.parse_args())
     results = ROOT / "benchmarks/results/dispatch.json"
     results.parent.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from fourplane.dispatch.driver_index import DriverIndex
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta, Ranked
 from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
-from fourplane.dispatch.matching import Decision, MatchingSettings, cheapest_pairs, costs
+from fourplane.dispatch.matching import Decision, MatchingSettings, choose_pairs, costs
 from fourplane.dispatch.pricing import find_product
 from fourplane.dispatch.rides import Ride, Rides
 from fourplane.foundation import clock
@@ -183,7 +183,7 @@ class Matcher:
         requests = np.repeat(np.arange(len(found)), [len(one.drivers) for one in found])
         drivers = np.concatenate([one.drivers for one in found])
         starts = np.cumsum([0, *(len(one.drivers) for one in found)])
-        pairs = cheapest_pairs(requests, drivers, np.concatenate([one.costs for one in found]))
+        pairs = choose_pairs(requests, drivers, np.concatenate([one.costs for one in found]), self._settings)
         given = {int(requests[edge]): edge for edge in pairs}
         chosen = []
         for number, one in enumerate(found):

@@ -1,18 +1,29 @@
 """Which driver gets which rider: requests wait a moment together, then all of them are decided at once.
 
-Why wait: deciding each request the moment it comes sends the nearest car, even when it is the only one for the next
-rider and ten others are a minute farther. Pooling for two seconds halves the empty driving when cars are scarce and
-costs riders less than it saves them. For each request the index gives free drivers within 2 km by straight line;
-they are ranked by what matters, the cost:
+Why wait: deciding riders in the order they came sends each the nearest car even when it is the only one for the next
+rider, and once nobody is idle every car that becomes free crosses the city for whoever waited longest. Pooling for two
+seconds costs riders less than it saves them. For each request the index gives free drivers within 2 km by straight
+line; they are ranked by what matters, the cost:
 
     cost = road ETA + rating_s * (5 - rating) - idle fairness (grows with the driver's idle time, bounded)
 
-Then the cheapest pair of all is taken, again and again, until riders or drivers run out: an optimal assignment serves at
-most a point more riders and drives emptier (benchmarks/dispatch.py prints the paired comparison). Every decision keeps
-its reasons: candidates, costs, and why the nearest one did not get it (`Story`). Pure: no clock, no I/O, no chance.
+Then the cheapest pair of all is taken, again and again, until riders or drivers run out. `./fourplane bench dispatch`
+(or `python -m benchmarks.dispatch --only matching`) plays the same seeded evenings by three rules, 500 cars on the
+generated city, five seeds, in brackets the standard error of the mean difference:
+
+    riders an hour         | 2,249 (ample) | 3,092 (full)  | 3,795 (scarce)
+    nearest, first come    | 100 %, 97 s   | 68.6 %, 358 s | 53.6 %, 357 s   served, driven empty for a ride
+    cheapest pair first    | 100 %, 96 s   | 91.6 %, 97 s  | 79.2 %, 67 s
+    auction (`auction.py`) | 100 %, 97 s   | 91.7 %, 97 s  | 79.2 %, 67 s
+    auction - cheapest     | +0.3 (0.5) s  | +0.04 (0.11) points, -0.2 (0.5) s | -0.09 (0.09) points, 0.0 (0.3) s
+
+The auction's smaller sums do not reach riders (its mean wait is 0.9 (0.4) s longer at 3,092), so the simple rule ships;
+`rule = "auction"` selects the other. Every decision keeps its reasons: candidates, costs, and why the nearest one did not
+get it (`Story`). Pure: no clock, no I/O, no chance.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -41,12 +52,18 @@ class MatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience_s: float = 300.0
     waiting_max: int = 20_000
     slice_count: int = 48  # requests searched before the loop gets a breath
+    rule: Literal["cheapest", "auction"] = "cheapest"  # how the pairs of a pool are chosen
+    value_s: float = 1_000.0  # auction: what serving a rider is worth, in seconds of cost; more is not paid
+    step_s: float = 0.5  # auction: the least raise
+    bids_per_pair: float = 30.0  # auction: bids per bidder before the exact solver takes over
 
     def __post_init__(self) -> None:
         if not 0 <= self.window_s <= 30:
             raise Misconfigured(f"dispatch.matching.window_s is {self.window_s}, allowed are 0 to 30")
         if not 1 <= self.candidates <= 200:
             raise Misconfigured(f"dispatch.matching.candidates is {self.candidates}, allowed are 1 to 200")
+        if not (self.step_s > 0 and self.value_s > self.eta_s_max and self.bids_per_pair >= 0):
+            raise Misconfigured("dispatch.matching needs step_s > 0, value_s > eta_s_max and bids_per_pair >= 0")
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -109,6 +126,18 @@ def costs(etas: Floats, ratings: Floats, idle_s: Floats, settings: MatchingSetti
     cost = etas + settings.rating_s * (5 - ratings) - settings.idle_weight * np.minimum(idle_s, settings.idle_s_max)
     refused = (etas > settings.eta_s_max) | (ratings < settings.rating_floor)
     return np.where(refused, np.inf, cost)
+
+
+def choose_pairs(requests: Ints, drivers: Ints, cost: Floats, settings: MatchingSettings) -> list[int]:
+    """Edges (positions in the columns) by the rule of the settings, each request and driver at most once."""
+    if settings.rule == "cheapest":
+        return cheapest_pairs(requests, drivers, cost)
+    from fourplane.dispatch import auction  # noqa: PLC0415 - it loads scipy, a second that only this rule needs
+
+    return auction.assign(
+        requests, drivers, cost,
+        value_s=settings.value_s, step_s=settings.step_s, bids_per_pair=settings.bids_per_pair,
+    )  # fmt: skip
 
 
 def cheapest_pairs(requests: Ints, drivers: Ints, cost: Floats) -> list[int]:
