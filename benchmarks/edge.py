@@ -34,7 +34,8 @@ CONNECTIONS = 50
 SECONDS = 1.0
 ROUNDS = 5
 ANSWER = answer(200, b"x" * 100, media_type="text/plain", dated=False)
-PATHS = {"echo": "/hot", "hot": "/hot", "asgi": "/raw", "gateway": "/a/api/items/5", "rejection": "/a/api/items/5"}
+ITEM = "/a/api/items/5"
+PATHS = {"echo": "/hot", "hot": "/hot", "asgi": "/raw", "gateway": ITEM, "starlette": ITEM, "rejection": ITEM}
 # kind: requests per CPU second that must be reached, or this share of the echo's. The shares are the bars over the 150,000
 # a second that the echo makes on the reference machine when it is left alone.
 BARS = {"hot": (60_000, 0.4), "asgi": (20_000, 0.13), "rejection": (100_000, 0.6)}
@@ -53,6 +54,19 @@ async def raw_app(_scope, _receive, send):
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"100")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"x" * 100})
+
+
+def starlette_app():
+    """The same item behind Starlette's routing, without the gateway's checks of host, origin, identity, rate and priority."""
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import Route as StarletteRoute
+
+    async def starlette_item(request):
+        body = msgspec.json.encode(Item(int(request.path_params["number"])))
+        return Response(body, media_type="application/json")
+
+    return Starlette(routes=[StarletteRoute("/a/api/items/{number}", starlette_item)])
 
 
 class NoSessions:
@@ -80,7 +94,8 @@ async def serve(kind):
             [route], NoSessions(), registry=registry, settings=GatewaySettings(), mounts={"/raw": raw_app}
         )
         settings = HttpServerSettings(listener=ListenerSettings(port=0))
-        http = HttpServer(settings, gateway, registry=registry, classify=gateway.classify)
+        app = starlette_app() if kind == "starlette" else gateway
+        http = HttpServer(settings, app, registry=registry, classify=gateway.classify)
         http.hot("GET", "/hot", lambda _request: ANSWER)
         if kind == "rejection":
             http.admission.close_from(Priority.CRITICAL)
