@@ -7,7 +7,9 @@ Source: Open Connect's steering (client's ISP and region, health, load); hashing
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
 
@@ -46,6 +48,26 @@ def preference(viewer: Viewer, nodes: Sequence[CdnNode], distances: Mapping[tupl
         return usable, 1 if own == 2 else 0, far, own * 100 + int(node.load * 4), _draw(viewer.id, node.id)
 
     return [node.id for node in sorted(nodes, key=rank)]
+
+
+def isp_of(address: str, prefixes: Mapping[str, Sequence[str]]) -> str:
+    """The ISP whose longest prefix holds the address, empty for none; `prefixes` are CIDR by ISP."""
+    try:
+        sought = ip_address(address)
+    except ValueError:
+        return ""
+    best, found = -1, ""
+    for isp, networks in prefixes.items():
+        for text in networks:
+            network = _network(text)
+            if sought.version == network.version and sought in network and network.prefixlen > best:
+                best, found = network.prefixlen, isp
+    return found
+
+
+@lru_cache(4_096)
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)
 
 
 def _draw(viewer: str, node: str) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from fourplane.edge.routes import Access, Call, Door, Priority, Reply, Route, StaticFolder
+from fourplane.edge.steering import isp_of
 from fourplane.foundation import clock
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.streaming.jobs import Job
@@ -65,12 +66,17 @@ class TitleFacts(msgspec.Struct, frozen=True):
     tracks: list[TrackFacts]
 
 
+class RegionAsked(msgspec.Struct, frozen=True):
+    evacuated: bool
+
+
 class NodeFacts(msgspec.Struct, frozen=True):
     id: str
     region: str
     parent: str
     port: int
     on: bool
+    evacuated: bool
     requests: int
     hits: int
     hit_ratio: float
@@ -119,6 +125,15 @@ class Api:
             ),
             Route("POST", f"{base}/beacons", self.beacon, "what a player measured", body=Beacon, priority=bulk),
             Route("GET", f"{base}/delivery", self.delivery, "nodes, quality and cost", answer=DeliveryFacts),
+            Route(
+                "POST",
+                f"{base}/regions/{{region}}",
+                self.region,
+                "evacuate a region, or let its viewers back",
+                access=staff,
+                body=RegionAsked,
+                answer=DeliveryFacts,
+            ),
             Route(
                 "POST",
                 f"{base}/uploads",
@@ -213,8 +228,9 @@ class Api:
         self._rooms.play_switch.check()
         began_s = clock.monotonic_s()
         host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
+        isp = isp_of(call.peer, {node.id: node.prefixes for node in self._rooms.settings.cdn if node.prefixes})
         found = await self._rooms.playback.play(
-            asked.title, call.identity, host=host, region=asked.region, isp=asked.isp[:20]
+            asked.title, call.identity, host=host, region=asked.region, isp=asked.isp[:20] or isp
         )
         self._rooms.play_seconds.record(clock.monotonic_s() - began_s)
         return found
@@ -232,6 +248,9 @@ class Api:
         self._rooms.quality.hear(call.body, clock.monotonic_s())
 
     async def delivery(self, _: Call[None]) -> DeliveryFacts:
+        return await self._facts()
+
+    async def _facts(self) -> DeliveryFacts:
         delivery, settings = self._rooms.delivery, self._rooms.settings
         nodes = []
         for node in settings.cdn:
@@ -244,6 +263,7 @@ class Api:
                         node.parent,
                         delivery.nodes[node.id].port,
                         delivery.is_on(node),
+                        node.region in delivery.evacuated,
                         seen.requests,
                         seen.hits,
                         seen.hits / seen.requests if seen.requests else 0.0,
@@ -263,6 +283,10 @@ class Api:
             self._rooms.quality.statistics(clock.monotonic_s()),
             delivered / 1e9 * settings.cost_per_gb,
         )
+
+    async def region(self, call: Call[RegionAsked]) -> DeliveryFacts:
+        self._rooms.delivery.evacuate(call.params["region"], back=not call.body.evacuated)
+        return await self._facts()
 
     # -- the studio
 

@@ -16,9 +16,9 @@ from fourplane.edge.cache_node import CacheNode, CacheNodeSettings
 from fourplane.edge.cache_origin import OriginSettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.edge.listener import ListenerSettings
-from fourplane.edge.steering import CdnNode
+from fourplane.edge.steering import CdnNode, isp_of
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError, Misconfigured, NotFound
+from fourplane.foundation.errors import Conflict, FourplaneError, Misconfigured, NotFound
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram, Registry
 from fourplane.streaming.origin import Origin
@@ -48,6 +48,7 @@ class Delivery:
         self.nodes: dict[str, CacheNode] = {}
         self.switches: dict[str, Switch] = {}
         self.regions: dict[str, Switch] = {}
+        self.evacuated: dict[str, float] = {}  # region to the moment from which its nodes refuse
         self.origin_switch = Switch("origin")
         self.origin_seconds = Histogram()
         self.origin_requests = 0
@@ -56,6 +57,10 @@ class Delivery:
         self._server: HttpServer | None = None
         self._order = _parents_first(settings.cdn)
         for node in settings.cdn:
+            try:
+                isp_of("127.0.0.1", {node.id: node.prefixes})
+            except ValueError as error:
+                raise Misconfigured(f"streaming.cdn: a prefix of {node.id}: {error}") from error
             self.switches[node.id] = Switch(node.id)
             self.regions.setdefault(node.region, Switch(f"region {node.region}"))
 
@@ -109,7 +114,7 @@ class Delivery:
                 node.id,
                 node.region,
                 node.id if node.parent else "",
-                self.is_on(node),
+                self.is_on(node) and node.region not in self.evacuated,
                 min(1.0, len(self.nodes[node.id]._connections) / LOAD_CONNECTIONS),  # noqa: SLF001
             )
             for node in self._settings.cdn
@@ -117,8 +122,29 @@ class Delivery:
         ]
 
     def is_on(self, node: CdnSettings) -> bool:
-        """Whether neither the node nor its region is stopped."""
+        """Whether the node answers: neither it nor its region is stopped, and no evacuation of it is over."""
+        until_s = self.evacuated.get(node.region)
+        if until_s is not None and clock.monotonic_s() >= until_s:
+            return False
         return self.switches[node.id].on and self.regions[node.region].on
+
+    def evacuate(self, region: str, *, back: bool = False) -> None:
+        """Send all viewers of a region elsewhere, or let them `back`; raises NotFound for a region without nodes.
+
+        Steering names its nodes last from now on, so players move within one steering TTL; those nodes go on serving for
+        the grace and refuse afterwards, so a player that never asked moves by its own retry.
+        """
+        if region not in self.regions:
+            raise NotFound(f"no node stands in region {region[:40]!r}", code="no_such_region")
+        if back:
+            self.evacuated.pop(region, None)
+            self._registry.event("info", "streaming", f"Region {region} takes viewers again")
+            return
+        left = {node.region for node in self._settings.cdn if self.is_on(node)} - {region, *self.evacuated}
+        if not left:
+            raise Conflict("no other region could take the viewers", code="last_region")
+        self.evacuated.setdefault(region, clock.monotonic_s() + self._settings.evacuation_grace_s)
+        self._registry.event("warning", "streaming", f"Region {region} is being evacuated; its viewers move")
 
     def _node(self, node: CdnSettings, parent_port: int) -> CacheNode:
         settings = self._settings

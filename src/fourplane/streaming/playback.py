@@ -104,6 +104,7 @@ class Play(msgspec.Struct, frozen=True):
     base: str
     tracks: list[PlayTrack]
     expires_s: float
+    steering_s: float = 10.0  # how often a player without steering of its own asks which node to use
 
 
 class Playback:
@@ -150,7 +151,7 @@ class Playback:
         path = self._signed_path(title.id, title.version, session)
         public = self._settings.public_host or host or "127.0.0.1"
         base = f"http://{public}:{self._ports[order[0]]}{path}"
-        self._quality.open(session, title.id, region, account, clock.monotonic_s())
+        self._quality.open(session, title.id, region, account, clock.monotonic_s(), isp=isp)
         await self._titles.count_play(title.id)
         return Play(
             session,
@@ -167,6 +168,7 @@ class Playback:
             base,
             [_play_track(index, track) for track in [*index.video, *index.audio]],
             self._settings.token_s,
+            float(self._settings.steering_ttl_s),
         )
 
     async def steered_master(self, session: str, host: str) -> str:
@@ -179,19 +181,20 @@ class Playback:
         path = self._signed_path(title.id, title.version, session)
         public = self._settings.public_host or host or "127.0.0.1"
         pathways = tuple(
-            (node, f"http://{public}:{self._ports[node]}{path}") for node in self.order(session, found.region)
+            (node, f"http://{public}:{self._ports[node]}{path}")
+            for node in self.order(session, found.region, found.isp)
         )
         return hls.master(index, steering_uri=f"/streaming/api/sessions/{session}/steering", pathways=pathways)
 
     def steering(self, session: str) -> dict[str, object]:
         """The steering manifest of a session: the order of nodes from now on (HLS content steering, version 1)."""
         found = self._quality.find(session)
-        region = "" if found is None else found.region
+        region, isp = ("", "") if found is None else (found.region, found.isp)
         return {
             "VERSION": 1,
             "TTL": self._settings.steering_ttl_s,
             "RELOAD-URI": f"/streaming/api/sessions/{session}/steering",
-            "PATHWAY-PRIORITY": self.order(session, region),
+            "PATHWAY-PRIORITY": self.order(session, region, isp),
         }
 
     def order(self, viewer: str, region: str, isp: str = "") -> list[str]:

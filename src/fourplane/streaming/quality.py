@@ -36,13 +36,14 @@ class Beacon(msgspec.Struct, frozen=True):
 class PlaybackSession:
     """What is known of one session."""
 
-    __slots__ = ("account", "last", "node", "region", "seen_s", "session", "title")
+    __slots__ = ("account", "isp", "last", "node", "region", "seen_s", "session", "title")
 
-    def __init__(self, session: str, title: str, region: str, account: str, now_s: float) -> None:
+    def __init__(self, session: str, title: str, region: str, account: str, now_s: float, *, isp: str = "") -> None:
         self.session = session
         self.title = title
         self.region = region
         self.account = account
+        self.isp = isp
         self.node = ""
         self.seen_s = now_s
         self.last = Beacon(session)
@@ -82,11 +83,11 @@ class Quality:
         self.bytes = 0
         self._heights: dict[int, float] = {}
 
-    def open(self, session: str, title: str, region: str, account: str, now_s: float) -> None:
+    def open(self, session: str, title: str, region: str, account: str, now_s: float, *, isp: str = "") -> None:
         """A viewer pressed play."""
         self.plays += 1
         self._forget(now_s)
-        self._sessions[session] = PlaybackSession(session, title, region, account, now_s)
+        self._sessions[session] = PlaybackSession(session, title, region, account, now_s, isp=isp)
         if len(self._sessions) > self._sessions_max:
             self._sessions.popitem(last=False)
 

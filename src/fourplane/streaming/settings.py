@@ -28,6 +28,7 @@ class CdnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: str
     parent: str = ""
     bytes_max: int = 2 << 30
+    prefixes: tuple[str, ...] = ()  # the addresses of an ISP's subscribers, such as 203.0.113.0/24
 
 
 TREE = (
@@ -60,6 +61,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     session_idle_s: float = 120.0
     streams_per_viewer_max: int = 4
     steering_ttl_s: int = 10
+    evacuation_grace_s: float = 25.0  # an evacuated region still serves who has not moved yet, then refuses
     cost_per_gb: float = 0.02
 
     def tree(self) -> tuple[CdnSettings, ...]:

@@ -91,7 +91,7 @@ def served(folder, file=None, **options):
     async def main():
         async with house(folder, **options) as here:
             if file is None:
-                facts["title"] = await here.streaming.ensure_title(lambda _: None, duration_s=8.0)
+                facts["title"] = await here.streaming.ensure_title(duration_s=8.0)
             else:
                 facts["title"] = (await here.streaming.import_file(file, lambda _: None)).title
             facts["here"], facts["loop"] = here, asyncio.get_running_loop()

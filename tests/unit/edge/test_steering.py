@@ -1,6 +1,6 @@
 """Which node a viewer is sent to."""
 
-from fourplane.edge.steering import CdnNode, Viewer, preference
+from fourplane.edge.steering import CdnNode, Viewer, isp_of, preference
 
 NODES = [
     CdnNode("US", "us"),
@@ -37,3 +37,12 @@ def test_equal_nodes_share_viewers():
     first = [preference(Viewer(str(number), "us"), twins, FAR)[0] for number in range(400)]
     assert 120 < first.count("A") < 280
     assert first[0] == preference(Viewer("0", "us"), twins, FAR)[0]
+
+
+def test_an_isp_is_known_by_its_longest_prefix():
+    prefixes = {"ISP1": ("203.0.113.0/24", "2001:db8::/32"), "ISP2": ("203.0.113.128/25",)}
+    assert isp_of("203.0.113.7", prefixes) == "ISP1"
+    assert isp_of("203.0.113.200", prefixes) == "ISP2"
+    assert isp_of("2001:db8::1", prefixes) == "ISP1"
+    assert isp_of("198.51.100.1", prefixes) == ""
+    assert isp_of("local", prefixes) == ""

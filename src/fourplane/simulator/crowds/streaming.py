@@ -6,6 +6,7 @@ are drawn by Zipf's law. Where there is nothing to watch, a crowd with an operat
 """
 
 import asyncio
+import contextlib
 import re
 
 import msgspec
@@ -15,7 +16,19 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Unavailable
 from fourplane.simulator.crowds import Plan, Progress, Tally, Target
 
-REGIONS = ("us", "us", "us", "eu", "eu", "asia")
+# Region and ISP of viewers, as they come round: every edge and every ISP's cache of the usual tree has some.
+HOMES = (
+    ("us", "ISP1"),
+    ("eu", ""),
+    ("us", "ISP2"),
+    ("asia", ""),
+    ("us", ""),
+    ("eu", "ISP3"),
+    ("us", "ISP1"),
+    ("eu", ""),
+)
+STEERED_S = 10.0
+TAKE_TRIES = 6
 AHEAD_S = 12.0
 BEACON_S = 5.0
 WATCH_S = (8.0, 60.0)
@@ -25,15 +38,16 @@ TITLE_TRIES = 180
 _VARIANT = re.compile(r"#EXT-X-STREAM-INF:BANDWIDTH=(\d+).*?RESOLUTION=\d+x(\d+).*\n(\S+)")
 _SOUND = re.compile(r'#EXT-X-MEDIA:TYPE=AUDIO.*URI="([^"]+)"')
 _SEGMENT = re.compile(r"#EXTINF:([\d.]+),\n(\S+)")
+_PATHWAY = re.compile(r'PATHWAY-ID="([^"]+)".*\n(http\S+/)[^/\n]+\.m3u8')
 _MAP = re.compile(r'#EXT-X-MAP:URI="([^"]+)"')
 
 
 class _Track:
     """A media playlist as the viewer keeps it."""
 
-    def __init__(self, base: str, text: str) -> None:
-        self.init = base + _MAP.findall(text)[0]
-        self.segments = [(float(seconds), base + uri) for seconds, uri in _SEGMENT.findall(text)]
+    def __init__(self, text: str) -> None:
+        self.init = _MAP.findall(text)[0]
+        self.segments = [(float(seconds), uri) for seconds, uri in _SEGMENT.findall(text)]
 
 
 class StreamingCrowd:
@@ -95,7 +109,7 @@ class StreamingCrowd:
         while until_s is None or clock.monotonic_s() < until_s:
             weights = [1 / (place + 1) ** ZIPF for place in range(len(self._titles))]
             title = rng.choices(self._titles, weights)[0]
-            session = _Viewing(self, target, tally, REGIONS[number % len(REGIONS)])
+            session = _Viewing(self, target, tally, HOMES[number % len(HOMES)])
             try:
                 await session.watch(title, rng.uniform(*WATCH_S), until_s)
             except FourplaneError as error:
@@ -137,13 +151,16 @@ class StreamingCrowd:
 class _Viewing:
     """One session of one viewer."""
 
-    def __init__(self, crowd: StreamingCrowd, target: Target, tally: Tally, region: str) -> None:
+    def __init__(self, crowd: StreamingCrowd, target: Target, tally: Tally, home: tuple[str, str]) -> None:
         self._crowd = crowd
         self._target = target
         self._tally = tally
-        self._region = region
+        self._region, self._isp = home
         self._session = ""
+        self._base = ""
+        self._bases: dict[str, str] = {}
         self._node = ""
+        self._steered_s = 0.0
         self._throughput = 0.0
         self._height = 0
         self._bytes = 0
@@ -154,23 +171,24 @@ class _Viewing:
     async def watch(self, title: str, wanted_s: float, until_s: float | None) -> None:
         """Play from the start for `wanted_s` seconds of film at most."""
         pressed_s = clock.monotonic_s()
-        asked = {"title": title, "region": self._region}
+        asked = {"title": title, "region": self._region, "isp": self._isp}
         play = msgspec.json.decode(
             await self._crowd.call(self._target, "/streaming/api/play", asked, self._tally, "play")
         )
         self._session, self._node = play["session"], play["node"]
-        base = play["hls"].rpartition("/")[0] + "/"
-        master = (await self._crowd.fetch(play["hls"], self._tally, "playlist")).decode()
+        self._base = play["base"]
+        self._steered_s = clock.monotonic_s()
+        master = (await self._take("master.m3u8", "playlist")).decode()
         rungs = sorted((int(bps), int(height), uri) for bps, height, uri in _VARIANT.findall(master))
         sounds = _SOUND.findall(master)
-        sound = await self._track(base, sounds[0]) if sounds else None
+        sound = await self._track(sounds[0]) if sounds else None
         tracks: dict[str, _Track] = {}
         film_s, began_s, beacon_s = 0.0, 0.0, clock.monotonic_s()
         number = 0
         while film_s < wanted_s and (until_s is None or clock.monotonic_s() < until_s):
             _, self._height, uri = self._choose(rungs)
             if uri not in tracks:
-                tracks[uri] = await self._track(base, uri)
+                tracks[uri] = await self._track(uri)
                 await self._take(tracks[uri].init)
             if number >= len(tracks[uri].segments):
                 break
@@ -193,22 +211,51 @@ class _Viewing:
             if now_s - beacon_s > BEACON_S:
                 beacon_s = now_s
                 await self._beacon(now_s - began_s - self._stalled_s)
+            if now_s - self._steered_s > STEERED_S:
+                await self._steer()
             ahead_s = film_s - (clock.monotonic_s() - began_s - self._stalled_s)
             if ahead_s > AHEAD_S:
                 await clock.sleep(ahead_s - AHEAD_S)
         if self._start_ms is not None:
             await self._beacon(max(0.0, clock.monotonic_s() - began_s - self._stalled_s))
 
-    async def _track(self, base: str, uri: str) -> _Track:
-        return _Track(base, (await self._crowd.fetch(base + uri, self._tally, "playlist")).decode())
+    async def _track(self, uri: str) -> _Track:
+        return _Track((await self._take(uri, "playlist")).decode())
 
-    async def _take(self, address: str, *, measure: bool = False) -> None:
+    async def _steer(self) -> None:
+        """Ask which node to use from now on, and use it."""
+        self._steered_s = clock.monotonic_s()
+        path = f"/streaming/api/sessions/{self._session}"
+        here = f"http://{self._target.host}:{self._target.http_port}"
+        if not self._bases:
+            self._bases = dict(
+                _PATHWAY.findall((await self._crowd.fetch(f"{here}{path}/master.m3u8", self._tally, "steer")).decode())
+            )
+        told = msgspec.json.decode(await self._crowd.fetch(f"{here}{path}/steering", self._tally, "steer"))
+        best = next((node for node in told["PATHWAY-PRIORITY"] if node in self._bases), "")
+        if best and best != self._node:
+            self._node, self._base = best, self._bases[best]
+            self._count("moved")
+
+    async def _take(self, uri: str, action: str = "segment", *, measure: bool = False) -> bytes:
+        """Fetch from the node in use; a node that fails is left for the one steering names, a few times over."""
         began_s = clock.monotonic_s()
-        body = await self._crowd.fetch(address, self._tally, "segment")
+        for tries in range(TAKE_TRIES):
+            try:
+                body = await self._crowd.fetch(self._base + uri, self._tally, action)
+                break
+            except (FourplaneError, OSError):
+                if tries == TAKE_TRIES - 1:
+                    raise
+                self._count("retries")
+                with contextlib.suppress(FourplaneError, OSError):
+                    await self._steer()
+                await clock.sleep(0.15 * 2**tries)
         self._bytes += len(body)
         if measure:
             seen = 8 * len(body) / max(1e-3, clock.monotonic_s() - began_s)
             self._throughput = seen if not self._throughput else 0.7 * self._throughput + 0.3 * seen
+        return body
 
     def _choose(self, rungs: list[tuple[int, int, str]]) -> tuple[int, int, str]:
         fitting = [rung for rung in rungs if rung[0] < 0.7 * self._throughput]

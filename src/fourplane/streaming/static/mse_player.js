@@ -21,6 +21,7 @@ export class MsePlayer {
     const head = this.lane("video", this.rung), tail = this.sound ? this.lane("audio", this.sound) : null;
     this.early = [this.load(head, this.rung, 0), tail && this.load(tail, this.sound, 0)];
     this.early.forEach((one) => one && one.catch(() => {}));
+    this.steering = setInterval(() => this.steer(), (play.steering_s || 10) * 1000);
     this.source.addEventListener("sourceopen", () => this.open(), { once: true });
     video.src = URL.createObjectURL(this.source);
     video.addEventListener("seeking", this.seeking = () => this.lanes.forEach((lane) => this.retune(lane)));
@@ -57,6 +58,11 @@ export class MsePlayer {
         await new Promise((done) => setTimeout(done, wait)); wait *= 2;
       }
     }
+  }
+
+  async steer() {  // content steering: the node to use may change while nothing is wrong with this one
+    const moved = this.hooks.reroute ? await this.hooks.reroute(this.base).catch(() => null) : null;
+    if (moved && !this.dead) this.base = moved;
   }
 
   init(track) {
@@ -144,7 +150,7 @@ export class MsePlayer {
   fix(name) { this.fixed = name; }
   height() { return this.rung.height; }
   destroy() {
-    this.dead = true; this.lanes.forEach((lane) => lane.abort && lane.abort.abort());
+    this.dead = true; clearInterval(this.steering); this.lanes.forEach((lane) => lane.abort && lane.abort.abort());
     this.video.removeEventListener("seeking", this.seeking); this.video.removeEventListener("timeupdate", this.ticking);
     URL.revokeObjectURL(this.video.src);
   }
