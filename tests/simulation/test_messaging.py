@@ -26,6 +26,7 @@ async def journey(world):
         bob.abort()
         await clock.sleep(1)
         alice.message("bob@localhost", "resume")
+        await alice.request("get", "<ping xmlns='urn:xmpp:ping'/>")
         again = XmppClient("bob", PASSWORD)
         await again.connect("127.0.0.1", PORT)
         await again.authenticate()

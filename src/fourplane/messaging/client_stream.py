@@ -2,7 +2,7 @@
 
 Two shells carry it: tcp_stream.py (STARTTLS or TLS from the start) and web_stream.py (RFC 7395). Phases only go forward:
 OPENING (a header is awaited) and READY (stanzas) alternate until login is complete; SESSION is a bound resource; ENDED
-takes nothing more. While a step waits (`_wait_for`), reading is paused and what was already read stays in `_backlog`.
+takes nothing more. While a step waits (`_wait_for`), what comes stays in `_backlog`; when that is much, reading is paused.
 
 Backpressure: a stream whose reader is slow is `congested`; whoever writes to it is paused until it has caught up or was
 disconnected after `stalled_s`. Reasons for a pause are counted by name, reading goes on when none is left.
@@ -15,10 +15,11 @@ from enum import IntEnum
 from typing import Any
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError
-from fourplane.messaging import login, stanzas
+from fourplane.foundation.errors import FourplaneError, Rejected
+from fourplane.messaging import inline_login, login, stanzas
 from fourplane.messaging.addresses import parse
-from fourplane.messaging.login import BIND_NS, SASL_NS, TLS_NS, Login, Offer
+from fourplane.messaging.inline_login import Wish
+from fourplane.messaging.login import BIND_NS, SASL2_NS, SASL_NS, TLS_NS, Login, Offer
 from fourplane.messaging.routing import Router
 from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.user_session import UserSession
@@ -27,6 +28,7 @@ from fourplane.messaging.xml_stream import IQ, Framer, FramerStack, Stanza, Stre
 STREAM_ERRORS_NS = "urn:ietf:params:xml:ns:xmpp-streams"
 SM_ENABLE = f"{SM} enable"
 SM_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"
+BACKLOG_MAX = 4  # stanzas of one client that wait for a step of its login before it is paused
 FLUSH_BYTES = 64 * 1024  # what may wait for the end of the tick
 
 
@@ -91,6 +93,7 @@ class ClientStream:
         "_slowed",
         "_stall",
         "_stanza_max",
+        "_wish",
         "acknowledges",
         "congested",
         "name",
@@ -117,6 +120,7 @@ class ClientStream:
         self.out: list[bytes] = []
         self._out_bytes = 0
         self._login: Login | None = None
+        self._wish: Wish | None = None
         self._framer: Framer | None = None
         self._backlog: deque[Stanza] | None = None
         self._paused_for: frozenset[str] = frozenset()
@@ -331,6 +335,8 @@ class ClientStream:
         """Stanzas before the session, one at a time: each may wait."""
         if self._backlog is not None:
             self._backlog.extend(complete)
+            if len(self._backlog) > BACKLOG_MAX:
+                self.pause("login")
             return
         for index, stanza in enumerate(complete):
             if self.phase is Phase.SESSION:
@@ -350,6 +356,8 @@ class ClientStream:
                 self._start_tls()
             elif name.startswith(f"{SASL_NS} ") and self._login is not None:
                 self._wait_for(self._authenticate(self._login, stanza))
+            elif name.startswith(f"{SASL2_NS} ") and self._login is not None:
+                self._wait_for(self._authenticate_inline(self._login, stanza))
             else:
                 raise StreamError("not-authorized", "log in first")
         elif name == f"{SM} resume":
@@ -371,43 +379,102 @@ class ClientStream:
         return True
 
     async def _authenticate(self, exchange: Login, stanza: Stanza) -> None:
-        answer, name = await exchange.step(stanza)
+        kind = stanza.name.partition(" ")[2]
+        step = await exchange.step(kind, stanza.attributes.get("mechanism", ""), login.sasl_text(stanza))
         if self.phase is Phase.ENDED:
             return
-        self.send(answer)
-        if name:
-            self.name = name
-            self._login = None
-            self.streams.login_count += 1
+        self.send(step.written())
+        if step.name:
+            self._proved(step.name)
             self._reopen()
-        elif answer.startswith(b"<failure"):
+        elif step.kind == "failure":
             self.streams.login_failures += 1
 
-    async def _bind(self, stanza: Stanza) -> None:
+    async def _authenticate_inline(self, exchange: Login, stanza: Stanza) -> None:
+        """XEP-0388: the exchange, and on success everything the client wished for."""
         router = self.streams.router
+        if stanza.name == f"{SASL2_NS} authenticate":
+            self._wish = wish = inline_login.read_wish(stanza)
+            if wish.mechanism == login.FAST_MECHANISM and exchange.offer.mechanisms:
+                step = await inline_login.by_token(router, exchange, wish)
+            else:
+                step = await exchange.step("auth", wish.mechanism, wish.text)
+        elif self._wish is not None:
+            step = await exchange.step(stanza.name.partition(" ")[2], "", login.sasl_text(stanza))
+        else:
+            raise StreamError("not-authorized", "log in first")
+        if self.phase is Phase.ENDED:
+            return
+        if step.kind == "success":
+            await self._succeed(step)
+            return
+        self.send(inline_login.written(step))
+        if step.kind == "failure":
+            self.streams.login_failures += 1
+
+    async def _succeed(self, step: login.Step) -> None:
+        router, wish, self._wish = self.streams.router, self._wish, None
+        assert wish is not None
+        self._proved(step.name)
+        inner = await inline_login.token_for(router, step.name, wish)
+        jid = f"{step.name}@{router.settings.domains[0]}"
+        resumed: UserSession | None = None
+        if wish.resume is not None:
+            resumed, answer = login.resume(router, step.name, wish.resume)
+            inner += answer
+        if resumed is None and wish.bind:
+            session = await self._new_session(inline_login.resource_for(wish))
+            jid = session.address.full
+            enabled = login.enable_management(router, session, wish.manage) if wish.manage is not None else b""
+            inner += f"<bound xmlns='{login.BIND2_NS}'>".encode() + enabled + b"</bound>"
+            if wish.carbons:
+                session.carbons = True
+                session.user.carbon_count += 1
+            if wish.inactive:
+                session.quiet = {}
+        elif resumed is not None:
+            jid = resumed.address.full
+        self.send(inline_login.success(step, jid, inner))
+        if resumed is not None:
+            self._become(resumed)
+            resumed.attach(self)
+        else:
+            self.send(login.features_after_login(self.streams.settings.stanza_max))
+
+    def _proved(self, name: str) -> None:
+        self.name = name
+        self._login = None
+        self.streams.login_count += 1
+
+    async def _bind(self, stanza: Stanza) -> None:
         try:
-            resource = login.requested_resource(stanza)
-            address = parse(f"{self.name}@{router.settings.domains[0]}/{resource}")
-            user = await router.user(address)
+            session = await self._new_session(login.requested_resource(stanza))
+        except StreamError:
+            raise
         except FourplaneError as error:
             own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
             self.send(stanzas.error_reply(own, stanzas.condition_of(error), error.message))
             return
+        self.send(login.bound(stanza, session.address))
+
+    async def _new_session(self, resource: str) -> UserSession:
+        """Bind `resource`; raises StreamError when the stream must end, another error when the client may try again."""
+        router = self.streams.router
+        address = parse(f"{self.name}@{router.settings.domains[0]}/{resource}")
+        user = await router.user(address, proved=True)
         if self.phase is Phase.ENDED:
-            return
+            raise StreamError("connection-timeout")
         if user is None:
             raise StreamError("not-authorized", "the account is gone")
         if len(user.sessions) >= router.settings.sessions_per_user_max and resource not in user.sessions:
-            own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
-            self.send(stanzas.error_reply(own, "resource-constraint", "too many connections of this account"))
-            return
+            raise Rejected("too many connections of this account", code="resource_constraint")
         if router.session_count >= router.settings.sessions_max:
             raise StreamError("resource-constraint", "this server is full")
         session = UserSession(user, address, self)
         user.attach(session)
         router.session_count += 1
         self._become(session)
-        self.send(login.bound(stanza, address))
+        return session
 
     def _resume_session(self, stanza: Stanza) -> None:
         session, answer = login.resume(self.streams.router, self.name, stanza)
@@ -426,7 +493,6 @@ class ClientStream:
 
     def _wait_for(self, step: Coroutine[Any, Any, None]) -> None:
         self._backlog = deque()
-        self.pause("login")
         self.streams.router.spawn(self._waiting(step))
 
     async def _waiting(self, step: Coroutine[Any, Any, None]) -> None:

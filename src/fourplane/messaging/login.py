@@ -5,7 +5,10 @@ stream takes no further stanza. A wrong name and a wrong password look the same 
 """
 
 import base64
+from typing import Literal
 from xml.etree import ElementTree as ET
+
+import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected, Unauthenticated
@@ -22,6 +25,15 @@ from fourplane.messaging.xml_stream import IQ, Stanza, StreamError
 SASL_NS = "urn:ietf:params:xml:ns:xmpp-sasl"
 TLS_NS = "urn:ietf:params:xml:ns:xmpp-tls"
 BIND_NS = "urn:ietf:params:xml:ns:xmpp-bind"
+SASL2_NS = "urn:xmpp:sasl:2"
+BIND2_NS = "urn:xmpp:bind:0"
+FAST_NS = "urn:xmpp:fast:0"
+FAST_MECHANISM = "HT-SHA-256-NONE"
+FEATURES = "".join(f"<feature var='{name}'/>" for name in ("urn:xmpp:carbons:2", "urn:xmpp:csi:0", SM))
+INLINE = (
+    f"<bind xmlns='{BIND2_NS}'><inline>{FEATURES}</inline></bind><sm xmlns='{SM}'/>"
+    f"<fast xmlns='{FAST_NS}'><mechanism>{FAST_MECHANISM}</mechanism></fast>"
+)
 NONCE_BYTES = 18
 RESOURCE_BYTES = 8
 
@@ -52,6 +64,7 @@ class Offer:
         if self.mechanisms:
             listed = "".join(f"<mechanism>{name}</mechanism>" for name in self.mechanisms)
             parts.append(f"<mechanisms xmlns='{SASL_NS}'>{listed}</mechanisms>")
+            parts.append(f"<authentication xmlns='{SASL2_NS}'>{listed}<inline>{INLINE}</inline></authentication>")
             if self.binding:
                 binding = "<channel-binding type='tls-server-end-point'/>"
                 parts.append(f"<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>{binding}</sasl-channel-binding>")
@@ -70,6 +83,25 @@ def features_after_login(stanza_max: int) -> bytes:
     ).encode()
 
 
+class Step(msgspec.Struct, frozen=True):
+    """What one step of an exchange came to; the two profiles (RFC 6120 and XEP-0388) write it differently."""
+
+    kind: Literal["challenge", "success", "failure"]
+    data: bytes = b""  # of a challenge or a success
+    name: str = ""  # the proved account
+    condition: str = ""
+    text: str = ""
+
+    def written(self) -> bytes:
+        """As RFC 6120 section 6 writes it."""
+        if self.kind == "failure":
+            text = f"<text xml:lang='en'>{stanzas.escape(self.text)}</text>" if self.text else ""
+            return f"<failure xmlns='{SASL_NS}'><{self.condition}/>{text}</failure>".encode()
+        if not self.data:
+            return f"<{self.kind} xmlns='{SASL_NS}'/>".encode()
+        return f"<{self.kind} xmlns='{SASL_NS}'>{base64.b64encode(self.data).decode()}</{self.kind}>".encode()
+
+
 class Login:
     """The SASL exchange of one connection."""
 
@@ -83,46 +115,57 @@ class Login:
         self._name = ""
         self._failures = 0
 
-    async def step(self, stanza: Stanza) -> tuple[bytes, str]:
-        """Handle `auth`, `response` or `abort`; what to send, and the name once it is proved.
+    @property
+    def offer(self) -> Offer:
+        """What was offered on this connection."""
+        return self._offer
+
+    async def step(self, kind: str, mechanism: str, text: str) -> Step:
+        """Handle `auth` (with its mechanism), `response` or `abort` and its base64 text.
 
         Raises StreamError after too many failures.
         """
         try:
-            if stanza.name == f"{SASL_NS} auth":
-                return await self._begin(stanza)
-            if stanza.name == f"{SASL_NS} response" and self._scram is not None:
-                return self._finish(stanza)
-            return self._failed(SaslError("aborted" if stanza.name == f"{SASL_NS} abort" else "malformed-request")), ""
+            if kind == "auth":
+                return await self._begin(mechanism, text)
+            if kind == "response" and self._scram is not None:
+                return self._finish(text)
+            return self.failed(SaslError("aborted" if kind == "abort" else "malformed-request"))
         except Overloaded as error:
-            return self._failed(SaslError("temporary-auth-failure", error.message)), ""
+            return self.failed(SaslError("temporary-auth-failure", error.message))
         except SaslError as error:
-            return self._failed(error), ""
+            return self.failed(error)
         except (Unauthenticated, Rejected):
-            return self._failed(SaslError("not-authorized")), ""
+            return self.failed(SaslError("not-authorized"))
         except FourplaneError as error:
-            return self._failed(SaslError("temporary-auth-failure", error.message)), ""
+            return self.failed(SaslError("temporary-auth-failure", error.message))
 
-    async def _begin(self, stanza: Stanza) -> tuple[bytes, str]:
-        self._mechanism = stanza.attributes.get("mechanism", "")
+    def failed(self, error: SaslError) -> Step:
+        """Count a failed exchange; raises StreamError when there were too many."""
+        self._failures += 1
+        if self._failures >= self._router.settings.login_attempts_max:
+            raise StreamError("policy-violation", "too many failed logins")
+        return Step("failure", condition=error.condition, text=error.text)
+
+    async def _begin(self, mechanism: str, text: str) -> Step:
+        self._mechanism = mechanism
         self._scram = None
-        if self._mechanism not in self._offer.mechanisms:
-            weak = self._mechanism == "PLAIN"
+        if mechanism not in self._offer.mechanisms:
+            weak = mechanism == "PLAIN"
             raise SaslError("encryption-required" if weak and not self._offer.secure else "invalid-mechanism")
-        text = _text(stanza)
         message = sasl.decode(text)
         accounts = self._router.accounts
-        if self._mechanism == "PLAIN":
+        if mechanism == "PLAIN":
             name, password = sasl.parse_plain(message)
             account = await accounts.verify_password(name, password)
-            return f"<success xmlns='{SASL_NS}'/>".encode(), account.name
-        scram = Scram(self._mechanism, self._offer.binding, plus_offered=bool(self._offer.binding))
+            return Step("success", name=account.name)
+        scram = Scram(mechanism, self._offer.binding, plus_offered=bool(self._offer.binding))
         if not text.strip():
             self._scram = scram
-            return f"<challenge xmlns='{SASL_NS}'/>".encode(), ""
+            return Step("challenge")
         return await self._challenge(scram, message)
 
-    async def _challenge(self, scram: Scram, message: bytes) -> tuple[bytes, str]:
+    async def _challenge(self, scram: Scram, message: bytes) -> Step:
         accounts = self._router.accounts
         hash_name = self._mechanism.removesuffix("-PLUS")
         self._name = scram.first(message)
@@ -132,27 +175,18 @@ class Login:
             keys = accounts.scram_decoy(self._name, hash_name)
         challenge = scram.challenge(keys, clock.token_bytes(NONCE_BYTES))
         self._scram = scram
-        encoded = base64.b64encode(challenge).decode()
-        return f"<challenge xmlns='{SASL_NS}'>{encoded}</challenge>".encode(), ""
+        return Step("challenge", challenge)
 
-    def _finish(self, stanza: Stanza) -> tuple[bytes, str]:
+    def _finish(self, text: str) -> Step:
         assert self._scram is not None
         scram, self._scram = self._scram, None
         try:
-            last = scram.finish(sasl.decode(_text(stanza)))
+            last = scram.finish(sasl.decode(text))
         except SaslError:
             self._router.accounts.note_login(self._name, succeeded=False)
             raise
         self._router.accounts.note_login(self._name, succeeded=True)
-        encoded = base64.b64encode(last).decode()
-        return f"<success xmlns='{SASL_NS}'>{encoded}</success>".encode(), addresses.prepare_local(self._name)
-
-    def _failed(self, error: SaslError) -> bytes:
-        self._failures += 1
-        if self._failures >= self._router.settings.login_attempts_max:
-            raise StreamError("policy-violation", "too many failed logins")
-        text = f"<text xml:lang='en'>{stanzas.escape(error.text)}</text>" if error.text else ""
-        return f"<failure xmlns='{SASL_NS}'><{error.condition}/>{text}</failure>".encode()
+        return Step("success", last, addresses.prepare_local(self._name))
 
 
 def requested_resource(stanza: Stanza) -> str:
@@ -203,5 +237,6 @@ def _sm_failed(condition: str) -> bytes:
     return f"<failed xmlns='{SM}'><{condition} xmlns='{stanzas.STANZAS_NS}'/></failed>".encode()
 
 
-def _text(stanza: Stanza) -> str:
+def sasl_text(stanza: Stanza) -> str:
+    """The text of a SASL element."""
     return stanzas.tree(stanza).text or ""

@@ -249,12 +249,12 @@ class Router:
         answer = Stanza(stanza.name, {"type": "error"}, [], reply)
         self.route(Delivery(answer, reply, delivery.to, delivery.sender, None))
 
-    async def user(self, address: Address) -> User | None:
-        """The loaded actor of a local user, None when there is no such account."""
+    async def user(self, address: Address, *, proved: bool = False) -> User | None:
+        """The loaded actor of a local user, None when there is no such account; `proved` by a login just now."""
         user = self.users.get(address.bare)
         if user is None:
             user = self._begin(address)
-            await self._finish(user)
+            await self._finish(user, proved=proved)
         while user.mailbox is not None:
             await clock.sleep(0.001)
         return self.users.get(address.bare)
@@ -335,11 +335,11 @@ class Router:
             return
         user.mailbox.append((delivery, delivery.source.hold() if delivery.source is not None else 0))
 
-    async def _finish(self, user: User) -> None:
+    async def _finish(self, user: User, *, proved: bool = False) -> None:
         bare = user.address.bare
         try:
-            account = await self.accounts.find(user.address.local)
-            stored = await self.store.load(bare) if account is not None else None
+            known = proved or await self.accounts.find(user.address.local) is not None
+            stored = await self.store.load(bare) if known else None
         except FourplaneError as error:
             self._abandon(user, stanzas.condition_of(error))
             return

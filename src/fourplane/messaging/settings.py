@@ -20,6 +20,7 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     depth_max: int = 64
     attributes_max: int = 64
     login_s: float = 60.0  # from connecting to a bound resource
+    fast_s: float = 14 * 86_400.0  # how long a token for quick logins (XEP-0484) lives
     login_attempts_max: int = 5
     sessions_per_user_max: int = 20
     sessions_max: int = 200_000

@@ -7,6 +7,7 @@
     b/<jid>             a blocked address
     v                   the vCard
     x/<namespace name>  private XML
+    f/<client>          a token for quick logins
     a/<8 byte id>       one archived message: schema, when, with whom, stanza
     room                a room: configuration, affiliations, subject
     h/<8 byte id>       one message of a room: schema, when, stanza
@@ -29,7 +30,7 @@ from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.messaging import roster
 from fourplane.messaging.roster import Contact
-from fourplane.state.contracts import Change, Delete, Put, Records
+from fourplane.state.contracts import Change, Delete, Put, Record, Records
 
 WRITERS = 64
 BATCH_MAX = 100
@@ -80,14 +81,20 @@ class UserStore:
         """Everything a user needs to be active."""
         partition = partition_of(bare)
         contacts: dict[str, Contact] = {}
-        for record in await self._all(partition, b"c/"):
-            contact = roster.decode(record.value)
-            contacts[contact.jid] = contact
-        blocked = [record.sort[2:].decode() for record in await self._all(partition, b"b/")]
-        version = await self.records.get(partition, b"m/version")
-        offline = await self._all(partition, b"o/")
-        number = struct.unpack(">Q", version.value[1:9])[0] if version else 0
-        return StoredUser(contacts, number, frozenset(blocked), len(offline))
+        blocked: list[str] = []
+        for record in await self._between(partition, b"b/", b"c0"):
+            if record.sort.startswith(b"b/"):
+                blocked.append(record.sort[2:].decode())
+            else:
+                contact = roster.decode(record.value)
+                contacts[contact.jid] = contact
+        number = offline_count = 0
+        for record in await self._between(partition, b"m/", b"o0"):
+            if record.sort == b"m/version":
+                number = struct.unpack(">Q", record.value[1:9])[0]
+            elif record.sort.startswith(b"o/"):
+                offline_count += 1
+        return StoredUser(contacts, number, frozenset(blocked), offline_count)
 
     async def offline(self, bare: str, limit: int) -> list[OfflineMessage]:
         """The oldest stored messages of a user."""
@@ -106,7 +113,7 @@ class UserStore:
 
     async def names(self, index: str) -> list[str]:
         """What is listed in an index partition."""
-        return [record.value[1:].decode() for record in await self._all(partition_of(index), b"n/")]
+        return [record.value[1:].decode() for record in await self._between(partition_of(index), b"n/", b"n0")]
 
     async def archived(
         self, bare: str, first: int, last: int, limit: int, *, backwards: bool
@@ -192,21 +199,14 @@ class UserStore:
                 if done is not None:
                     done(failure)
 
-    async def _all(self, partition: bytes, prefix: bytes) -> list["_Record"]:
-        end = prefix[:-1] + bytes([prefix[-1] + 1])
-        found: list[_Record] = []
-        start = prefix
+    async def _between(self, partition: bytes, start: bytes, end: bytes) -> list[Record]:
+        found: list[Record] = []
         while True:
             page = await self.records.scan(partition, start=start, end=end, limit=PAGE)
-            found += [_Record(record.sort, record.value) for record in page]
+            found += page
             if len(page) < PAGE:
                 return found
             start = page[-1].sort + b"\0"
-
-
-class _Record(msgspec.Struct, frozen=True, gc=False):
-    sort: bytes
-    value: bytes
 
 
 def partition_of(bare: str) -> bytes:

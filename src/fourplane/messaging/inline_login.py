@@ -1,0 +1,169 @@
+"""Login, resource and stream management in one round trip (SASL2 XEP-0388, Bind 2 XEP-0386, FAST XEP-0484).
+
+`<authenticate/>` carries the first message of a mechanism together with what shall happen on success: resume a session, or
+bind a resource and turn features on. The answer holds all of it, and no stream is opened anew. A client that asks for a
+FAST token proves itself with an HMAC of that token the next time, which is one message and no password hash.
+
+A token belongs to one account and one client (its `user-agent` id), lives `fast_s` seconds and is replaced when more than half of
+that is over. Beside it lies a digest of the account's stored key: a changed password or a deleted account ends every
+token. A token proves nothing about the server's certificate, so it is offered only where a password would be taken too.
+"""
+
+import base64
+import hashlib
+import hmac
+import struct
+from xml.etree import ElementTree as ET
+
+import msgspec
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError
+from fourplane.messaging import addresses, stanzas
+from fourplane.messaging import authentication as sasl
+from fourplane.messaging.authentication import SaslError
+from fourplane.messaging.login import BIND2_NS, FAST_MECHANISM, FAST_NS, SASL2_NS, SASL_NS, Login, Step
+from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_management import NAMESPACE as SM
+from fourplane.messaging.xml_stream import Stanza
+from fourplane.state.contracts import Delete, Put
+
+SCHEMA = 1
+TOKEN_BYTES = 24
+TAG_MAX = 64
+AGENT_MAX = 200
+_HEAD = struct.Struct(">BQ32s")  # schema, when it ends, digest of the account's key
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What a client wants besides being authenticated."""
+
+    mechanism: str
+    text: str
+    agent: str = ""  # the client's own id, for its token
+    token: bool = False
+    fast: bool = False
+    forget: bool = False
+    resume: Stanza | None = None
+    bind: bool = False
+    tag: str = ""
+    carbons: bool = False
+    inactive: bool = False
+    manage: Stanza | None = None
+
+
+def read_wish(stanza: Stanza) -> Wish:
+    """Take `<authenticate/>` apart."""
+    root = stanzas.tree(stanza)
+    agent, bind = root.find(f"{{{SASL2_NS}}}user-agent"), root.find(f"{{{BIND2_NS}}}bind")
+    fast, resume = root.find(f"{{{FAST_NS}}}fast"), root.find(f"{{{SM}}}resume")
+    token = root.find(f"{{{FAST_NS}}}request-token")
+    manage = bind.find(f"{{{SM}}}enable") if bind is not None else None
+    tag = (bind.findtext(f"{{{BIND2_NS}}}tag") or "") if bind is not None else ""
+    return Wish(
+        mechanism=stanza.attributes.get("mechanism", ""),
+        text=root.findtext(f"{{{SASL2_NS}}}initial-response") or "",
+        agent=(agent.get("id", "") if agent is not None else "")[:AGENT_MAX],
+        token=token is not None and token.get("mechanism") == FAST_MECHANISM,
+        fast=fast is not None,
+        forget=fast is not None and fast.get("invalidate") in {"true", "1"},
+        resume=_element(resume),
+        bind=bind is not None,
+        tag=tag[:TAG_MAX],
+        carbons=bind is not None and bind.find("{urn:xmpp:carbons:2}enable") is not None,
+        inactive=bind is not None and bind.find("{urn:xmpp:csi:0}inactive") is not None,
+        manage=_element(manage),
+    )
+
+
+def resource_for(wish: Wish) -> str:
+    """The resource of Bind 2: what the client is called, and something of its own that stays the same for its id."""
+    own = hashlib.sha256(wish.agent.encode()).hexdigest()[:12] if wish.agent else clock.token_bytes(6).hex()
+    return addresses.prepare_resource(f"{wish.tag}~{own}" if wish.tag else own)
+
+
+def written(step: Step) -> bytes:
+    """A challenge or a failure as XEP-0388 writes it."""
+    if step.kind == "failure":
+        text = f"<text>{stanzas.escape(step.text)}</text>" if step.text else ""
+        return f"<failure xmlns='{SASL2_NS}'><{step.condition} xmlns='{SASL_NS}'/>{text}</failure>".encode()
+    return f"<challenge xmlns='{SASL2_NS}'>{base64.b64encode(step.data).decode()}</challenge>".encode()
+
+
+def success(step: Step, jid: str, inner: bytes) -> bytes:
+    """The whole success with what was done inline."""
+    data = f"<additional-data>{base64.b64encode(step.data).decode()}</additional-data>" if step.data else ""
+    who = f"<authorization-identifier>{stanzas.escape(jid)}</authorization-identifier>"
+    return f"<success xmlns='{SASL2_NS}'>{data}{who}".encode() + inner + b"</success>"
+
+
+async def by_token(router: Router, exchange: Login, wish: Wish) -> Step:
+    """Check HT-SHA-256-NONE: `name NUL HMAC(token, "Initiator")`; raises StreamError after too many failures."""
+    try:
+        name, _, proof = sasl.decode(wish.text).partition(b"\0")
+        local = addresses.prepare_local(name.decode())
+        router.accounts.admit_login(local)
+        found = await _stored(router, local, wish.agent)
+        token = found[1] if found is not None else b"\0"
+        right = hmac.compare_digest(hmac.digest(token, b"Initiator", "sha256"), proof)
+        router.accounts.note_login(local, succeeded=right and found is not None)
+        if found is None or not right:
+            return exchange.failed(SaslError("not-authorized"))
+        return Step("success", hmac.digest(token, b"Responder", "sha256"), local)
+    except SaslError as error:
+        return exchange.failed(error)
+    except (FourplaneError, UnicodeDecodeError):
+        return exchange.failed(SaslError("not-authorized"))
+
+
+async def token_for(router: Router, name: str, wish: Wish) -> bytes:
+    """The `<token/>` to hand out: a new one when asked for or when the present one is half over, else nothing."""
+    bare, key = f"{name}@{router.settings.domains[0]}", _key(wish.agent)
+    if not wish.agent:
+        return b""
+    if wish.forget:
+        await router.store.written(bare, [Delete(key)])
+        return b""
+    lifetime_us = int(router.settings.fast_s * 1e6)
+    if not wish.token:
+        found = await _stored(router, name, wish.agent) if wish.fast else None
+        if found is None or found[0] - clock.now_us() > lifetime_us // 2:
+            return b""
+    digest = await _key_digest(router, name)
+    if digest is None:
+        return b""
+    token = base64.urlsafe_b64encode(clock.token_bytes(TOKEN_BYTES))
+    ends_us = clock.now_us() + lifetime_us
+    value = _HEAD.pack(SCHEMA, ends_us, digest) + token
+    await router.store.written(bare, [Put(key, value, ttl_s=router.settings.fast_s)])
+    return f"<token xmlns='{FAST_NS}' expiry='{stanzas.timestamp(ends_us)}' token='{token.decode()}'/>".encode()
+
+
+async def _stored(router: Router, name: str, agent: str) -> tuple[int, bytes] | None:
+    """When the token of this client ends, and the token; None when there is none any more."""
+    if not agent:
+        return None
+    value = await router.store.value(f"{name}@{router.settings.domains[0]}", _key(agent))
+    if value is None:
+        return None
+    schema, ends_us, digest = _HEAD.unpack_from(value)
+    assert schema == SCHEMA, f"token schema {schema}"
+    if ends_us <= clock.now_us() or digest != await _key_digest(router, name):
+        return None
+    return ends_us, value[_HEAD.size :]
+
+
+async def _key_digest(router: Router, name: str) -> bytes | None:
+    keys = await router.accounts.scram_keys(name, "SCRAM-SHA-256")
+    return hashlib.sha256(keys.stored_key).digest() if keys is not None else None
+
+
+def _key(agent: str) -> bytes:
+    return b"f/" + hashlib.sha256(agent.encode()).digest()
+
+
+def _element(element: ET.Element | None) -> Stanza | None:
+    if element is None:
+        return None
+    namespace, _, name = element.tag[1:].partition("}")
+    return Stanza(f"{namespace} {name}", dict(element.attrib), [], b"")
