@@ -250,12 +250,18 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         self._blocking_free = {key: free for key, free in self._blocking_free.items() if key[0] != host}
 
     def unbury(self) -> None:
-        """After the run: let the tasks of crashed hosts go, quietly."""
-        for task in self._buried:
+        """After the run: let the tasks of crashed hosts go quietly, and after an error all others."""
+        rest = cast("set[SequencedTask[Any]]", asyncio.all_tasks(self))
+        for task in [*self._buried, *sorted(rest, key=hash)]:
             task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - they are meant to be pending
             with suppress(BaseException):  # their finally blocks run now, when nothing they touch matters any more
                 task.get_coro().close()
         self._buried.clear()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What asyncio would log; that nobody awaits what a crashed host began is the point of crashing it."""
+        if not (self._any_dead and "never retrieved" in str(context.get("message"))):
+            super().call_exception_handler(context)
 
     def _process_events(self, event_list: object) -> None:
         """There is no selector; kept because the base class names it."""

@@ -21,9 +21,11 @@ class Placed(msgspec.Struct, frozen=True):
 def oversold(stock: Mapping[str, int], placed: list[Placed]) -> list[str]:
     """More pieces promised than there were."""
     sold: dict[str, int] = {}
-    for order in {one.order: one for one in placed}.values():
+    for order in {(one.order, one.sku): one for one in placed}.values():
         sold[order.sku] = sold.get(order.sku, 0) + order.quantity
-    return [f"shop: {count} of {sku} sold, {stock[sku]} were there" for sku, count in sold.items() if count > stock[sku]]
+    return [
+        f"shop: {count} of {sku} sold, {stock[sku]} were there" for sku, count in sold.items() if count > stock[sku]
+    ]
 
 
 def doubled(placed: list[Placed]) -> list[str]:
@@ -34,7 +36,9 @@ def doubled(placed: list[Placed]) -> list[str]:
         by_key.setdefault(one.key, set()).add(one.order)
         by_order.setdefault(one.order, set()).add(one.key)
     broken = [f"shop: attempt {key} became {len(found)} orders" for key, found in by_key.items() if len(found) > 1]
-    return broken + [f"shop: order {one} was told to {len(found)} buyers" for one, found in by_order.items() if len(found) > 1]
+    return broken + [
+        f"shop: order {one} was told to {len(found)} buyers" for one, found in by_order.items() if len(found) > 1
+    ]
 
 
 def unbalanced(balances: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -50,7 +54,10 @@ def unbalanced(balances: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def charged_wrong(placed: list[Placed], captured: int, *, other_orders: int) -> list[str]:
     """What cards paid differs from what orders cost; `other_orders` cost too, though their buyers lost the answer."""
-    told = sum({one.order: one.total for one in placed}.values())
+    totals: dict[str, int] = {}
+    for one in placed:
+        totals[one.order] = max(one.total, totals.get(one.order, 0))
+    told = sum(totals.values())
     wanted = told + other_orders
     return [f"shop: cards were charged {captured}, orders cost {wanted}"] if captured != wanted else []
 

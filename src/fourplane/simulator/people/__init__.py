@@ -99,9 +99,7 @@ class Caller:
         self._world = world
         self._felt = felt
         with world.on(host):
-            self._client = HttpClient(
-                deployment.host, HTTP_PORT, settings=HttpClientSettings(connections_max=64, keep_idle_s=5.0)
-            )
+            self._client = HttpClient(deployment.host, HTTP_PORT, settings=HttpClientSettings(connections_max=64))
 
     async def call(
         self, action: str, method: str, path: str, *, body: object = None, headers: dict[str, str] | None = None
@@ -115,7 +113,9 @@ class Caller:
                 answer = await self._client.request(method, path, body=content, headers=sent, timeout_s=REQUEST_S)
         except TimeoutError:
             self._felt.failed("endless")
-            self._felt.violated(f"deadline: {method} {path.partition('?')[0]} did not end within {REQUEST_S + GRACE_S:g} s")
+            self._felt.violated(
+                f"deadline: {method} {path.partition('?')[0]} did not end within {REQUEST_S + GRACE_S:g} s"
+            )
             return None
         except FourplaneError as error:
             self._felt.failed(error.reason)

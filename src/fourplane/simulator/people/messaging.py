@@ -114,10 +114,13 @@ class MessagingPeople:
             person.client = None
         for _ in range(12):
             await self._come(person)
-            if person.client is not None:
+            if self._is_in(person):
                 return
             await clock.sleep(5.0)
         self.felt.violated(f"recovery: {person.name} could not log in for a minute after everything was whole")
+
+    def _is_in(self, person: Person) -> bool:
+        return person.client is not None and not person.client.closed
 
     async def _come(self, person: Person) -> None:
         began = clock.monotonic_s()

@@ -1,0 +1,131 @@
+"""A world set up for one experiment: a system on its host, people in three zones, and faults that end by themselves.
+
+Faults are leases: each has an end, at which it is undone whether or not anybody remembers it. The stage of the running
+experiment is found by a context variable, so that actions and probes are plain functions an experiment file can name.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from fourplane.simulator.deployment import SimulatedDeployment, Spot
+from fourplane.simulator.links import Disturbance
+from fourplane.simulator.loop import World
+from fourplane.simulator.people import People
+from fourplane.simulator.people.commerce import CommercePeople
+from fourplane.simulator.people.dispatch import DispatchPeople
+from fourplane.simulator.people.messaging import MessagingPeople
+from fourplane.simulator.people.streaming import StreamingPeople
+from fourplane.simulator.systems import RECIPES, stores_of
+
+USERS = (Spot("users-eu-a", "eu-a", "eu"), Spot("users-eu-b", "eu-b", "eu"), Spot("users-us-a", "us-a", "us"))
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - a simulated disk needs no real one; a folder of our own is made in it
+PEOPLE: dict[str, Callable[[World, SimulatedDeployment, list[str], int], People]] = {
+    "streaming": StreamingPeople,
+    "dispatch": DispatchPeople,
+    "commerce": CommercePeople,
+    "messaging": MessagingPeople,
+}
+
+_stage: ContextVar["Stage"] = ContextVar("stage")
+
+
+class Span(msgspec.Struct):
+    """One fault as it happened, for the report."""
+
+    name: str
+    began_s: float
+    ended_s: float = 0.0
+
+
+class Lease:
+    """A fault until its end; ending it twice does nothing."""
+
+    def __init__(self, stage: "Stage", span: Span, undo: Callable[[], None]) -> None:
+        self._stage = stage
+        self._span = span
+        self._undo: Callable[[], None] | None = undo
+
+    def end(self) -> None:
+        """Undo the fault."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+            self._span.ended_s = self._stage.world.now_s
+            self._stage.world.note(f"end of {self._span.name}")
+
+
+class Stage:
+    """One system, its people, and what is wrong at the moment."""
+
+    def __init__(self, world: World, system: str, seed: int, *, people: int) -> None:
+        self.world = world
+        self.system = system
+        self.spans: list[Span] = []
+        self.seed = seed
+        shared = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
+        self._folder = Path(tempfile.mkdtemp(prefix="fourplane-simulated-", dir=shared))
+        self._leases: list[Lease] = []
+        spot = Spot(f"{system}-1", "eu-a", "eu")
+        for user in USERS:
+            world.network.place(user.host, zone=user.zone, region=user.region)
+        self.deployment = SimulatedDeployment(
+            world,
+            spot,
+            RECIPES[system],
+            folder=self._folder,
+            stores=stores_of(system),
+            chance=Random(f"disk of {seed}"),
+        )
+        self.people = PEOPLE[system](world, self.deployment, [user.host for user in USERS], people)
+        _stage.set(self)
+
+    def lease(self, name: str, duration_s: float, undo: Callable[[], None]) -> None:
+        """Remember a fault that has begun; it ends after `duration_s`."""
+        span = Span(name, self.world.now_s)
+        self.spans.append(span)
+        lease = Lease(self, span, undo)
+        self._leases.append(lease)
+        self.world.note(f"begin of {name}")
+        self.world.later(duration_s, lease.end)
+
+    def undo_all(self) -> None:
+        """End every fault now, the last one first."""
+        while self._leases:
+            self._leases.pop().end()
+
+    def disturb(self, name: str, duration_s: float, disturbances: list[Disturbance]) -> None:
+        """Lay disturbances on ways for a while."""
+        for one in disturbances:
+            self.world.network.disturb(one)
+
+        def undo() -> None:
+            for one in disturbances:
+                self.world.network.calm(one)
+
+        self.lease(name, duration_s, undo)
+
+    def hosts(self, *, zone: str = "", region: str = "") -> frozenset[str]:
+        """Hosts of a zone or region; all users' hosts when neither is named."""
+        places = self.world.network.places()
+        if not zone and not region:
+            return frozenset(user.host for user in USERS)
+        return frozenset(host for host, place in places.items() if zone in {"", place[1]} and region in {"", place[0]})
+
+    def all_hosts(self) -> frozenset[str]:
+        return frozenset(self.world.network.places())
+
+    async def close(self) -> None:
+        """Forget everything, also what lay on disk."""
+        await self.deployment.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def current() -> Stage:
+    """The stage of the running experiment."""
+    return _stage.get()
