@@ -20,12 +20,13 @@ def encode(values: Sequence[bytes]) -> bytes:
     if not 0 < count <= EVENTS_MAX:
         raise Rejected(f"a batch has 1 to {EVENTS_MAX} events, not {count}", code="bad_batch")
     lengths = array("I", map(len, values))
-    total = sum(lengths)
-    if total > BATCH_BYTES_MAX or (total > EVENT_BYTES_MAX and max(lengths) > EVENT_BYTES_MAX):
-        raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, a batch {BATCH_BYTES_MAX}")
     if sys.byteorder == "big":
         lengths.byteswap()
-    return b"".join((struct.pack("<BI", SCHEMA_NUMBER, count), lengths.tobytes(), *values))
+    body = b"".join((struct.pack("<BI", SCHEMA_NUMBER, count), lengths.tobytes(), *values))
+    total = len(body) - 5 - 4 * count
+    if total > BATCH_BYTES_MAX or (total > EVENT_BYTES_MAX and max(map(len, values)) > EVENT_BYTES_MAX):
+        raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, a batch {BATCH_BYTES_MAX}")
+    return body
 
 
 def take(body: bytes, first: int, offset: int, limit: int, into: list[LogEntry], path: object) -> int:  # noqa: PLR0917 - hot path
