@@ -229,21 +229,25 @@ def build(
         raise Rejected(f"{name} has more than {NODES_MAX:,} points; cut a smaller area", code="map_too_large")
     lines = _lines(ways, lat, lng)
     lat, lng, ways = _with_points_between(lat, lng, ways)
-    uses = np.zeros(len(lat), np.int32)
+    uses = [0] * len(lat)
     for way in ways:
-        uses[list(way.points)] += 1
-        uses[[way.points[0], way.points[-1]]] += 1
+        for point in {*way.points}:
+            uses[point] += 1
+        uses[way.points[0]] = uses[way.points[-1]] = 2
     edges = _Edges()
-    for way in ways:
-        _cut(way, uses, lat, lng, edges)
+    for way, lengths in zip(ways, _lengths(lat, lng, ways), strict=True):
+        _cut(way, uses, lengths, edges)
     return _finish(edges, lat, lng, lines, name=name, attribution=attribution)
 
 
-def _lengths(lat: NDArray[np.float64], lng: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Metres between neighbours of a line; flat within a step, which is exact enough below a kilometre."""
-    scale = EARTH_RADIUS_M * np.pi / 180
+def _lengths(lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way]) -> list[list[float]]:
+    """Metres between neighbours of each way; flat within a step, which is exact enough below a kilometre."""
+    points = np.array([point for way in ways for point in way.points], np.int64)
+    lat, lng, scale = lat[points], lng[points], EARTH_RADIUS_M * np.pi / 180
     across = np.diff(lng) * np.cos(np.radians((lat[1:] + lat[:-1]) / 2))
-    return np.asarray(np.hypot(np.diff(lat), across) * scale)
+    steps = (np.hypot(np.diff(lat), across) * scale).tolist()
+    ends = np.cumsum([len(way.points) for way in ways]).tolist()
+    return [steps[end - len(way.points) : end - 1] for way, end in zip(ways, ends, strict=True)]
 
 
 def _with_points_between(
@@ -254,13 +258,10 @@ def _with_points_between(
     more_lng: list[float] = []
     between: dict[tuple[int, int], list[int]] = {}
     result = []
-    for way in ways:
-        points = np.asarray(way.points)
-        far = np.flatnonzero(_lengths(lat[points], lng[points]) > EDGE_M_MAX)
-        if len(far) == 0:
+    for way, lengths in zip(ways, _lengths(lat, lng, ways), strict=True):
+        if max(lengths) <= EDGE_M_MAX:
             result.append(way)
             continue
-        lengths = _lengths(lat[points], lng[points])
         longer: list[int] = []
         for n, (a, b) in enumerate(zip(way.points, way.points[1:], strict=False)):
             longer.append(a)
@@ -279,16 +280,15 @@ def _with_points_between(
     return np.concatenate([lat, more_lat]), np.concatenate([lng, more_lng]), result
 
 
-def _cut(way: Way, uses: NDArray[np.int32], lat: NDArray[np.float64], lng: NDArray[np.float64], edges: _Edges) -> None:
+def _cut(way: Way, uses: Sequence[int], lengths: Sequence[float], edges: _Edges) -> None:
     """Cut a way at junctions and before a piece gets too long."""
     points = list(way.points)
-    lengths = _lengths(lat[points], lng[points])
     _, kmh, cost = CLASSES[way.road_class]
     if way.speed_kmh > 0:
         kmh = min(way.speed_kmh * 0.85, max(kmh, way.speed_kmh * 0.6))
     first, metres = 0, 0.0
     for n in range(1, len(points)):
-        metres += float(lengths[n - 1])
+        metres += lengths[n - 1]
         junction = uses[points[n]] >= 2
         if not junction and metres + (lengths[n] if n < len(lengths) else 0) <= EDGE_M_MAX:
             continue

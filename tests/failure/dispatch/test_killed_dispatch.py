@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.journeys.dispatch.rig import running
+from tests.journeys.dispatch.rig import MAPS, running
 
 from fourplane.foundation import clock, ids
 
@@ -20,7 +20,8 @@ def killed_after(folder: Path, status: str) -> tuple[int, str, int]:
     """Run the program until it acknowledged `status`, kill it; the ride, its rider and its driver."""
     program = subprocess.Popen(
         [sys.executable, "-m", "tests.failure.dispatch.rides_until_killed", str(folder), status],
-        stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "DISPATCH_TEST_MAPS": MAPS},
     )  # fmt: skip
     assert program.stdout is not None
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -41,8 +42,10 @@ QUICK = DispatchSettings(
 MEMORY = StoresSettings(sql="memory://", records="memory://", log="memory://", search="memory://")
 
 
-MAPS = tempfile.mkdtemp(prefix="dispatch-maps-")
-atexit.register(shutil.rmtree, MAPS, ignore_errors=True)
+MAPS = os.environ.get("DISPATCH_TEST_MAPS", "")  # given to a child, so that it need not make the city again
+if not MAPS:
+    MAPS = tempfile.mkdtemp(prefix="dispatch-maps-")
+    atexit.register(shutil.rmtree, MAPS, ignore_errors=True)
 
 
 class Refused(Exception):
