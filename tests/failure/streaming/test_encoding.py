@@ -1,0 +1,132 @@
+"""Encodes that are stopped, resumed, fed with garbage, or run out of disk: real ffmpeg, small pictures."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.journeys.streaming.rig import QUICK, house
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Misconfigured, Rejected
+from fourplane.streaming import ffmpeg
+from fourplane.streaming.encoding import Encode, generate_clip
+from fourplane.streaming.ffmpeg import EncodeFailed
+
+LONG_S = 50.0  # three chunks
+TINY = msgspec.structs.replace(QUICK, rungs_max=1, duration_s_max=0.0, nice=0)
+
+
+def run(main):
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    try:
+        return asyncio.run(ffmpeg.find())
+    except Misconfigured:
+        pytest.skip("no ffmpeg on this machine")
+
+
+@pytest.fixture(scope="module")
+def film(encoder, tmp_path_factory):
+    file = tmp_path_factory.mktemp("source") / "film.mp4"
+    asyncio.run(generate_clip(encoder, file, duration_s=LONG_S, size="160x90"))
+    return file
+
+
+def test_a_cancelled_encode_goes_on_where_it_ended(encoder, film, tmp_path):
+    async def main():
+        encode = asyncio.create_task(Encode(encoder, film, tmp_path, TINY).run())
+        while not (done := list(tmp_path.glob("chunk*.done"))) and not encode.done():
+            await clock.sleep(0.01)
+        encode.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await encode
+        kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.done")}
+        assert done
+        assert len(kept) < 5  # pictures, sound and three chunks
+        told = []
+        encoded = await Encode(encoder, film, tmp_path, TINY, report=told.append).run()
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert encoded.plan.chunks == 3
+        assert told[0].share > 0
+        assert [progress.share for progress in told] == sorted(progress.share for progress in told)
+
+    run(main)
+
+
+def test_another_source_in_the_same_folder_starts_anew(encoder, film, tmp_path):
+    async def main():
+        (tmp_path / "chunk 1 of 3.done").touch()
+        (tmp_path / "plan.json").write_text("{}")
+        await Encode(encoder, film, tmp_path, msgspec.structs.replace(TINY, duration_s_max=2.0)).run()
+        assert not (tmp_path / "chunk 1 of 3.done").exists()
+
+    run(main)
+
+
+def test_a_cancelled_import_leaves_no_work_behind(encoder, film, tmp_path):
+    async def main():
+        async with house(tmp_path, encoding=TINY) as here:
+            job = await here.rooms.submit(film, "A film")
+            work = here.rooms.settings.folder / "work" / job.id
+            while not list(work.glob("*")):
+                await clock.sleep(0.01)
+            await here.rooms.jobs.cancel(job.id)
+            ended = await here.rooms.jobs.wait_ended(job.id)
+            assert ended.state == "cancelled"
+            assert not work.exists()
+            assert film.exists()
+            with pytest.raises(Exception, match="cancelled"):
+                await here.rooms.jobs.cancel(job.id)
+            after = await here.rooms.submit(film, "Another")
+            await here.rooms.jobs.cancel(after.id)
+            assert (await here.rooms.jobs.wait_ended(after.id)).state == "cancelled"
+
+    run(main)
+
+
+def test_a_source_cut_in_the_middle_is_a_named_fault(encoder, film, tmp_path):
+    broken = tmp_path / "cut.mp4"
+    broken.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
+
+    async def main():
+        async with house(tmp_path / "data", encoding=TINY) as here:
+            with pytest.raises(Rejected) as refused:
+                await here.rooms.submit(broken, "A film")
+            assert refused.value.reason == "truncated"
+            assert await here.rooms.titles.all() == []
+
+    run(main)
+
+
+def test_a_source_whose_pictures_are_missing_fails_by_name_and_publishes_nothing(encoder, film, tmp_path):
+    whole, broken = tmp_path / "whole.mp4", tmp_path / "index_only.mp4"
+
+    async def main():
+        await encoder.run(["-i", str(film), "-c", "copy", "-movflags", "+faststart", str(whole)])
+        content = whole.read_bytes()
+        broken.write_bytes(content[: content.index(b"mdat") + 200])
+        async with house(tmp_path / "data", encoding=TINY) as here:
+            job = await here.rooms.submit(broken, "A film")
+            ended = await here.rooms.jobs.wait_ended(job.id)
+            assert (ended.state, ended.error) == ("failed", "broken_source")
+            assert (await here.rooms.titles.get(job.title)).version == ""
+            assert await here.rooms.jobs.sweep() == 0
+
+    run(main)
+
+
+def test_a_full_disk_is_a_named_fault(encoder, film):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this machine")
+
+    async def main():
+        with pytest.raises(EncodeFailed) as failed:
+            await encoder.run(["-i", str(film), "-t", "4", "-f", "mp4", "-y", str(full)])
+        assert failed.value.reason == "disk_full"
+
+    run(main)
