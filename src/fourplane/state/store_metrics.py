@@ -24,7 +24,7 @@ def register(registry: Registry, store: str, statistics: Callable[[], msgspec.St
                 value = getattr(value, part)
             return float(value) if isinstance(value, int | float) else 0.0
 
-        registry.gauge(f"fourplane_state_{name}", f"{' '.join(path)} of a store", read=read, store=store)
+        registry.gauge(f"fourplane_state_{name}", "one number of the store's statistics", read=read, store=store)
 
 
 def _numbers(value: msgspec.Struct, before: tuple[str, ...]) -> list[tuple[str, ...]]:
