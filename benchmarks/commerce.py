@@ -272,6 +272,9 @@ async def pages(facts, seconds, count):
     """One product page after the other; how many."""
     opened = await connections(facts["port"], count)
     asked = [request("GET", path) for path in facts["pages"][:50]]
+    for one in asked:  # each is rendered once
+        status, _ = await opened[0].ask(one)
+        assert status == 200
     ends, done = time.perf_counter() + seconds, 0
 
     async def reader(connection, number):

@@ -26,7 +26,7 @@ FIRST = (1.0, 0.5, 0.0, 0.0)  # until the mix of classes is known
 class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The target and how fast to move."""
 
-    target_s: float = 0.12
+    target_s: float = 0.25
     window_s: float = 0.05
     busy_min: int = 8  # requests under way below which a line is no overload
     melt: float = 0.9  # of what was finished, while the queue is a little too long

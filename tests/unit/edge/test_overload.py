@@ -59,7 +59,7 @@ def test_ten_times_the_capacity_leaves_the_highest_class_whole_and_the_machine_b
     assert sum(machine.done) >= 0.9 * 1_000 * 200 * WINDOW_S
     assert machine.done[Priority.USER] > 0.2 * sum(machine.done)
     assert machine.done[Priority.BULK] < 0.03 * sum(machine.done)
-    assert max(machine.delays[60:]) < 0.3
+    assert max(machine.delays[60:]) < 0.6
 
 
 def test_after_the_spike_everybody_comes_in_again_within_a_second_or_two():
