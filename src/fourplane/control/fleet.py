@@ -29,7 +29,7 @@ import msgspec
 from fourplane.control.busy_port import owner_of_port
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Misconfigured
-from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.lifecycle import Lifecycle, Tasks
 from fourplane.foundation.processes import Asked, Ended, Parent
 from fourplane.service.restart_intensity import IntensitySettings, RestartIntensity
 
@@ -278,6 +278,25 @@ class Fleet:
                 parent.send(slot.pid, signal.SIGKILL)
 
 
+class SettledHeap:
+    """A lifecycle part behind everything that stays: from here on the garbage collector looks at newer objects only.
+
+    A full collection walks the 190,000 objects of four started systems in 115 ms, on the loop; without them in 0.1 ms.
+    """
+
+    async def start(self, tasks: Tasks) -> None:
+        """Collect once, then freeze what is left."""
+        del tasks
+        gc.collect()
+        gc.freeze()
+
+    async def drain(self) -> None:
+        """Nothing to finish."""
+
+    async def stop(self) -> None:
+        gc.unfreeze()
+
+
 async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callable[[], Mapping[str, str]]) -> int:
     """The life of a worker inside its loop: start the parts, say so, wait for SIGTERM or a failure, drain, stop.
 
@@ -286,9 +305,6 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     await lifecycle.start()
-    # What stands now stays: a full collection would walk 190,000 objects in 115 ms on the loop, without them in 0.1 ms.
-    gc.collect()
-    gc.freeze()
     worker.report_ready(facts())
     failed = False
 
