@@ -195,9 +195,9 @@ def test_garbage_and_foreign_drivers_on_the_feed_are_answered_and_counted() -> N
         async with running() as city:
             block = await city.dispatch.drivers.register("fleet-test", 4)
             fleet = await gate(city, city.dispatch.feed.token(block.first, 2, 60))
-            fleet.send(frames.VERBS, b"{not json")
+            foreign = msgspec.json.encode({"verb": "online", "driver": block.first + 3})
+            fleet.transport.write(frames.frame(frames.VERBS, b"{not json") + frames.frame(frames.VERBS, foreign))
             assert (await fleet.wait(lambda kind, _: kind == frames.ERROR))["code"] == "bad_message"
-            fleet.send(frames.VERBS, msgspec.json.encode({"verb": "online", "driver": block.first + 3}))
             assert (await fleet.wait(lambda kind, _: kind == frames.ERROR))["code"] == "foreign_driver"
             fleet.positions(block.first, city.points(4), 1)
             while city.dispatch.feed.statistics().foreign < 2:
