@@ -97,10 +97,12 @@ class Streaming:
         await ensure(self._sql, "streaming", METADATA)
         await self.rooms.delivery.start(tasks)
         tasks.start(self.rooms.jobs.run(), "encoder")
+        tasks.start(self.rooms.titles.keep_plays(), "plays")
 
     async def drain(self) -> None:
         """Finish the answers under way."""
         await self.rooms.delivery.drain()
+        await self.rooms.titles.store_plays()
 
     async def stop(self) -> None:
         """Release ports; a running encode is queued again at the next start."""

@@ -152,7 +152,7 @@ class Playback:
         public = self._settings.public_host or host or "127.0.0.1"
         base = f"http://{public}:{self._ports[order[0]]}{path}"
         self._quality.open(session, title.id, region, account, clock.monotonic_s(), isp=isp)
-        await self._titles.count_play(title.id)
+        self._titles.count_play(title.id)
         return Play(
             session,
             title.id,

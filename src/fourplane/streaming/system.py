@@ -82,12 +82,14 @@ class StreamingRooms:
             raise
 
     async def test_title(self, *, duration_s: float = 20.0, size: str = "1280x720") -> Job:
-        """Queue a generated clip (moving test picture, tone) as a title, for a deployment that has no film."""
+        """Queue a generated clip (colours, a clock, a chord) as a title, for a deployment that has no film."""
         encoder = await ffmpeg.find(self.settings.ffmpeg)
-        file = self.settings.folder / "uploads" / ids.capability() / "Test picture.mp4"
+        file = self.settings.folder / "uploads" / ids.capability() / "Living colours.mp4"
         file.parent.mkdir(parents=True, exist_ok=True)
         await generate_clip(encoder, file, duration_s=duration_s, size=size)
-        return await self.submit(file, "Test picture", "Moving bars, a clock and a tone, made by ffmpeg.", owned=True)
+        return await self.submit(
+            file, "Living colours", "Slow colours, a living automaton and a clock, drawn by ffmpeg.", owned=True
+        )
 
 
 class _Ports(Mapping[str, int]):

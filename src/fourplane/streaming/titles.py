@@ -4,10 +4,12 @@ A title points to one version; publishing is one UPDATE of that pointer, so a re
 players and never for those who watch. The older version is deleted after its last signed URL has lapsed.
 """
 
+import contextlib
+
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import NotFound, Rejected
+from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.state.contracts import Row, Sql, Statement
 from fourplane.streaming.packaging import TitleIndex
@@ -15,6 +17,7 @@ from fourplane.streaming.packaging import TitleIndex
 NAME_MAX = 200
 DESCRIPTION_MAX = 4_000
 LISTED_MAX = 500
+STORE_PLAYS_S = 2.0
 _SELECT = "SELECT id, name, description, version, duration_s, height, rungs, bytes, plays, created_us, published_us FROM titles"
 _INSERT = "INSERT INTO titles VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
 
@@ -41,6 +44,7 @@ class Titles:
     def __init__(self, sql: Sql, ids: IdGenerator) -> None:
         self._sql = sql
         self._ids = ids
+        self._plays: dict[str, int] = {}  # counted and not stored yet
         self.reads = 0
 
     async def create(self, name: str, description: str = "") -> Title:
@@ -107,9 +111,28 @@ class Titles:
         statement = "UPDATE titles SET name = ?2, description = ?3 WHERE id = ?1"
         await self._sql.commit([Statement(statement, (title_id, name.strip(), description), expect_rows=1)])
 
-    async def count_play(self, title_id: str) -> None:
-        """One more play: what popularity is made of."""
-        await self._sql.commit([Statement("UPDATE titles SET plays = plays + 1 WHERE id = ?1", (title_id,))])
+    def count_play(self, title_id: str) -> None:
+        """One more play, what popularity is made of; stored a little later, so that a start waits for no disk."""
+        self._plays[title_id] = self._plays.get(title_id, 0) + 1
+
+    async def store_plays(self) -> None:
+        """Write the plays counted since the last time; after a crash those of the last seconds are missing."""
+        counted, self._plays = self._plays, {}
+        update = "UPDATE titles SET plays = plays + ?2 WHERE id = ?1"
+        if counted:
+            try:
+                await self._sql.commit([Statement(update, (title, plays)) for title, plays in counted.items()])
+            except FourplaneError:
+                for title, plays in counted.items():
+                    self._plays[title] = self._plays.get(title, 0) + plays
+                raise
+
+    async def keep_plays(self) -> None:
+        """Store plays every few seconds until cancelled."""
+        while True:
+            await clock.sleep(STORE_PLAYS_S)
+            with contextlib.suppress(FourplaneError):  # they are kept and written the next time
+                await self.store_plays()
 
     async def remove(self, title_id: str) -> None:
         """Take a title out of the catalog."""

@@ -4,6 +4,8 @@
 
 const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4;
 
+function joined(a, b) { const whole = new Uint8Array(a.byteLength + b.byteLength); whole.set(new Uint8Array(a)); whole.set(new Uint8Array(b), a.byteLength); return whole; }
+
 export class MsePlayer {
   static usable(play) {
     return "MediaSource" in window && play.tracks.every((t) => MediaSource.isTypeSupported(`${t.kind}/mp4; codecs="${t.codec}"`));
@@ -116,8 +118,8 @@ export class MsePlayer {
       const early = number === 0 && this.early ? this.early[this.lanes.indexOf(lane)] : null;
       if (early) this.early[this.lanes.indexOf(lane)] = null;
       const [init, data] = await (early || this.load(lane, track, number));
-      if (init) { await this.append(lane, init); lane.initOf = track.name; }
-      await this.append(lane, data);
+      await this.append(lane, init ? joined(init, data) : data);
+      if (init) lane.initOf = track.name;
       if (lane.kind === "video" && this.rung !== track) { this.rung = track; this.hooks.rung && this.hooks.rung(track); }
       if (lane.next === number) lane.next = number + 1;
       await this.trim(lane);
