@@ -46,11 +46,11 @@ def echo(connections: int, rounds: int) -> dict[str, float]:
         with world.on("server", region="eu", zone="eu-1"):
             await network.listen(Echo, "server", 7)
         ended: asyncio.Queue[None] = asyncio.Queue()
-        senders = []
         began = MACHINE.cpu_s()
         with world.on("client", region="eu", zone="eu-1"):
-            for _ in range(connections):
-                senders.append((await network.connect(lambda: Sender(rounds, ended), "server", 7))[1])
+            senders = [
+                (await network.connect(lambda: Sender(rounds, ended), "server", 7))[1] for _ in range(connections)
+            ]
         connected = MACHINE.cpu_s()
         for sender in senders:
             sender.transport.write(MESSAGE)

@@ -19,6 +19,7 @@ STEP_S = 1.0
 NEAR = 0.012
 SETTLE_S = 45.0
 DECLINE_SHARE = 0.2
+IGNORE_SHARE = 0.1
 NEXT = {"accepted": "arrive", "arriving": "start", "in_progress": "finish"}
 OVER = frozenset({"completed", "no_drivers_available", "rider_canceled", "driver_canceled"})
 
@@ -38,6 +39,7 @@ class DispatchPeople:
         self._pace = Pace(EVERY_S)
         self._places: list[tuple[float, float]] = []
         self._rides: dict[str, str] = {}  # trip -> its rider's token
+        self._ignored: set[tuple[str, str]] = set()
         self._settled = False
 
     async def begin(self) -> None:
@@ -164,6 +166,9 @@ class DispatchPeople:
         """Go online, answer an offer, or bring the trip one step further."""
         offer, trip = state.get("offer"), state.get("trip")
         if offer:
+            if (name, offer["trip"]) in self._ignored or clock.random().random() < IGNORE_SHARE:
+                self._ignored.add((name, offer["trip"]))  # the offer lapses
+                return
             decline = clock.random().random() < DECLINE_SHARE
             verb = "decline" if decline else "accept"
             told = await self._ask(place, verb, "POST", f"/drivers/me/{verb}", me, {"trip": offer["trip"]})
