@@ -189,7 +189,7 @@ def _load(shop: "Commerce") -> list[Node]:
             "oldest ms": round(s.delay_s * 1e3, 1),
             "stale": s.stale,
         }
-        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 512), facts=facts | {"in flight": s.in_flight})
+        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts | {"in flight": s.in_flight})
 
     def circuit() -> Figures:
         pay = shop.payments

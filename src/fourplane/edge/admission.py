@@ -42,7 +42,7 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     in_flight_max: int = 2_000
     retry_after_s: float = 1.0
     age_s_max: tuple[float, float, float, float] = (5.0, 2.0, 1.0, 0.6)  # by Priority
-    waiting_max: tuple[int, int, int, int] = (4_000, 512, 256, 64)  # in line, by Priority
+    waiting_max: tuple[int, int, int, int] = (4_000, 256, 64, 32)  # in line, by Priority
     turn_s: float = 0.002
     adaptive: bool = True
     overload: OverloadSettings = OverloadSettings()
