@@ -10,6 +10,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.streaming.jobs import Job
 from fourplane.streaming.playback import Play
+from fourplane.streaming.proactive_fill import FillStatistics
 from fourplane.streaming.quality import Beacon, QualityStatistics
 from fourplane.streaming.system import StreamingRooms
 from fourplane.streaming.titles import Title
@@ -92,6 +93,7 @@ class DeliveryFacts(msgspec.Struct, frozen=True):
     nodes: list[NodeFacts]
     origin_requests: int
     origin_bytes: int
+    fill: FillStatistics
     quality: QualityStatistics
     cost: float
 
@@ -125,6 +127,7 @@ class Api:
             ),
             Route("POST", f"{base}/beacons", self.beacon, "what a player measured", body=Beacon, priority=bulk),
             Route("GET", f"{base}/delivery", self.delivery, "nodes, quality and cost", answer=DeliveryFacts),
+            Route("POST", f"{base}/fill", self.fill, "fill the nodes ahead now", access=staff, answer=FillStatistics),
             Route(
                 "POST",
                 f"{base}/regions/{{region}}",
@@ -280,6 +283,7 @@ class Api:
             nodes,
             delivery.origin_requests,
             delivery.origin_bytes,
+            self._rooms.fill.statistics(),
             self._rooms.quality.statistics(clock.monotonic_s()),
             delivered / 1e9 * settings.cost_per_gb,
         )
@@ -287,6 +291,11 @@ class Api:
     async def region(self, call: Call[RegionAsked]) -> DeliveryFacts:
         self._rooms.delivery.evacuate(call.params["region"], back=not call.body.evacuated)
         return await self._facts()
+
+    async def fill(self, _: Call[None]) -> FillStatistics:
+        await self._rooms.titles.store_plays()
+        self._rooms.fill.ask()
+        return self._rooms.fill.statistics()
 
     # -- the studio
 

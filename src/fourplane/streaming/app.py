@@ -97,6 +97,7 @@ class Streaming:
         await ensure(self._sql, "streaming", METADATA)
         await self.rooms.delivery.start(tasks)
         tasks.start(self.rooms.jobs.run(), "encoder")
+        tasks.start(self.rooms.fill.run(), "fill")
         tasks.start(self.rooms.titles.keep_plays(), "plays")
 
     async def drain(self) -> None:

@@ -98,6 +98,10 @@ class Delivery:
         if self._server is not None:
             await self._server.stop()
 
+    def ordered(self) -> list[CdnSettings]:
+        """The nodes, every parent before its children."""
+        return list(self._order)
+
     @property
     def origin_port(self) -> int:
         """The port the origin really listens on; 0 before the start."""

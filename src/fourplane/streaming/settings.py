@@ -41,6 +41,15 @@ TREE = (
 )
 
 
+class FillSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When nodes are filled ahead, and how much may move: hours are UTC."""
+
+    from_hour: int = 2
+    to_hour: int = 6
+    bytes_max: int = 4 << 30  # a night
+    bytes_per_s: int = 20 << 20
+
+
 class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ports, bounds and times of the streaming system; port 0 takes any free one."""
 
@@ -54,6 +63,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     cache_folder: Path | None = Path("cdn")  # the same; None keeps cached bytes in memory
     token_s: float = 4 * 3600.0
     encoding: EncodingSettings = EncodingSettings()
+    fill: FillSettings = FillSettings()
     upload_bytes_max: int = 16 << 30
     upload_chunk_max: int = 8 << 20
     uploads_max: int = 20

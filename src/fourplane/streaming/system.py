@@ -18,6 +18,7 @@ from fourplane.streaming.encoding import generate_clip
 from fourplane.streaming.jobs import Job, Jobs
 from fourplane.streaming.origin import Origin
 from fourplane.streaming.playback import Entitlement, MediaGuard, Playback
+from fourplane.streaming.proactive_fill import ProactiveFill
 from fourplane.streaming.quality import Quality
 from fourplane.streaming.settings import StreamingSettings
 from fourplane.streaming.titles import Title, Titles
@@ -52,6 +53,14 @@ class StreamingRooms:
         self.quality = Quality(sessions_max=settings.sessions_max, idle_s=settings.session_idle_s)
         self.guard = MediaGuard(signer)
         self.delivery = Delivery(settings, origin=self.origin, guard=self.guard, registry=registry, sockets=sockets)
+        self.fill = ProactiveFill(
+            settings,
+            titles=self.titles,
+            origin=self.origin,
+            delivery=self.delivery,
+            signer=signer,
+            registry=registry,
+        )
         self.play_switch = Switch("playback")
         self.studio_switch = Switch("studio")
         self.play_seconds = Histogram()
