@@ -158,11 +158,11 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def become(argv: Sequence[str]) -> None:
-    """Replace this process by another program; returns only by raising OSError."""
+def become(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
+    """Replace this process by another program; `env` is added to ours. Returns only by raising OSError."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(argv[0], list(argv))  # noqa: S606 - that is the purpose
+    os.execve(argv[0], list(argv), os.environ | (env or {}))  # noqa: S606 - that is the purpose
 
 
 def own_pid() -> int:

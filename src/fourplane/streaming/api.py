@@ -107,7 +107,7 @@ class Api:
 
     def doors(self) -> list[Door]:
         """Every route of the system and its static files."""
-        chunk, base = self._rooms.settings.upload_chunk_max, "/streaming/api"
+        base = "/streaming/api"
         play, bulk = Priority.CRITICAL, Priority.BULK
         staff: Access = "operator"
         return [
@@ -137,6 +137,15 @@ class Api:
                 body=RegionAsked,
                 answer=DeliveryFacts,
             ),
+            *self._studio_doors(base),
+            StaticFolder("/streaming/static/", STATIC),
+        ]
+
+    def _studio_doors(self, base: str) -> list[Door]:
+        """Uploads and encodes: the staff's."""
+        chunk = self._rooms.settings.upload_chunk_max
+        staff: Access = "operator"
+        return [
             Route(
                 "POST",
                 f"{base}/uploads",
@@ -179,7 +188,6 @@ class Api:
             Route("GET", f"{base}/jobs", self.jobs, "recent imports", access=staff, answer=JobList),
             Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", access=staff, answer=Job),
             Route("DELETE", f"{base}/jobs/{{job}}", self.cancel, "stop an import", access=staff),
-            StaticFolder("/streaming/static/", STATIC),
         ]
 
     def _page(self, name: str):  # type: ignore[no-untyped-def] # noqa: ANN202 - a Handler

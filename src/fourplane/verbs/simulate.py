@@ -5,13 +5,13 @@ its smallest fault schedule and told as one command.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from fourplane.foundation import processes
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.verbs.table import table
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         return _list(as_json=options.json)
     if not options.file:
         raise Rejected("simulate what? name a file, or see --list", code="bad_arguments")
-    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
+    if sys.flags.hash_randomization:
         _again()
     chosen = experiment.parse(_found(options.file).read_bytes())
     if options.only:
@@ -81,13 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _again() -> None:
     """Start this very command anew with a fixed hash seed, so that sets of strings have one order in every process."""
-    sys.stdout.flush()
-    # The arguments are our own command line, nothing is interpreted by a shell.
-    os.execve(  # noqa: S606
-        sys.executable,
-        [sys.executable, "-m", "fourplane", *sys.argv[1:]],
-        os.environ | {"PYTHONHASHSEED": HASH_SEED},
-    )
+    processes.become(processes.python("fourplane", *sys.argv[1:]), env={"PYTHONHASHSEED": HASH_SEED})
 
 
 def _library() -> dict[str, Path]:
