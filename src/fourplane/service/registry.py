@@ -6,7 +6,8 @@ renewals that are expected in a minute arrive, it evicts nobody (self-preservati
 silence: a deregistered instance lowers the expectation. Rules after Netflix's Eureka, with faster defaults.
 
 Pure: `now` is an argument everywhere. Invariants: an instance that renews in time is never evicted; at most
-`evict_share_max` of the instances (or one) go in one minute, before the renewals of that minute are known; renewals are counted per whole minute, so a decision is at most two
+`evict_share_max` of the instances (or one) go in one minute, before the renewals of that minute are known; renewals
+are counted per whole minute, so a decision is at most two
 minutes old. Cost: a renewal is two dictionary writes, a sweep one pass.
 """
 
