@@ -1,35 +1,35 @@
-"""Messages per CPU second of one server process, beside what a bare asyncio echo manages in the same run.
+"""Messages per CPU second of one server process, beside ejabberd and Prosody where Debian's packages are installed.
 
-The server is a child process on core 0 (uvloop, no TLS, as the peers were measured), the clients share one epoll loop on core 1.
-`messages/s` is per second of the server's CPU time, which other load on the machine does not change much; `wall` is what the
-clock says. Every row is the median of `--rounds` short runs.
+Every server is alone on core 0 (no TLS, no archive but in its own row), the clients share one epoll loop on core 1 and are the
+same for all. `per_cpu_s` is work per second of the server's own CPU time, which other load changes least; `wall` is what the
+clock says. Rounds alternate between the servers; every figure is the median of `--rounds` runs.
 
-    python -m benchmarks.messaging [--seconds 3] [--rounds 3] [--sessions 200] [--idle 2000]
+    python -m benchmarks.messaging [--peers] [--seconds 3] [--rounds 3] [--sessions 200] [--idle 15000]
 """
 
 import argparse
 import asyncio
-import base64
 import gc
-import hashlib
-import hmac
 import json
 import os
 import platform
-import select
+import resource
 import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar
 
 import uvloop
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.peers import xmpp_clients as load
+from benchmarks.peers.xmpp_clients import Client, drain
+from benchmarks.peers.xmpp_servers import PASSWORD, Fourplane, Server, installed
 
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
@@ -39,21 +39,18 @@ from fourplane.messaging.settings import MessagingSettings
 from fourplane.service.accounts import Accounts, NewAccount
 from fourplane.state.stores import Stores
 
-PASSWORD = "bench"
-NAME = "localhost"
-HEADER = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='localhost' version='1.0'>"
-BODY = b"<body>Shall we meet at the bridge at eight, as we did last time?</body>"
 USERS = 20_000
-Steps = Generator[tuple[bytes, bytes], bytes, None]  # what to send and what to wait for
+PEER_USERS = 420
+ROOMS = 4
+ABSENT = 200  # accounts from here on never come
+COMERS = 220  # accounts from here on only log in and go
+Row = dict[str, float]
 
 
-# ---- the server, in a child process
-
-
-async def serve(folder: Path, users: int) -> None:
+async def serve(folder: Path, users: int, *, archive: bool) -> None:
     registry, ids, stores = Registry(), IdGenerator(0), Stores(data=folder)
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
-    settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=False, offline_max=10_000_000)
+    settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=archive, offline_max=10_000_000)
     messaging = Messaging(
         settings, records=await stores.records("messaging"), accounts=accounts, ids=ids, registry=registry
     )
@@ -73,297 +70,176 @@ async def serve(folder: Path, users: int) -> None:
     await life.stop()
 
 
-class Server:
-    """The child process, its CPU time and memory."""
-
-    def __init__(self, folder: Path, users: int, *, profile: str = "") -> None:
-        wrap = [sys.executable]
-        if profile:
-            wrap += ["-m", "cProfile", "-o", profile]
-        command = [*wrap, "benchmarks/messaging.py", "--serve", str(folder), "--users", str(users)]
-        self.process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.PIPE, env=_environment())
-        assert self.process.stdout is not None
-        self.port = json.loads(self.process.stdout.readline())["port"]
-        self.pid = self.process.pid
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def rss(self) -> int:
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": "src:."}
-
-
-# ---- the clients
-
-
-class Client:
-    """One blocking login, then a socket for the epoll loop."""
-
-    salted: ClassVar[dict[tuple[bytes, int], bytes]] = {}
-
-    def __init__(self, port: int, name: str, *, sm: bool = False, presence: bool = True, later: bool = False) -> None:
-        self.name = name
-        self.sock = socket.socket()
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.connect(("127.0.0.1", port))
-        self.rest = b""
-        self.inflight = 0
-        self.handled = 0
-        if not later:
-            steps = self.login(sm=sm, presence=presence)
-            wanted = next(steps)
-            while wanted is not None:
-                wanted = _following(steps, self.ask(*wanted))
-        self.sock.setblocking(False)
-
-    def login(self, *, sm: bool = False, presence: bool = True) -> Steps:
-        """What to send and what to wait for, step by step."""
-        yield (HEADER, b"</stream:features>")
-        bare = b"n=" + self.name.encode() + b",r=" + base64.b64encode(os.urandom(12))
-        auth = b"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-256'>%s</auth>"
-        got = yield (auth % base64.b64encode(b"n,," + bare), b"</challenge>")
-        first = base64.b64decode(got[got.index(b">") + 1 : got.rindex(b"</")])
-        fields = dict(part.split(b"=", 1) for part in first.split(b","))
-        key = (fields[b"s"], int(fields[b"i"]))
-        if key not in self.salted:
-            self.salted[key] = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), base64.b64decode(key[0]), key[1])
-        client_key = hmac.digest(self.salted[key], b"Client Key", "sha256")
-        without = b"c=biws,r=" + fields[b"r"]
-        signature = hmac.digest(hashlib.sha256(client_key).digest(), bare + b"," + first + b"," + without, "sha256")
-        proof = base64.b64encode(bytes(a ^ b for a, b in zip(client_key, signature, strict=True)))
-        answer = b"<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>%s</response>"
-        yield (answer % base64.b64encode(without + b",p=" + proof), b"</success>")
-        yield (HEADER, b"</stream:features>")
-        bind = (
-            b"<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>"
-        )
-        yield (bind, b"</iq>")
-        if sm:
-            yield (b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>", b"/>")
-        if presence:
-            roster = b"<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq><presence/>"
-            yield (roster + b"<iq type='get' id='p'><ping xmlns='urn:xmpp:ping'/></iq>", b"id='p'/>")
-            if sm:
-                self.sock.sendall(b"<a xmlns='urn:xmpp:sm:3' h='3'/>")
-
-    def ask(self, data: bytes, until: bytes) -> bytes:
-        self.sock.setblocking(True)
-        self.sock.sendall(data)
-        got = b""
-        while until not in got:
-            more = self.sock.recv(65536)
-            if not more:
-                raise ConnectionError(got[-300:])
-            got += more
-        return got
-
-
-def converse(clients: list[Client], window: int, seconds: float, *, sm: bool = False) -> int:
-    """Pairs keep `window` messages in flight each way; how many arrived."""
-    poll = select.epoll()
-    by_fd = {}
-    partner = {}
-    messages = {}
-    for index, client in enumerate(clients):
-        other = clients[index ^ 1]
-        by_fd[client.sock.fileno()] = client
-        partner[client] = other
-        head = f"<message to='{other.name}@{NAME}/r' type='chat' id='m{index}'>".encode()
-        messages[client] = head + BODY + b"</message>"
-        poll.register(client.sock.fileno(), select.EPOLLIN)
-    for client in clients:
-        client.sock.send(messages[client] * window)
-    until = time.perf_counter() + seconds
-    arrived = 0
-    while time.perf_counter() < until:
-        for fd, _ in poll.poll(1):
-            client = by_fd[fd]
-            data = client.sock.recv(262_144)
-            count = data.count(b"</message>")
-            if sm and b"urn:xmpp:sm:3" in data:
-                arrived += _converse_sm(client, data, partner[client], messages)
-                continue
-            arrived += count
-            if sm:
-                client.handled += count
-            if count:
-                partner[client].sock.send(messages[partner[client]] * count)
-    poll.close()
-    return arrived
-
-
-def _converse_sm(client: Client, data: bytes, other: Client, messages: dict[Client, bytes]) -> int:
-    count = data.count(b"</message>")
-    client.handled += count
-    if b"<r " in data:
-        client.sock.send(b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % (client.handled + 3))
-    if count:
-        other.sock.send((messages[other] + b"<r xmlns='urn:xmpp:sm:3'/>") * count)
-    return count
-
-
-def drain(clients: list[Client], quiet_s: float = 0.3) -> None:
-    poll = select.epoll()
-    by_fd = {client.sock.fileno(): client for client in clients}
-    for fd in by_fd:
-        poll.register(fd, select.EPOLLIN)
-    while ready := poll.poll(quiet_s):
-        for fd, _ in ready:
-            by_fd[fd].sock.recv(1 << 20)
-    poll.close()
-
-
-def measure(server: Server, work: Callable[[], int]) -> dict[str, float]:
+def measure(server: Server, work: Callable[[], int]) -> Row:
     cpu, wall = server.cpu_s(), time.perf_counter()
     done = work()
     cpu, wall = server.cpu_s() - cpu, time.perf_counter() - wall
-    return {"per_cpu_s": done / max(cpu, 1e-9), "wall": done / wall}
+    return {"per_cpu_s": round(done / max(cpu, 0.01)), "wall": round(done / wall)}
 
 
-def store_offline(port: int, clients: list[Client], seconds: float) -> int:
-    """Batches of 10 to somebody absent, acknowledged by a ping; how many were acknowledged."""
-    del port
-    poll = select.epoll()
-    by_fd = {client.sock.fileno(): (index, client) for index, client in enumerate(clients)}
-    batch = {}
-    for index, client in enumerate(clients):
-        head = f"<message to='u{USERS - 1 - index}@{NAME}' type='chat' id='o'>".encode()
-        batch[client] = (head + BODY + b"</message>") * 10 + b"<iq type='get' id='p'><ping xmlns='urn:xmpp:ping'/></iq>"
-        poll.register(client.sock.fileno(), select.EPOLLIN)
-        client.sock.send(batch[client])
-    until, stored = time.perf_counter() + seconds, 0
-    while time.perf_counter() < until:
-        for fd, _ in poll.poll(1):
-            _, client = by_fd[fd]
-            if b"id='p'" in client.sock.recv(262_144):
-                stored += 10
-                client.sock.send(batch[client])
-    poll.close()
-    return stored
+class Course:
+    """One server and its clients, row by row."""
+
+    def __init__(self, server: Server, options: argparse.Namespace) -> None:
+        self.server = server
+        self.seconds: float = options.seconds
+        self.count: int = options.sessions
+        self.clients: list[Client] = []
+
+    def prepare(self, row: str) -> None:
+        """Fresh sessions, and for groups and presence what stands between them."""
+        for client in self.clients:
+            client.sock.close()
+        time.sleep(0.3)
+        managed = "stream management" in row
+        self.clients = [Client(self.server.port, f"u{number}", sm=managed) for number in range(self.count)]
+        drain(self.clients, sm=managed)
+        if row == "group fan-out, deliveries":
+            load.make_rooms(self.clients, ROOMS)
+        if row == "presence fan-out, deliveries":
+            load.make_watchers(self.clients[0], self.clients[1:])
+
+    def run(self, row: str) -> Row:
+        clients, seconds = self.clients, self.seconds
+        works: dict[str, Callable[[], int]] = {
+            "one-to-one, 1 in flight": lambda: load.converse(clients, 1, seconds),
+            "one-to-one, 16 in flight": lambda: load.converse(clients, 16, seconds),
+            "one-to-one with stream management, 1 in flight": lambda: load.converse(clients, 1, seconds, sm=True),
+            "group fan-out, deliveries": lambda: load.speak(clients, ROOMS, seconds),
+            "presence fan-out, deliveries": lambda: load.show(clients[0], clients[1:], seconds),
+            "offline messages stored": lambda: load.store_offline(clients, seconds, ABSENT),
+            "logins (SCRAM, roster, presence)": lambda: load.logins(self.server.port, seconds, COMERS, 180),
+        }
+        found = measure(self.server, works[row])
+        drain(clients, sm="stream management" in row)
+        return found
 
 
-def logins(port: int, seconds: float, first: int, at_once: int = 32) -> int:
-    """Clients that come, log in up to the first ping and go, `at_once` at a time; how many did."""
-    poll = select.epoll()
-    running: dict[int, tuple[Client, Steps, bytes, bytes]] = {}
-    begun = done = 0
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or running:
-        while len(running) < at_once and time.perf_counter() < until:
-            client = Client(port, f"u{first + begun % 5_000}", later=True)
-            begun += 1
-            steps = client.login()
-            data, wanted = next(steps)
-            client.sock.send(data)
-            running[client.sock.fileno()] = (client, steps, wanted, b"")
-            poll.register(client.sock.fileno(), select.EPOLLIN)
-        for fd, _ in poll.poll(1):
-            client, steps, wanted, got = running[fd]
-            more = client.sock.recv(65_536)
-            got += more
-            following = (b"", wanted) if wanted not in got else _following(steps, got)
-            if following is None or not more:
-                poll.unregister(fd)
-                del running[fd]
-                client.sock.close()
-                done += bool(more)
-            elif wanted in got:
-                client.sock.send(following[0])
-                running[fd] = (client, steps, following[1], b"")
-            else:
-                running[fd] = (client, steps, wanted, got)
-    poll.close()
-    return done
-
-
-def _following(steps: Steps, got: bytes) -> tuple[bytes, bytes] | None:
-    try:
-        return steps.send(got)
-    except StopIteration:
-        return None
+ROWS = (
+    "one-to-one, 1 in flight",
+    "one-to-one, 16 in flight",
+    "one-to-one with stream management, 1 in flight",
+    "group fan-out, deliveries",
+    "presence fan-out, deliveries",
+    "offline messages stored",
+    "logins (SCRAM, roster, presence)",
+)
 
 
 def run(options: argparse.Namespace) -> dict:
+    options = argparse.Namespace(**{**vars(parser().parse_args([])), **vars(options)})
+    if getattr(options, "quick", False):
+        options.rounds, options.seconds, options.sessions, options.idle = 1, 0.5, 20, 200
+    signal.signal(signal.SIGTERM, _asked_to_end)
     os.sched_setaffinity(0, {1 if (os.cpu_count() or 1) > 1 else 0})
-    folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
-    rows: dict[str, dict[str, float]] = {}
-    server = Server(folder, USERS, profile=options.profile)
-    try:
-        clients = [Client(server.port, f"u{number}") for number in range(options.sessions)]
-        for name, window in (("one-to-one, 1 in flight", 1), ("one-to-one, 16 in flight", 16)):
-            found = []
+    rows: dict[str, dict[str, Row]] = {}
+    with ExitStack() as ends:
+        courses = [Course(started(kind, ends, options), options) for kind in (Fourplane, *_peers(options))]
+        for row in options.only or ROWS:
+            for course in courses:
+                course.prepare(row)
+            found: dict[str, list[Row]] = {course.server.name: [] for course in courses}
             for _ in range(options.rounds):
-                found.append(measure(server, lambda w=window: converse(clients, w, options.seconds)))
-                drain(clients)
-            rows[name] = _median(found)
-        rows["offline messages stored, durable"] = _median(
-            [
-                measure(server, lambda: store_offline(server.port, clients, options.seconds))
-                for _ in range(options.rounds)
-            ]
-        )
+                for course in courses:
+                    found[course.server.name].append(course.run(row))
+            rows[row] = {name: _median(several) for name, several in found.items()}
+            if len(courses) > 1:
+                best = max(rows[row][course.server.name]["per_cpu_s"] for course in courses[1:])
+                rows[row]["fourplane"]["times_best_peer"] = round(rows[row]["fourplane"]["per_cpu_s"] / max(1, best), 2)
+            print(f"{row}: {json.dumps(rows[row])}", file=sys.stderr, flush=True)
+        half = rows.get(ROWS[0], {}).get("fourplane", {}).get("wall", 1_000) / 2
+        courses[0].prepare("")
+        times = load.latencies(courses[0].clients, half, options.seconds)
+        rows["latency at half load, ms"] = {"fourplane": _quantiles(times)}
+    if options.idle:
+        rows["bytes per idle session"] = {"fourplane": idle(options)}
+    described = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    return {"machine": described, "load": os.getloadavg()[0], "rows": rows}
+
+
+def started(kind: type, ends: ExitStack, options: argparse.Namespace) -> Server:
+    """A server on a folder of its own; both go when `ends` is left."""
+    folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
+    folder.chmod(0o755)
+    ends.callback(shutil.rmtree, folder, ignore_errors=True)
+    server: Server = (
+        Fourplane(folder, USERS, profile=options.profile) if kind is Fourplane else kind(folder, PEER_USERS)
+    )
+    ends.callback(server.stop)
+    return server
+
+
+def idle(options: argparse.Namespace) -> Row:
+    """Memory of a fresh process with many sessions that have logged in and say nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    count = min(options.idle, USERS, hard - 500)
+    with ExitStack() as ends:
+        server = started(Fourplane, ends, options)
+        time.sleep(2)
+        before = server.rss()
+        clients = [Client(server.port, f"u{number}") for number in range(count)]
+        time.sleep(3)
+        grown = server.rss() - before
         for client in clients:
             client.sock.close()
-        time.sleep(0.5)
-        managed = [Client(server.port, f"u{number + 1_000}", sm=True) for number in range(options.sessions)]
-        found = []
-        for _ in range(options.rounds):
-            found.append(measure(server, lambda: converse(managed, 1, options.seconds, sm=True)))
-            drain(managed)
-        rows["one-to-one with stream management, 1 in flight"] = _median(found)
-        for client in managed:
-            client.sock.close()
-        rows["logins (SCRAM-SHA-256, roster, presence)"] = measure(
-            server, lambda: logins(server.port, options.seconds, 3_000)
-        )
-        before = server.rss()
-        idle = [Client(server.port, f"u{number + 9_000}") for number in range(options.idle)]
-        time.sleep(1)
-        rows["bytes per idle session"] = {"bytes": (server.rss() - before) / options.idle}
-        del idle
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
-        "rows": rows,
-    }
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return {"bytes": round(grown / count), "sessions": count}
 
 
-def _median(found: list[dict[str, float]]) -> dict[str, float]:
+def _asked_to_end(_signal: int, _frame: object) -> None:
+    """Leave in order, so that no server stays behind."""
+    raise SystemExit(1)
+
+
+def _peers(options: argparse.Namespace) -> list[type[Server]]:
+    return installed() if options.peers else []
+
+
+def _median(found: list[Row]) -> Row:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
 
+def _quantiles(times: list[float]) -> Row:
+    if not times:
+        return {}
+    return {
+        f"p{share}": round(times[min(len(times) - 1, len(times) * share // 100)] * 1_000, 2) for share in (50, 95, 99)
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    made.add_argument("--users", type=int, default=USERS, help=argparse.SUPPRESS)
+    made.add_argument("--archive", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--peers", action="store_true", help="measure ejabberd and Prosody too, where they are installed")
+    made.add_argument("--only", action="append", choices=ROWS, help="one row (may be repeated)")
+    made.add_argument("--profile", default="", help="write a cProfile of the server there")
+    made.add_argument("--seconds", type=float, default=3.0)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--sessions", type=int, default=200)
+    made.add_argument(
+        "--idle", type=int, default=15_000, help="idle sessions whose memory is measured; 0 to leave it out"
+    )
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--users", type=int, default=USERS, help=argparse.SUPPRESS)
-    parser.add_argument("--profile", default="", help="write a cProfile of the server there")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--idle", type=int, default=2_000)
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(options.serve, options.users))
+            runner.run(serve(options.serve, options.users, archive=options.archive))
         return
     result = run(options)
     target = Path("benchmarks/results/messaging.json")
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(result, indent=2))
-    print(result["machine"])
+    print(result["machine"], f"load {result['load']:.1f}")
     for name, row in result["rows"].items():
-        print(f"{name:50}", "  ".join(f"{key} {value:,.0f}" for key, value in row.items()))
+        print(name)
+        for server, figures in row.items():
+            print(f"  {server:12}", "  ".join(f"{key} {value:,}" for key, value in figures.items()))
 
 
 if __name__ == "__main__":

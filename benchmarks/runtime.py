@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import runtime_processes as processes
 from fourplane.control.fleet import COLLECT_AFTER
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
@@ -36,6 +37,10 @@ BARS = {
     "actor_messages_per_s": ("at least", 1_000_000),
     "policy_in_bare_awaits": ("at most", 4),
     "timer_rearm_us": ("at most", 0.2),
+    "calls_50_in_flight_per_s": ("at least", 100_000),
+    "calls_50_in_flight_p50_ms": ("at most", 1.0),
+    "call_alone_us": ("at most", 100),
+    "killed_worker_first_answer_ms": ("at most", 1_000),
 }
 
 
@@ -214,8 +219,16 @@ def run(options: argparse.Namespace) -> dict:
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     gc.set_threshold(*COLLECT_AFTER)  # as every worker does
-    for _ in range(getattr(options, "rounds", None) or 5):
+    rounds = getattr(options, "rounds", None) or 5
+    for _ in range(rounds):
         asyncio.run(one_round(options, figures))
+    with processes.serving() as folder:
+        for _ in range(rounds):
+            asyncio.run(
+                processes.measure(folder, figures, calls=10_000 if getattr(options, "quick", False) else 50_000)
+            )
+    for _ in range(1 if getattr(options, "quick", False) else rounds):
+        processes.killed_worker(figures)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     bars = {}
     for name, (kind, bar) in BARS.items():
