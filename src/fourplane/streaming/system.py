@@ -95,7 +95,8 @@ class StreamingRooms:
         encoder = await ffmpeg.find(self.settings.ffmpeg)
         file = self.settings.folder / "uploads" / ids.capability() / "Living colours.mp4"
         file.parent.mkdir(parents=True, exist_ok=True)
-        await generate_clip(encoder, file, duration_s=duration_s, size=size)
+        shown_s = min(duration_s, self.settings.encoding.duration_s_max or duration_s)
+        await generate_clip(encoder, file, duration_s=shown_s, size=size)
         return await self.submit(
             file, "Living colours", "Slow colours, a living automaton and a clock, drawn by ffmpeg.", owned=True
         )
