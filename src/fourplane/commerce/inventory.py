@@ -25,6 +25,7 @@ import msgspec
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.ids import IdGenerator
+from fourplane.service.shared_commit import Row, Template, rendered
 from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Sql, Statement
 
@@ -41,13 +42,36 @@ _SET_STOCK = (
     "INSERT INTO stock (sku, warehouse, on_hand, held) VALUES (?1, ?2, ?3, 0) "
     "ON CONFLICT (sku, warehouse) DO UPDATE SET on_hand = excluded.on_hand"
 )
-_HOLD = "UPDATE stock SET held = held + ?3 WHERE sku = ?1 AND warehouse = ?2 AND on_hand - held >= ?3"
-_PUT_HOLD = (
-    "INSERT INTO holds (transaction_id, sku, warehouse, quantity, expires_us, coordinator, epoch) "
-    "SELECT CAST(?1 AS BIGINT), CAST(?2 AS VARCHAR(200)), CAST(?3 AS VARCHAR(20)), CAST(?4 AS BIGINT), "
-    "CAST(?5 AS BIGINT), CAST(?6 AS VARCHAR(60)), CAST(?7 AS BIGINT) "
-    "WHERE NOT EXISTS (SELECT 1 FROM hold_ends WHERE transaction_id = ?8)"
+_PIECES = "(CAST({} AS VARCHAR(200)), CAST({} AS VARCHAR(20)), CAST({} AS BIGINT))"
+_THESE = ") AS v WHERE stock.sku = v.column1 AND stock.warehouse = v.column2"
+_RESERVE = Template(
+    "UPDATE stock SET held = held + v.column3 FROM (VALUES ",
+    _PIECES,
+    f"{_THESE} AND stock.on_hand - stock.held >= v.column3",
+    summed=True,
+    label="stock",
 )
+_PUT_HOLD = Template(
+    "INSERT INTO holds (transaction_id, sku, warehouse, quantity, expires_us, coordinator, epoch) SELECT column1, column2, "
+    "column3, column4, column5, column6, column7 FROM (VALUES ",
+    "(CAST({} AS BIGINT), CAST({} AS VARCHAR(200)), CAST({} AS VARCHAR(20)), CAST({} AS BIGINT), CAST({} AS BIGINT), "
+    "CAST({} AS VARCHAR(60)), CAST({} AS BIGINT))",
+    ") AS v WHERE NOT EXISTS (SELECT 1 FROM hold_ends WHERE transaction_id = CAST(v.column1 AS VARCHAR(80)))",
+    label="ended",
+)
+_SOLD = Template(
+    "UPDATE stock SET on_hand = on_hand - v.column3, held = held - v.column3 FROM (VALUES ",
+    _PIECES,
+    _THESE,
+    summed=True,
+    label="sold",
+)
+_ENTER = Template(
+    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) VALUES ",
+    "({}, {}, {}, {}, {}, {}, {})",
+    label="ledger",
+)
+_DROPPED = Template("DELETE FROM holds WHERE transaction_id IN (", "{}", ")", label="held")
 _SELL = "UPDATE stock SET on_hand = on_hand - ?3, held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
 _RELEASE = "UPDATE stock SET held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
 _END = "INSERT INTO hold_ends (transaction_id, outcome, at_us) VALUES (?1, ?2, ?3)"
@@ -177,7 +201,7 @@ class InventoryShard:
         for attempt in range(self._settings.attempts_max):
             draft = await self.draft(transaction, work, attempt)
             try:
-                await self._sql.commit(draft.statements)
+                await self._sql.commit([*draft.fences, *rendered(draft.statements)])
             except Conflict as conflict:
                 self._pieces.pop(transaction.id, None)
                 await self._explain(conflict, str(transaction.id))
@@ -199,16 +223,15 @@ class InventoryShard:
         """The hold as statements; looks for pieces anew after a lost race. Raises OutOfStock."""
         assert isinstance(work, HoldRequest), "an inventory holds stock"
         pieces = work.pieces if work.pieces and attempt == 0 else await self.allocate(work.wanted, work.zone)
-        number, who = transaction.id, (transaction.coordinator, transaction.epoch, str(transaction.id))
+        number, who = transaction.id, (transaction.coordinator, transaction.epoch)
         expires = clock.now_us() + int(self._settings.hold_s * 1e6)
-        statements = [self._fence()]
+        rows: list[Row] = []
         for piece in pieces:
             sku, warehouse, quantity = piece.sku, piece.warehouse, piece.quantity
-            hold = (number, sku, warehouse, quantity, expires, *who)
-            statements.append(Statement(_PUT_HOLD, hold, expect_rows=1, label="ended"))
-            statements.append(Statement(_HOLD, (sku, warehouse, quantity), expect_rows=1, label="stock"))
+            rows.append(Row(_PUT_HOLD, (number, sku, warehouse, quantity, expires, *who)))
+            rows.append(Row(_RESERVE, (sku, warehouse, quantity)))
         self._pieces[number] = pieces
-        return Draft(statements, pieces)
+        return Draft(rows, pieces, (self._fence(),))
 
     async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - one shape
         """Raise unless it was a lost race for stock; then another draft may find other pieces."""
@@ -218,16 +241,16 @@ class InventoryShard:
         self.races += lost
         return lost
 
-    def fulfil(self, transaction: Transaction) -> list[Statement]:
+    def fulfil(self, transaction: Transaction) -> list[Row]:
         """The hold becomes a sale."""
         now, reference = clock.now_us(), str(transaction.id)
         pieces = self._pieces[transaction.id]
-        statements: list[Statement] = []
+        rows = [Row(_DROPPED, (transaction.id,), len(pieces))]
         for piece in pieces:
-            statements.append(Statement(_SELL, (piece.sku, piece.warehouse, piece.quantity), expect_rows=1))
-            statements.append(self._ledger(piece, -piece.quantity, "sale", reference, now))
-        statements.append(Statement(_DROP, (transaction.id,), expect_rows=len(pieces), label="held"))
-        return statements
+            rows.append(Row(_SOLD, (piece.sku, piece.warehouse, piece.quantity)))
+            values = (self._ids.next(), piece.sku, piece.warehouse, -piece.quantity, "sale", reference, now)
+            rows.append(Row(_ENTER, values))
+        return rows
 
     def fulfilled(self, transaction: Transaction) -> None:
         """Count what was sold."""

@@ -20,8 +20,10 @@ import msgspec
 from fourplane.commerce.pricing import Quote
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Conflict, NotFound
+from fourplane.service.shared_commit import Row, Template, Work, rendered
 from fourplane.service.two_phase_commit import Draft, Transaction
-from fourplane.state.contracts import Row, Sql, Statement
+from fourplane.state import contracts
+from fourplane.state.contracts import Sql, Statement
 
 State = Literal["placing", "paid", "packed", "shipped", "delivered", "cancelled", "failed"]
 NEXT: dict[State, tuple[State, ...]] = {
@@ -48,11 +50,13 @@ _FIELDS = (
     "body",
 )
 _UNPRINTABLE = re.compile(r"[\x00-\x1f<>]")
-_PUT = (
+_PUT = Template(
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
-    "coordinator, epoch) VALUES (?1, ?2, ?3, ?4, ?5, 'placing', '', ?6, ?6, ?7, ?8, ?9, ?10, ?11)"
+    "coordinator, epoch) VALUES ",
+    "({}, {}, {}, {}, {}, 'placing', '', {}, {}, {}, {}, {}, {}, {})",
+    label="order",
 )
-_PAID = "UPDATE orders SET state = 'paid' WHERE id = ?1 AND state = 'placing'"
+_PAID = Template("UPDATE orders SET state = 'paid' WHERE state = 'placing' AND id IN (", "{}", ")", label="paid")
 _PUT_EVENT = (
     "INSERT INTO order_events (order_id, number, state, at_us, note) SELECT CAST(?1 AS BIGINT), COUNT(*) + 1, "
     "CAST(?2 AS VARCHAR(20)), CAST(?3 AS BIGINT), CAST(?4 AS VARCHAR(200)) FROM order_events WHERE order_id = ?1"
@@ -120,7 +124,7 @@ class Placing(msgspec.Struct, frozen=True):
     """An order to be prepared, and what else is written in the same commit (the payment's intent)."""
 
     order: Order
-    along: Callable[[Transaction], Sequence[Statement]] = lambda _: ()
+    along: Callable[[Transaction], Sequence[Work]] = lambda _: ()
 
 
 class OrderEvent(msgspec.Struct, frozen=True):
@@ -152,7 +156,7 @@ class Orders:
         """Write the order as `placing`; raises Conflict when attempt or cart are taken or a limited code is used up."""
         draft = await self.draft(transaction, work, 0)
         try:
-            await self._sql.commit(draft.statements)
+            await self._sql.commit(rendered(draft.statements))
         except Conflict as conflict:
             await self.conflicted(transaction, work, conflict)
 
@@ -161,7 +165,7 @@ class Orders:
         assert isinstance(work, Placing), "what is prepared here is an order"
         order = work.order
         assert order.state == "placing", "only a new order is prepared"
-        statements = [
+        works: list[Work] = [
             Statement(
                 "UPDATE code_uses SET used = used + 1 WHERE code = ?1 AND (uses_max = 0 OR used < uses_max)",
                 (code,),
@@ -171,15 +175,12 @@ class Orders:
             for code in order.body.codes
         ]
         quote = order.body.quote
-        values = (transaction.id, order.attempt, order.cart, order.claim, order.account, order.created_us)
-        who = (transaction.coordinator, transaction.epoch)
-        statements.append(
-            Statement(
-                _PUT, (*values, self._encoder.encode(order.body), quote.currency, quote.total, *who), label="order"
-            )
-        )
-        statements += work.along(transaction)
-        return Draft(statements)
+        who = (transaction.id, order.attempt, order.cart, order.claim, order.account)
+        when, body = order.created_us, self._encoder.encode(order.body)
+        by = (transaction.coordinator, transaction.epoch)
+        works.append(Row(_PUT, (*who, when, when, body, quote.currency, quote.total, *by)))
+        works += work.along(transaction)
+        return Draft(works)
 
     async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - as above
         """Raise when a code is used up, or attempt or cart are taken; another try would not help."""
@@ -191,12 +192,9 @@ class Orders:
             raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
         return False
 
-    def fulfil(self, transaction: Transaction) -> list[Statement]:
+    def fulfil(self, transaction: Transaction) -> list[Work]:
         """`placing` becomes `paid`, and whoever listens is told."""
-        return [
-            Statement(_PAID, (transaction.id,), expect_rows=1, label="paid"),
-            *self._announce(transaction.id, "paid"),
-        ]
+        return [Row(_PAID, (transaction.id,)), *self._announce(transaction.id, "paid")]
 
     def fulfilled(self, transaction: Transaction) -> None:
         """Nothing is remembered outside the rows."""
@@ -204,7 +202,7 @@ class Orders:
     async def commit(self, transaction: Transaction) -> None:
         """`placing` becomes `paid`; may be repeated."""
         try:
-            await self._sql.commit(self.fulfil(transaction))
+            await self._sql.commit(rendered(self.fulfil(transaction)))
         except Conflict:
             order = await self.fetch(transaction.id)
             assert order.state not in ("placing", "failed"), f"{order.id} is {order.state} and was to become paid"
@@ -308,7 +306,7 @@ class Orders:
         )
         await self._sql.commit([change, Statement(_PUT_EVENT, (number, state, now, note[:200])), *more, *told])
 
-    def _order(self, row: Row) -> Order:
+    def _order(self, row: contracts.Row) -> Order:
         *columns, stored = row
         assert isinstance(stored, bytes)
         body = self._decoder.decode(stored)

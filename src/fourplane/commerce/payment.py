@@ -22,6 +22,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, DeadlineExceeded, FourplaneError, Rejected, Unavailable
 from fourplane.foundation.money import Money
 from fourplane.service.payment_gateway import Authorisation, Payment, PaymentGateway
+from fourplane.service.shared_commit import Row, Template, Work
 from fourplane.service.two_phase_commit import Transaction
 from fourplane.state.contracts import Sql, Statement
 
@@ -35,10 +36,13 @@ class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sweep_max: int = 100
 
 
-_INTEND = (
-    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, asked_us) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'asked', ?7) ON CONFLICT (transaction_id) DO NOTHING"
+_INTEND = Template(
+    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, asked_us) VALUES ",
+    "({}, {}, {}, {}, {}, {}, 'asked', {})",
+    " ON CONFLICT (transaction_id) DO NOTHING",
+    counted=False,
 )
+_OVER = Template("DELETE FROM payment_intents WHERE transaction_id IN (", "{}", ")", counted=False)
 _FORGET = "DELETE FROM payment_intents WHERE transaction_id = ?1"
 OVER_MAX = 20
 SWEEP_MAX = 5_000
@@ -70,21 +74,21 @@ class Payments:
         self._over: list[int] = []
         self.captured = self.declined = self.voided = 0
 
-    def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Statement]]:
+    def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Work]]:
         """What must be durable before `prepare` may ask the gateway; written with the order's row, one wave earlier.
 
         The removal of intents that are over rides along.
         """
 
-        def statements(transaction: Transaction) -> Sequence[Statement]:
+        def rows(transaction: Transaction) -> Sequence[Work]:
             over, self._over = self._over[:OVER_MAX], self._over[OVER_MAX:]
             values = (transaction.id, transaction.coordinator, transaction.epoch, charge.amount.currency)
             return [
-                Statement(_INTEND, (*values, charge.amount.amount, charge.method, clock.now_us())),
-                *(Statement(_FORGET, (number,)) for number in over),
+                Row(_INTEND, (*values, charge.amount.amount, charge.method, clock.now_us())),
+                *(Row(_OVER, (number,)) for number in over),
             ]
 
-        return statements
+        return rows
 
     async def prepare(self, transaction: Transaction, work: object) -> Authorisation:
         """Have the money held; raises PaymentDeclined or Unavailable."""

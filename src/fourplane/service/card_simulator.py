@@ -6,13 +6,14 @@
     card_silent    authorised, but the answer is lost: DeadlineExceeded after `silent_s`; ask again with the same key
     card_double    authorised, and every notice is delivered twice
 
-The outcome of a key is written in the same commit as payment and ledger, so a crash anywhere leaves all or nothing.
+The outcome of a key is written in the same commit as payment and ledger, so a crash anywhere leaves all or nothing; payments
+that meet share one commit.
 Ledger: every operation moves an amount between `card`, `held` and `merchant`; its lines add up to zero, so every currency
 does. Concurrent operations on one payment meet at its version and the loser looks again.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -33,8 +34,9 @@ from fourplane.foundation.money import Money
 from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentState
 from fourplane.service.rpc import idempotent
 from fourplane.service.schema import PAYMENTS
-from fourplane.state import schema
-from fourplane.state.contracts import Row, Sql, SqlValue, Statement
+from fourplane.service.shared_commit import Row, SharedCommit, Template
+from fourplane.state import contracts, schema
+from fourplane.state.contracts import Sql
 
 DECLINED = {"card_declined": "insufficient funds", "card_expired": "card expired"}
 METHODS = frozenset({"card_ok", "card_slow", "card_failing", "card_flaky", "card_silent", "card_double", *DECLINED})
@@ -46,12 +48,27 @@ RECENT_MAX = 10_000
 SELECT_PAYMENT = (
     "SELECT id, method, state, reason, currency, authorised, captured, refunded, version FROM payments WHERE id = ?1"
 )
-_LINE = "(?1, {0}, ?2, ?{1}, ?{2}, ?3)"
-LEDGER = {  # by how many lines
-    count: "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES "  # noqa: S608 - only marks
-    + ", ".join(_LINE.format(line, 4 + 2 * line, 5 + 2 * line) for line in range(count))
-    for count in (2, 4)
-}
+PAY = Template(
+    "INSERT INTO payments (id, method, state, reason, currency, authorised, captured, refunded, version, created_us) VALUES ",
+    "({}, {}, {}, {}, {}, {}, 0, 0, 1, {})",
+    label="payment",
+)
+CHANGE = Template(
+    "UPDATE payments SET state = v.column2, captured = v.column3, refunded = v.column4, version = version + 1 FROM (VALUES ",
+    "(CAST({} AS BIGINT), CAST({} AS TEXT), CAST({} AS BIGINT), CAST({} AS BIGINT), CAST({} AS BIGINT))",
+    ") AS v WHERE payments.id = v.column1 AND payments.version = v.column5",
+    label="payment",
+)
+OPERATE = Template(
+    "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES ",
+    "({}, {}, {}, {}, {})",
+    label="key",
+)
+ENTER = Template(
+    "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES ",
+    "({}, {}, {}, {}, {}, {})",
+    label="ledger",
+)
 Listener = Callable[[Notice], Awaitable[None]]
 Transfer = tuple[str, str, int]  # from account, to account, amount
 
@@ -106,6 +123,7 @@ class CardSimulator:
         self, sql: Sql, *, ids: IdGenerator, settings: CardSettings | None = None, on_notice: Listener | None = None
     ) -> None:
         self._sql = sql
+        self._shared = SharedCommit(sql)
         self._ids = ids
         self._settings = settings or CardSettings()
         self.on_notice = on_notice
@@ -122,6 +140,7 @@ class CardSimulator:
         """Make the tables."""
         await schema.ensure(self._sql, "payments", PAYMENTS, ())
         self._tasks = tasks
+        self._shared.open(tasks)
 
     async def drain(self) -> None:
         """Deliver the notices that wait."""
@@ -129,6 +148,7 @@ class CardSimulator:
 
     async def stop(self) -> None:
         self._tasks = None
+        self._shared.close()
 
     @idempotent
     async def authorise(self, key: str, amount: Money, method: str) -> Authorisation:
@@ -156,16 +176,10 @@ class CardSimulator:
             0,
             1,
         )
-        insert = (
-            "INSERT INTO payments (id, method, state, reason, currency, authorised, captured, refunded, version, created_us)"
-            " VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0, 1, ?7)"
-        )
         values = (state.id, method, state.state, reason, amount.currency, amount.amount, clock.now_us())
         moves: list[Transfer] = [] if reason else [("card", "held", amount.amount)]
         try:
-            await self._sql.commit(
-                [Statement(insert, values, expect_rows=1), *self._operation(key, "authorise", request, state, moves)]
-            )
+            await self._shared.commit([Row(PAY, values), *_operation(key, "authorise", request, state, moves)])
         except Conflict:  # the same key at the same moment: its answer is ours
             repeated = await self._earlier(key, request)
             assert repeated is not None, "only the key can conflict"
@@ -302,32 +316,15 @@ class CardSimulator:
             if before is None:
                 raise NotFound("no such payment", code="no_payment")
             after, moves = change(before)
-            update = (
-                "UPDATE payments SET state = ?2, captured = ?3, refunded = ?4, version = version + 1"
-                " WHERE id = ?1 AND version = ?5"
-            )
             values = (number, after.state, after.captured, after.refunded, before.version)
             try:
-                await self._sql.commit(
-                    [Statement(update, values, expect_rows=1), *self._operation(key, kind, request, after, moves)]
-                )
+                await self._shared.commit([Row(CHANGE, values), *_operation(key, kind, request, after, moves)])
             except Conflict:
                 continue  # another operation on this payment, or this key, was first
             done = msgspec.structs.replace(after, version=before.version + 1)
             self._note(COUNTED[kind], done)
             return done.payment()
         raise Overloaded("too many operations on one payment at once", code="payment_contended")
-
-    def _operation(self, key: str, kind: str, request: str, state: _State, moves: list[Transfer]) -> list[Statement]:
-        operation = "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES (?1, ?2, ?3, ?4, ?5)"
-        statements = [Statement(operation, (key, state.id, kind, request, clock.now_us()), expect_rows=1, label="key")]
-        lines = [line for source, target, amount in moves if amount for line in ((source, -amount), (target, amount))]
-        if lines:
-            values: list[SqlValue] = [key, state.id, state.currency]
-            for line in lines:
-                values += line
-            statements.append(Statement(LEDGER[len(lines)], tuple(values)))
-        return statements
 
     async def _earlier(self, key: str, request: str) -> _State | None:
         _check_key(key)
@@ -378,6 +375,18 @@ def _authorisation(state: _State) -> Authorisation:
     return Authorisation(ids.encode("pay", state.id), outcome, state.reason)
 
 
+def _operation(key: str, kind: str, request: str, state: _State, moves: Sequence[Transfer]) -> list[Row]:
+    """The key with what it was used for, and the ledger's lines: two per amount that moves."""
+    rows = [Row(OPERATE, (key, state.id, kind, request, clock.now_us()))]
+    line = 0
+    for source, target, amount in moves:
+        if amount:
+            rows.append(Row(ENTER, (key, line, state.id, source, -amount, state.currency)))
+            rows.append(Row(ENTER, (key, line + 1, state.id, target, amount, state.currency)))
+            line += 2
+    return rows
+
+
 def _check_key(key: str) -> None:
     if not 0 < len(key) <= KEY_MAX:
         raise Rejected(f"an idempotency key has 1 to {KEY_MAX} letters", code="bad_key")
@@ -394,5 +403,5 @@ def _int(value: object) -> int:
     return value
 
 
-def _read_state(row: Row) -> _State:
+def _read_state(row: contracts.Row) -> _State:
     return msgspec.convert(dict(zip(_State.__struct_fields__, row, strict=True)), _State)

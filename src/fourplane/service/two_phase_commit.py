@@ -35,6 +35,7 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram
 from fourplane.service.decision_log import DecisionLog
+from fourplane.service.shared_commit import SharedCommit, Work
 from fourplane.state.contracts import Sql, Statement
 
 DRAFTS_MAX = 12
@@ -65,10 +66,11 @@ class Participant(Protocol):
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """What makes a local participant's promise durable, and what the caller gets for it."""
+    """What makes a local participant's promise durable while its fences hold, and what the caller gets for it."""
 
-    statements: Sequence[Statement]
+    statements: Sequence[Work]
     result: object = None
+    fences: Sequence[Statement] = ()
 
 
 @runtime_checkable
@@ -85,7 +87,7 @@ class LocalParticipant(Participant, Protocol):
     async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:
         """The commit of all drafts met a conflict: raise what the caller hears, or say whether a new draft may go better."""
 
-    def fulfil(self, transaction: Transaction) -> Sequence[Statement]:
+    def fulfil(self, transaction: Transaction) -> Sequence[Work]:
         """What makes the promise true; run once, in the commit of the decision."""
 
     def fulfilled(self, transaction: Transaction) -> None:
@@ -147,8 +149,8 @@ class Coordinator:
         self._participants = participants
         self._ids = ids
         self._settings = settings or CommitSettings()
-        self._log = DecisionLog(sql, name)
-        self._sql = sql
+        self._shared = SharedCommit(sql)
+        self._log = DecisionLog(sql, name, self._shared)
         self._local: dict[str, LocalParticipant] = {
             name: one for name, one in participants.items() if isinstance(one, LocalParticipant) and one.store is sql
         }
@@ -173,6 +175,7 @@ class Coordinator:
         What a participant cannot confirm by then goes on in the background; it still holds what it promised.
         """
         self._tasks = tasks
+        self._shared.open(tasks)
         await self._log.open()
         settling: list[asyncio.Task[None]] = []
         for number, names in await self._log.unfinished():
@@ -198,6 +201,7 @@ class Coordinator:
         """Tell callers that wait; unfinished transactions are settled by the next start."""
         self._draining = True
         self._tasks = None
+        self._shared.close()
         for future in list(self._callers.values()):  # also of those whose task never began
             _fail(future, _in_doubt())
 
@@ -217,9 +221,8 @@ class Coordinator:
         self._open.add(transaction.id)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._callers[transaction.id] = future
-        future.add_done_callback(lambda _: self._callers.pop(transaction.id, None))
         self._tasks.start(self._drive(transaction, branches, future), "transaction")
-        return await asyncio.shield(future)
+        return await future  # cancelling the caller cancels only this
 
     async def resolve(self) -> int:
         """Abort what participants hold in doubt and nobody drives; how many there were.
@@ -264,7 +267,7 @@ class Coordinator:
             self._aborted,
             self._unsettled,
             self._recovered,
-            self._log.writes,
+            self._shared.statistics().commits,
             self._seconds,
         )
 
@@ -307,6 +310,7 @@ class Coordinator:
 
     def _close(self, transaction: Transaction) -> None:
         self._open.discard(transaction.id)
+        self._callers.pop(transaction.id, None)
         self._idle.set()
 
     async def _prepare_and_decide(
@@ -376,7 +380,10 @@ class Coordinator:
         for attempt in range(DRAFTS_MAX):
             drafts = [await local[branch.participant].draft(transaction, branch.work, attempt) for branch in branches]
             try:
-                await self._sql.commit([statement for draft in drafts for statement in draft.statements])
+                await self._shared.commit(
+                    [work for draft in drafts for work in draft.statements],
+                    fences=[fence for draft in drafts for fence in draft.fences],
+                )
             except Conflict as conflict:
                 again = [await local[one.participant].conflicted(transaction, one.work, conflict) for one in branches]
                 if not any(again):
