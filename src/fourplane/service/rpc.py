@@ -30,6 +30,7 @@ from fourplane.service.rpc_frames import error_body, error_of
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _IDEMPOTENT = "__fourplane_idempotent__"
+FIXARRAY_MAX = 15  # a longer array has its length behind its first byte
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -42,7 +43,10 @@ def idempotent(function: F) -> F:
 class Method:
     """One method of an interface: how its arguments and answers are written and read."""
 
-    __slots__ = ("_arguments", "_decode_arguments", "_positional", "decode", "idempotent", "name", "stream")
+    __slots__ = (
+        "_arguments", "_decode_arguments", "_decode_whole", "_positional", "_whole", "decode", "idempotent", "name",
+        "stream",
+    )  # fmt: skip
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -68,6 +72,10 @@ class Method:
         try:
             self._arguments = msgspec.defstruct(f"{name}_arguments", fields, array_like=True, frozen=True)
             self._decode_arguments = msgspec.msgpack.Decoder(self._arguments).decode
+            # When every argument was given, as nearly always, they are read as what they are: a tuple.
+            whole: Any = tuple[tuple(kind for _, kind, _ in fields)] if fields else tuple[()]  # type: ignore[misc]
+            self._decode_whole = msgspec.msgpack.Decoder(whole).decode
+            self._whole = 0x90 | len(fields) if len(fields) == self._positional <= FIXARRAY_MAX else -1
             self.decode: Callable[[Any], Any] = msgspec.msgpack.Decoder(answer).decode
         except TypeError as error:
             raise Misconfigured(f"{name} has a type that cannot travel: {error}", code="rpc_types") from None
@@ -83,6 +91,9 @@ class Method:
     def run(self, service: object, body: Any) -> Any:
         """Call the method of `service` with the arguments in `body`; raises Rejected when they do not fit."""
         try:
+            view = memoryview(body)
+            if view[0] == self._whole:
+                return getattr(service, self.name)(*self._decode_whole(view))
             values = msgspec.structs.astuple(self._decode_arguments(body))
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise Rejected(f"arguments of {self.name}: {error}", code="bad_arguments") from None

@@ -244,6 +244,8 @@ class _Connection(asyncio.Protocol):
         self.calls = 0
         self.pending: dict[int, tuple[asyncio.Future[msgspec.Raw], float]] = {}
         self._peer = peer
+        self._frame_max, self._calls_max = peer.settings.frame_max, peer.settings.calls_max
+        self._full = False  # the peer has `buffer_max` bytes to take
         self._loop = asyncio.get_running_loop()
         self._tells: Unbatcher[Tell] = Unbatcher(Tell, peer.settings.frame_max)
         self._streams: dict[int, _Stream] = {}
@@ -253,6 +255,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._peer.settings.buffer_max)
         self._transport.write(PREAMBLE)
         self._asks = Batcher(self._transport)
         self.usable = True
@@ -332,11 +335,16 @@ class _Connection(asyncio.Protocol):
         if self.usable:
             self._transport.abort()
 
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+
     def _admit(self, size: int) -> None:
-        settings = self._peer.settings
-        if size > settings.frame_max:
-            raise TooLarge("the arguments are too large", limit_bytes=settings.frame_max)
-        if len(self.pending) >= settings.calls_max or self._transport.get_write_buffer_size() > settings.buffer_max:
+        if size > self._frame_max:
+            raise TooLarge("the arguments are too large", limit_bytes=self._frame_max)
+        if self._full or len(self.pending) >= self._calls_max:
             raise Overloaded(f"too many calls to {self._peer.name}", retry_after_s=0.1, code="too_many_calls")
 
     def _take_for_stream(self, tell: Tell) -> None:

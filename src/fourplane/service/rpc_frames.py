@@ -22,7 +22,7 @@ from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected, To
 
 PREAMBLE: Final = b"4pl\x01"
 BATCH_BYTES: Final = 256 << 10  # a batch that grew past this leaves at once
-BATCH_COUNT: Final = 1_024
+BATCH_COUNT: Final = 32  # so that the other side works while this one still makes more
 
 CALL, CANCEL, CREDIT = 0, 1, 2  # kinds of Ask
 RESULT, ERROR, ITEM, END = 0, 1, 2, 3  # kinds of Tell

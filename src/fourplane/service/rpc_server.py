@@ -43,6 +43,8 @@ from fourplane.service.rpc_frames import (
 )
 
 TURN_CALLS = 256  # calls that never wait, before others get a turn
+LEAST = 3  # the priority of what matters least
+LOOK_MASK = 15  # the clock is read once in so many calls
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -99,6 +101,7 @@ class RpcServer:
     ) -> None:
         self.settings = settings or RpcServerSettings()
         self.queue: deque[_Job] = deque()
+        self._queue_bounds = {one: self.settings.queue_max * (4 - one) // 4 for one in range(LEAST + 1)}
         self.connections: set[_Connection] = set()
         self._registry = registry
         self._where = (path, host, port)
@@ -169,36 +172,37 @@ class RpcServer:
     def take(self, connection: "_Connection", asks: list[Ask]) -> None:
         """Queue the calls of one batch and see that somebody works."""
         now = -1.0
-        settings = self.settings
+        queue, methods, jobs, bounds = self.queue, self._methods, connection.jobs, self._queue_bounds
         for ask in asks:
             if ask.kind != CALL:
                 connection.follow_up(ask)
                 continue
-            found = self._methods.get(ask.method)
+            found = methods.get(ask.method)
             if found is None:
                 connection.refuse(ask, NotFound(f"no method {ask.method[:100]} here", code="no_method"))
                 continue
-            job = _Job(connection, ask, found[0], found[1])
-            if len(self.queue) * 4 >= settings.queue_max * (4 - min(max(ask.priority, 0), 3)):
+            if len(queue) >= bounds.get(ask.priority, bounds[LEAST]):
                 self._refused += 1
                 connection.refuse(ask, Overloaded("too many calls wait here", retry_after_s=0.1, code="too_many_calls"))
                 continue
-            if ask.id in connection.jobs:
+            if ask.id in jobs:
                 connection.refuse(ask, Conflict("this call id is under way", code="call_id"))
                 continue
-            if ask.epoch and found[2] is not None:
+            service, method, gate = found
+            if ask.epoch and gate is not None:
                 try:
-                    found[2].admit(ask.epoch)
+                    gate.admit(ask.epoch)
                 except Conflict as error:
                     connection.refuse(ask, error)
                     continue
+            job = _Job(connection, ask, service, method)
             if ask.deadline_ms:
                 if now < 0:
                     assert self._loop is not None
                     now = self._loop.time()
                 job.until = now + ask.deadline_ms / 1e3
-            connection.jobs[ask.id] = job
-            self.queue.append(job)
+            jobs[ask.id] = job
+            queue.append(job)
         if self.queue and not self._called:
             self._call_worker()
 
@@ -221,6 +225,7 @@ class RpcServer:
             while True:
                 self._called = False
                 turns = 0
+                now = loop.time()
                 while queue:
                     job = queue.popleft()
                     if queue and not self._called:
@@ -229,7 +234,7 @@ class RpcServer:
                     turns += 1
                     self._running += 1
                     try:
-                        await self._run(job)
+                        await self._run(job, now)
                     except asyncio.CancelledError:
                         if not job.cancelled:
                             job.connection.jobs.pop(job.ask.id, None)
@@ -241,6 +246,8 @@ class RpcServer:
                             self._cancelled += 1
                     if turns >= TURN_CALLS:
                         break
+                    if not turns & LOOK_MASK:
+                        now = loop.time()
                 if queue and turns >= TURN_CALLS:
                     self._called = True  # by ourselves
                     loop.call_soon(_set, waiter := loop.create_future())
@@ -250,20 +257,20 @@ class RpcServer:
         finally:
             self._workers -= 1
 
-    async def _run(self, job: _Job) -> None:
-        ask, connection = job.ask, job.connection
+    async def _run(self, job: _Job, now: float) -> None:
+        ask, connection, method = job.ask, job.connection, job.method
         if connection.jobs.get(ask.id) is not job:
             self._cancelled += 1
             return  # cancelled while it waited
         self._calls += 1
         try:
-            if job.until is not inf and asyncio.get_running_loop().time() >= job.until:
+            if now >= job.until:
                 raise DeadlineExceeded("the time was over before the call began", code="expired_in_queue")
             call_context.enter(job.until, ask.priority)
-            if ask.trace:
+            if ask.trace is not telemetry.current_trace():
                 telemetry.set_trace(ask.trace)
-            work = job.method.run(job.service, ask.body)
-            if job.method.stream:
+            work = method.run(job.service, ask.body)
+            if method.stream:
                 await self._stream(job, work)
                 tell, size = Tell(ask.id, END), 1
             else:
