@@ -4,7 +4,7 @@ Every server is alone on core 0 (no TLS, no archive but in its own row), the cli
 same for all. `per_cpu_s` is work per second of the server's own CPU time, which other load changes least; `wall` is what the
 clock says. Rounds alternate between the servers; every figure is the median of `--rounds` runs.
 
-    python -m benchmarks.messaging [--peers] [--seconds 3] [--rounds 3] [--sessions 200] [--idle 15000]
+    python -m benchmarks.messaging [--peers] [--seconds 1.5] [--rounds 3] [--sessions 200] [--idle 15000] [--many 200000]
 """
 
 import argparse
@@ -28,13 +28,16 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.peers import xmpp_clients as load
+from benchmarks.peers import xmpp_crowd
 from benchmarks.peers.xmpp_clients import Client, drain
 from benchmarks.peers.xmpp_servers import PASSWORD, Fourplane, Server, installed
 
+from fourplane.edge import certificate
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 from fourplane.messaging.app import Messaging
+from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
 from fourplane.service.accounts import Accounts, NewAccount
 from fourplane.state.stores import Stores
@@ -47,23 +50,30 @@ COMERS = 220  # accounts from here on only log in and go
 Row = dict[str, float]
 
 
-async def serve(folder: Path, users: int, *, archive: bool) -> None:
+async def serve(folder: Path, users: int, *, archive: bool, first: int) -> None:
     registry, ids, stores = Registry(), IdGenerator(0), Stores(data=folder)
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
     settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=archive, offline_max=10_000_000)
+    paths = certificate.ensure_certificate(folder / "secrets")
     messaging = Messaging(
-        settings, records=await stores.records("messaging"), accounts=accounts, ids=ids, registry=registry
+        settings,
+        records=await stores.records("messaging"),
+        accounts=accounts,
+        ids=ids,
+        registry=registry,
+        tls=certificate.server_context(*paths, alpn=()),
+        certificate_hash=certificate_binding(paths[0].read_bytes()),
     )
     life = Lifecycle(registry)
     for name, part in (("stores", stores), ("accounts", accounts), ("messaging", messaging)):
         life.add(name, part)
     await life.start()
     keys = await accounts.derive_keys(PASSWORD)
-    if await accounts.find("u0") is None:
-        await accounts.create_many([NewAccount(f"u{number}", keys=keys) for number in range(users)])
+    if await accounts.find(f"u{first}") is None:
+        await accounts.create_many([NewAccount(f"u{number}", keys=keys) for number in range(first, first + users)])
     gc.collect()
     gc.freeze()
-    print(json.dumps({"port": messaging.port}), flush=True)
+    print(json.dumps({"port": messaging.port, "tls_port": messaging.tls_port}), flush=True)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()
@@ -80,50 +90,62 @@ def measure(server: Server, work: Callable[[], int]) -> Row:
 class Course:
     """One server and its clients, row by row."""
 
-    def __init__(self, server: Server, options: argparse.Namespace) -> None:
+    def __init__(self, server: Server, options: argparse.Namespace, *, tls: bool = False) -> None:
         self.server = server
         self.seconds: float = options.seconds
         self.count: int = options.sessions
+        self.port = server.tls_port if tls and isinstance(server, Fourplane) else server.port
+        self.tls = tls
         self.clients: list[Client] = []
+        self.tokens: dict[str, bytes] = {}
 
     def prepare(self, row: str) -> None:
         """Fresh sessions, and for groups and presence what stands between them."""
         for client in self.clients:
             client.sock.close()
         time.sleep(0.3)
-        managed = "stream management" in row
-        self.clients = [Client(self.server.port, f"u{number}", sm=managed) for number in range(self.count)]
-        drain(self.clients, sm=managed)
-        if row == "group fan-out, deliveries":
+        managed = MANAGED in row
+        names = [f"u{number}" for number in range(self.count)]
+        self.clients = [Client(self.port, name, sm=managed, tls=self.tls) for name in names]
+        if row == GROUPS:
             load.make_rooms(self.clients, ROOMS)
-        if row == "presence fan-out, deliveries":
+        if row == PRESENCE:
             load.make_watchers(self.clients[0], self.clients[1:])
+        if row == RECONNECTS:
+            comers = [f"u{COMERS + number}" for number in range(180)]
+            self.tokens = {name: load.fast_token(self.server.port, name) for name in comers}
+        drain(self.clients, sm=managed)
 
     def run(self, row: str) -> Row:
-        clients, seconds = self.clients, self.seconds
+        clients, seconds, port = self.clients, self.seconds, self.server.port
+        managed = MANAGED in row
         works: dict[str, Callable[[], int]] = {
-            "one-to-one, 1 in flight": lambda: load.converse(clients, 1, seconds),
-            "one-to-one, 16 in flight": lambda: load.converse(clients, 16, seconds),
-            "one-to-one with stream management, 1 in flight": lambda: load.converse(clients, 1, seconds, sm=True),
-            "group fan-out, deliveries": lambda: load.speak(clients, ROOMS, seconds),
-            "presence fan-out, deliveries": lambda: load.show(clients[0], clients[1:], seconds),
-            "offline messages stored": lambda: load.store_offline(clients, seconds, ABSENT),
-            "logins (SCRAM, roster, presence)": lambda: load.logins(self.server.port, seconds, COMERS, 180),
+            GROUPS: lambda: load.speak(clients, ROOMS, seconds),
+            PRESENCE: lambda: load.show(clients[0], clients[1:], seconds),
+            OFFLINE: lambda: load.store_offline(clients, seconds, ABSENT),
+            LOGINS: lambda: load.logins(port, seconds, COMERS, 180),
+            RECONNECTS: lambda: load.reconnects(port, seconds, self.tokens),
         }
-        found = measure(self.server, works[row])
-        drain(clients, sm="stream management" in row)
+        window = 16 if "16 in flight" in row else 1
+        found = measure(self.server, works.get(row, lambda: load.converse(clients, window, seconds, sm=managed)))
+        drain(clients, sm=managed)
         return found
 
 
-ROWS = (
-    "one-to-one, 1 in flight",
-    "one-to-one, 16 in flight",
-    "one-to-one with stream management, 1 in flight",
-    "group fan-out, deliveries",
-    "presence fan-out, deliveries",
-    "offline messages stored",
-    "logins (SCRAM, roster, presence)",
+MANAGED = "stream management"
+ALL_ON = ("one-to-one, 1 in flight", "one-to-one, 16 in flight", f"one-to-one with {MANAGED}, 1 in flight")
+GROUPS, PRESENCE = "group fan-out, deliveries", "presence fan-out, deliveries"
+OFFLINE, LOGINS = "offline messages stored", "logins (SCRAM, roster, presence)"
+ARCHIVED = (
+    f"archived and acknowledged with {MANAGED}, 16 in flight",
+    "archived, 1 in flight",
+    "archived, 16 in flight",
 )
+RECONNECTS = "reconnects (token, one round trip)"
+LATENCY, DURABLE, IDLE = "latency at half capacity, ms", "durable write, ms", "bytes per idle session"
+TLS = tuple(f"{row}, over TLS" for row in ALL_ON)
+COMPARED = (*ALL_ON, GROUPS, PRESENCE, OFFLINE, LOGINS)
+ROWS = (*COMPARED, *ARCHIVED, RECONNECTS, LATENCY, DURABLE, *TLS, IDLE)
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -132,59 +154,111 @@ def run(options: argparse.Namespace) -> dict:
         options.rounds, options.seconds, options.sessions, options.idle = 1, 0.5, 20, 200
     signal.signal(signal.SIGTERM, _asked_to_end)
     os.sched_setaffinity(0, {1 if (os.cpu_count() or 1) > 1 else 0})
+    wanted = options.only or ROWS
     rows: dict[str, dict[str, Row]] = {}
     with ExitStack() as ends:
-        courses = [Course(started(kind, ends, options), options) for kind in (Fourplane, *_peers(options))]
-        for row in options.only or ROWS:
-            for course in courses:
-                course.prepare(row)
-            found: dict[str, list[Row]] = {course.server.name: [] for course in courses}
-            for _ in range(options.rounds):
-                for course in courses:
-                    found[course.server.name].append(course.run(row))
-            rows[row] = {name: _median(several) for name, several in found.items()}
-            if len(courses) > 1:
-                best = max(rows[row][course.server.name]["per_cpu_s"] for course in courses[1:])
-                rows[row]["fourplane"]["times_best_peer"] = round(rows[row]["fourplane"]["per_cpu_s"] / max(1, best), 2)
-            print(f"{row}: {json.dumps(rows[row])}", file=sys.stderr, flush=True)
-        half = rows.get(ROWS[0], {}).get("fourplane", {}).get("wall", 1_000) / 2
-        courses[0].prepare("")
-        times = load.latencies(courses[0].clients, half, options.seconds)
-        rows["latency at half load, ms"] = {"fourplane": _quantiles(times)}
-    if options.idle:
-        rows["bytes per idle session"] = {"fourplane": idle(options)}
+        plain = [row for row in (*COMPARED, RECONNECTS) if row in wanted]
+        courses = _courses(ends, options, compared=not {*plain} <= {RECONNECTS})
+        for row in plain:
+            rows[row] = compare(row, courses[:1] if row == RECONNECTS else courses, options)
+        ours = courses[0]
+        if {LATENCY, DURABLE} & {*wanted}:
+            rows |= latency(ours, options, rows.get(ALL_ON[0]))
+        over_tls = [row for row in TLS if row in wanted]
+        for row in over_tls:
+            rows[row] = compare(row, [Course(ours.server, options, tls=True)], options)
+    archived = [row for row in ARCHIVED if row in wanted]
+    if archived:
+        with ExitStack() as ends:
+            courses = _courses(ends, options, archive=True)
+            for row in archived:
+                rows[row] = compare(row, courses, options)
+    if options.idle and IDLE in wanted:
+        rows[IDLE] = idle(options)
+        print(f"{IDLE}: {json.dumps(rows[IDLE])}", file=sys.stderr, flush=True)
+    if options.many:
+        rows["many sessions"] = {"fourplane": xmpp_crowd.many(options.many)}
     described = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
     return {"machine": described, "load": os.getloadavg()[0], "rows": rows}
 
 
-def started(kind: type, ends: ExitStack, options: argparse.Namespace) -> Server:
+def compare(row: str, courses: list[Course], options: argparse.Namespace) -> dict[str, Row]:
+    """One row on every server in turn, round by round; medians."""
+    for course in courses:
+        course.prepare(row)
+    found: dict[str, list[Row]] = {course.server.name: [] for course in courses}
+    for _ in range(options.rounds):
+        for course in courses:
+            found[course.server.name].append(course.run(row))
+    for course in courses:
+        for client in course.clients:
+            client.sock.close()
+        course.clients = []
+    medians = {name: _median(several) for name, several in found.items()}
+    if len(courses) > 1:
+        best = max(medians[course.server.name]["per_cpu_s"] for course in courses[1:])
+        medians["fourplane"]["times_best_peer"] = round(medians["fourplane"]["per_cpu_s"] / max(1, best), 2)
+    print(f"{row}: {json.dumps(medians)}", file=sys.stderr, flush=True)
+    return medians
+
+
+def latency(course: Course, options: argparse.Namespace, full: dict[str, Row] | None) -> dict[str, dict[str, Row]]:
+    """One-way times at half of what was carried with 1 in flight, and the time of a durable write on an idle server."""
+    course.prepare("")
+    half = (full["fourplane"]["wall"] if full else 10_000) / 2
+    found = {LATENCY: _quantiles(load.latencies(course.clients, half, options.seconds)) | {"per_s": half}}
+    found[DURABLE] = _quantiles(load.durable_writes(course.clients[0], f"u{ABSENT + 199}", 500))
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return {row: {"fourplane": figures} for row, figures in found.items()}
+
+
+def _courses(
+    ends: ExitStack, options: argparse.Namespace, *, archive: bool = False, compared: bool = True
+) -> list[Course]:
+    kinds = (Fourplane, *(_peers(options) if compared else ()))
+    return [Course(started(kind, ends, options, archive=archive), options) for kind in kinds]
+
+
+def started(kind: type, ends: ExitStack, options: argparse.Namespace, *, archive: bool = False) -> Server:
     """A server on a folder of its own; both go when `ends` is left."""
-    folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
-    folder.chmod(0o755)
-    ends.callback(shutil.rmtree, folder, ignore_errors=True)
-    server: Server = (
-        Fourplane(folder, USERS, profile=options.profile) if kind is Fourplane else kind(folder, PEER_USERS)
-    )
+    folder = _folder(ends)
+    server: Server
+    if kind is Fourplane:
+        server = Fourplane(folder, USERS, profile=options.profile, archive=archive)
+    else:
+        server = kind(folder, PEER_USERS, archive=archive)
     ends.callback(server.stop)
     return server
 
 
-def idle(options: argparse.Namespace) -> Row:
-    """Memory of a fresh process with many sessions that have logged in and say nothing."""
+def idle(options: argparse.Namespace) -> dict[str, Row]:
+    """Memory of fresh processes with many sessions that have logged in, shown themselves and say nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     count = min(options.idle, USERS, hard - 500)
-    with ExitStack() as ends:
-        server = started(Fourplane, ends, options)
-        time.sleep(2)
-        before = server.rss()
-        clients = [Client(server.port, f"u{number}") for number in range(count)]
-        time.sleep(3)
-        grown = server.rss() - before
-        for client in clients:
-            client.sock.close()
+    found: dict[str, Row] = {}
+    for kind in (Fourplane, *_peers(options)):
+        with ExitStack() as ends:
+            plain = kind is not Fourplane
+            made = {"plain": True} if plain else {}
+            server: Server = kind(_folder(ends), count, **made)
+            ends.callback(server.stop)
+            time.sleep(2)
+            before = server.rss()
+            clients = [Client(server.port, f"u{number}", plain=plain) for number in range(count)]
+            time.sleep(5)
+            found[server.name] = {"bytes": round((server.rss() - before) / count), "sessions": count}
+            for client in clients:
+                client.sock.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return {"bytes": round(grown / count), "sessions": count}
+    return found
+
+
+def _folder(ends: ExitStack) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
+    folder.chmod(0o755)
+    ends.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _asked_to_end(_signal: int, _frame: object) -> None:
@@ -215,8 +289,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--archive", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--peers", action="store_true", help="measure ejabberd and Prosody too, where they are installed")
     made.add_argument("--only", action="append", choices=ROWS, help="one row (may be repeated)")
+    made.add_argument(
+        "--many", type=int, default=0, help="so many sessions at once, a process per 18,000 on both sides"
+    )
+    made.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     made.add_argument("--profile", default="", help="write a cProfile of the server there")
-    made.add_argument("--seconds", type=float, default=3.0)
+    made.add_argument("--seconds", type=float, default=1.5)
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--sessions", type=int, default=200)
     made.add_argument(
@@ -229,7 +307,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(options.serve, options.users, archive=options.archive))
+            runner.run(serve(options.serve, options.users, archive=options.archive, first=options.first))
         return
     result = run(options)
     target = Path("benchmarks/results/messaging.json")
@@ -239,7 +317,7 @@ def main() -> None:
     for name, row in result["rows"].items():
         print(name)
         for server, figures in row.items():
-            print(f"  {server:12}", "  ".join(f"{key} {value:,}" for key, value in figures.items()))
+            print(f"  {server:12}", "  ".join(f"{key} {value}" for key, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hmac
 import os
 import select
 import socket
+import ssl
 import time
 from collections.abc import Generator
 from typing import ClassVar
@@ -19,6 +20,9 @@ HEADER = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabb
 BODY = b"<body>Shall we meet at the bridge at eight, as we did last time?</body>"
 PING = b"<iq type='get' id='p' to='localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
 SM_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"
+UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+UNVERIFIED.check_hostname = False
+UNVERIFIED.verify_mode = ssl.CERT_NONE
 Steps = Generator[tuple[bytes, bytes], bytes, None]  # what to send and what to wait for
 
 
@@ -27,11 +31,27 @@ class Client:
 
     salted: ClassVar[dict[tuple[bytes, int], bytes]] = {}
 
-    def __init__(self, port: int, name: str, *, sm: bool = False, presence: bool = True, later: bool = False) -> None:
+    def __init__(
+        self,
+        port: int,
+        name: str,
+        *,
+        sm: bool = False,
+        presence: bool = True,
+        later: bool = False,
+        plain: bool = False,
+        tls: bool = False,
+        local: str = "",
+    ) -> None:
         self.name = name
+        self.plain = plain  # the password itself, where the server is not measured at it
         self.sock = socket.socket()
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if local:
+            self.sock.bind((local, 0))
         self.sock.connect(("127.0.0.1", port))
+        if tls:
+            self.sock = UNVERIFIED.wrap_socket(self.sock)
         self.taken = 0  # stanzas of the server, counted from the moment stream management is on
         if not later:
             steps = self.login(sm=sm, presence=presence)
@@ -43,20 +63,7 @@ class Client:
     def login(self, *, sm: bool = False, presence: bool = True) -> Steps:
         """What to send and what to wait for, step by step."""
         yield (HEADER, b"</stream:features>")
-        bare = b"n=" + self.name.encode() + b",r=" + base64.b64encode(os.urandom(12))
-        auth = b"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-1'>%s</auth>"
-        got = yield (auth % base64.b64encode(b"n,," + bare), b"</challenge>")
-        first = base64.b64decode(got[got.index(b">") + 1 : got.rindex(b"</")])
-        fields = dict(part.split(b"=", 1) for part in first.split(b","))
-        key = (fields[b"s"], int(fields[b"i"]))
-        if key not in self.salted:
-            self.salted[key] = hashlib.pbkdf2_hmac("sha1", PASSWORD.encode(), base64.b64decode(key[0]), key[1])
-        client_key = hmac.digest(self.salted[key], b"Client Key", "sha1")
-        without = b"c=biws,r=" + fields[b"r"]
-        signature = hmac.digest(hashlib.sha1(client_key).digest(), bare + b"," + first + b"," + without, "sha1")
-        proof = base64.b64encode(bytes(a ^ b for a, b in zip(client_key, signature, strict=True)))
-        answer = b"<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>%s</response>"
-        yield (answer % base64.b64encode(without + b",p=" + proof), b"</success>")
+        yield from self._plainly() if self.plain else self._scram()
         yield (HEADER, b"</stream:features>")
         bind = (
             b"<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>"
@@ -69,6 +76,29 @@ class Client:
             got = yield (roster + PING, b"id='p'")
             self.taken = stanzas_in(got)
 
+    def _plainly(self) -> Steps:
+        auth = b"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>%s</auth>"
+        yield (auth % base64.b64encode(b"\0" + self.name.encode() + b"\0" + PASSWORD.encode()), b"<success")
+
+    def _scram(self) -> Steps:
+        bare = b"n=" + self.name.encode() + b",r=" + base64.b64encode(os.urandom(12))
+        auth = b"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-1'>%s</auth>"
+        got = yield (auth % base64.b64encode(b"n,," + bare), b"</challenge>")
+        answer = b"<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>%s</response>"
+        yield (answer % base64.b64encode(self.proof(bare, _text(got))), b"</success>")
+
+    def proof(self, bare: bytes, first: bytes) -> bytes:
+        """The second message of SCRAM-SHA-1."""
+        fields = dict(part.split(b"=", 1) for part in first.split(b","))
+        key = (fields[b"s"], int(fields[b"i"]))
+        if key not in self.salted:
+            self.salted[key] = hashlib.pbkdf2_hmac("sha1", PASSWORD.encode(), base64.b64decode(key[0]), key[1])
+        client_key = hmac.digest(self.salted[key], b"Client Key", "sha1")
+        without = b"c=biws,r=" + fields[b"r"]
+        signature = hmac.digest(hashlib.sha1(client_key).digest(), bare + b"," + first + b"," + without, "sha1")
+        proof = base64.b64encode(bytes(a ^ b for a, b in zip(client_key, signature, strict=True)))
+        return without + b",p=" + proof
+
     def ask(self, data: bytes, until: bytes) -> bytes:
         self.sock.setblocking(True)
         self.sock.sendall(data)
@@ -79,6 +109,10 @@ class Client:
                 raise ConnectionError(f"{self.name}: {got[-300:]!r}")
             got += more
         return got
+
+
+def _text(got: bytes) -> bytes:
+    return base64.b64decode(got[got.index(b">", got.index(b"<challenge")) + 1 : got.index(b"</challenge")])
 
 
 def stanzas_in(data: bytes) -> int:
@@ -115,7 +149,12 @@ class Loop:
     def turn(self, timeout_s: float = 1.0) -> Generator[tuple[Client, bytes], None, None]:
         for fd, _ in self._poll.poll(timeout_s):
             client = self._clients[fd]
-            data = client.sock.recv(1 << 20)
+            try:
+                data = client.sock.recv(1 << 20)
+            except ssl.SSLWantReadError:
+                continue
+            while isinstance(client.sock, ssl.SSLSocket) and client.sock.pending():
+                data += client.sock.recv(1 << 20)
             if not data:
                 raise ConnectionError(f"{client.name} was disconnected")
             yield client, data
@@ -148,19 +187,25 @@ def converse(clients: list[Client], window: int, seconds: float, *, sm: bool = F
     return arrived
 
 
-def drain(clients: list[Client], quiet_s: float = 0.5, *, sm: bool = False) -> None:
-    """Take what is still on its way, until nothing comes any more."""
-    loop = Loop(clients)
-    while True:
+def drain(clients: list[Client], quiet_s: float = 0.3, *, sm: bool = False, patience_s: float = 20) -> None:
+    """Wait until every client's ping behind all it said was answered, and then until nothing comes any more."""
+    loop, waiting = Loop(clients), set(clients)
+    for client in clients:
+        loop.say(client, PING)
+    loop.send()
+    until = time.perf_counter() + patience_s
+    while time.perf_counter() < until:
         quiet = True
         for client, data in loop.turn(quiet_s):
             client.taken += stanzas_in(data)
+            if b"id='p'" in data or b'id="p"' in data:
+                waiting.discard(client)
             if sm and b"<r " in data:
                 loop.say(client, b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % client.taken)
             quiet = False
-        if quiet:
-            loop.close()
-            return
+        if quiet and not waiting:
+            break
+    loop.close()
 
 
 def store_offline(clients: list[Client], seconds: float, absent: int) -> int:
@@ -283,6 +328,67 @@ def logins(port: int, seconds: float, first: int, accounts: int, at_once: int = 
                 running[fd] = (client, steps, wanted, got)
     poll.close()
     return done
+
+
+AGENT = "d4565fa7-4d72-4749-b3d3-740edbf87770"
+WISH = f"<user-agent id='{AGENT}'/><bind xmlns='urn:xmpp:bind:0'/>"
+FAST = "<fast xmlns='urn:xmpp:fast:0'/>"
+SASL2 = "<authenticate xmlns='urn:xmpp:sasl:2' mechanism='{}'><initial-response>{}</initial-response>{}</authenticate>"
+
+
+def fast_token(port: int, name: str) -> bytes:
+    """Log in once with SCRAM and be given a token (XEP-0484)."""
+    client = Client(port, name, later=True)
+    client.ask(HEADER, b"</stream:features>")
+    bare = b"n=" + name.encode() + b",r=" + base64.b64encode(os.urandom(12))
+    asked = f"{WISH}<request-token xmlns='urn:xmpp:fast:0' mechanism='HT-SHA-256-NONE'/>"
+    begin = SASL2.format("SCRAM-SHA-1", base64.b64encode(b"n,," + bare).decode(), asked)
+    first = _text(client.ask(begin.encode(), b"</challenge>"))
+    answer = base64.b64encode(client.proof(bare, first)).decode()
+    got = client.ask(f"<response xmlns='urn:xmpp:sasl:2'>{answer}</response>".encode(), b"</success>")
+    client.sock.close()
+    return got.split(b" token='", 1)[1].split(b"'", 1)[0]
+
+
+def reconnects(port: int, seconds: float, tokens: dict[str, bytes], at_once: int = 100) -> int:
+    """Clients that come, are back in their session after one round trip with a token, and go; how many were."""
+    poll, running, begun, done, names = select.epoll(), {}, 0, 0, list(tokens)
+    said = {}
+    for name, token in tokens.items():
+        proof = base64.b64encode(name.encode() + b"\0" + hmac.digest(token, b"Initiator", "sha256")).decode()
+        said[name] = HEADER + SASL2.format("HT-SHA-256-NONE", proof, WISH + FAST).encode()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or running:
+        while len(running) < at_once and time.perf_counter() < until:
+            name = names[begun % len(names)]
+            client = Client(port, name, later=True)
+            begun += 1
+            client.sock.send(said[name])
+            running[client.sock.fileno()] = [client, b""]
+            poll.register(client.sock.fileno(), select.EPOLLIN)
+        for fd, _ in poll.poll(1):
+            entry = running[fd]
+            more = entry[0].sock.recv(65_536)
+            entry[1] += more
+            if not more or b"</success>" in entry[1]:
+                poll.unregister(fd)
+                entry[0].sock.close()
+                del running[fd]
+                done += bool(more)
+    poll.close()
+    return done
+
+
+def durable_writes(client: Client, absent: str, count: int) -> list[float]:
+    """From sending one message to somebody absent until a ping behind it proves that it is on disk; sorted, in s."""
+    message = f"<message to='{absent}@{NAME}' type='chat' id='o'>".encode() + BODY + b"</message>" + PING
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        client.ask(message, b"id='p'")
+        found.append(time.perf_counter() - began)
+    client.sock.setblocking(False)
+    return sorted(found)
 
 
 def latencies(clients: list[Client], rate: float, seconds: float) -> list[float]:

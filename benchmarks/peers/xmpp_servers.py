@@ -1,9 +1,11 @@
 """The servers compared: ours, and Debian's ejabberd and Prosody where they are installed, each alone on core 0 of loopback.
 
 All have the same features on (roster, disco, ping, offline, carbons, stream management, blocking, private storage, cards,
-groups without history) and no TLS, limits or archive. Accounts hold SCRAM-SHA-1 keys, so that no login costs a server a
-PBKDF2. Peers run as their own users on a temporary folder. ejabberd's traps: its control script sets the soft limit of
-descriptors to 1,024 unless it is started as its user, and epmd must be started by hand to listen on loopback only.
+groups without history) and no TLS or limits; an archive only where a row asks for it. Accounts hold SCRAM-SHA-1 keys, so that
+no login costs a server a PBKDF2; where only memory counts the peers hold plain passwords, which are made 15 times
+as fast. Peers run as their own users on a temporary folder. ejabberd's traps: its control script sets the soft limit of
+descriptors to 1,024 unless it is started as its user, epmd must be started by hand to listen on loopback only, and its queue
+of new connections holds 5 unless it is told otherwise.
 """
 
 import hashlib
@@ -28,6 +30,7 @@ QUIET = subprocess.DEVNULL
 PROSODY = """
 modules_enabled = {{
   "roster"; "saslauth"; "disco"; "ping"; "offline"; "carbons"; "smacks"; "blocklist"; "private"; "vcard_legacy"; "pep"; "posix"
+  {archive}
 }}
 modules_disabled = {{ "s2s"; "tls" }}
 daemonize = false
@@ -35,7 +38,9 @@ use_libevent = false
 network_backend = "epoll"
 data_path = "{folder}/data"
 pidfile = "{folder}/prosody.pid"
-authentication = "internal_hashed"
+authentication = "{storage}"
+allow_unencrypted_plain_auth = true
+default_archive_policy = true
 c2s_require_encryption = false
 c2s_ports = {{ {port} }}
 c2s_interfaces = {{ "127.0.0.1" }}
@@ -53,11 +58,11 @@ EJABBERD = """
 hosts: ["localhost"]
 loglevel: error
 auth_method: internal
-auth_password_format: scram
+auth_password_format: {storage}
 auth_scram_hash: sha
 disable_sasl_mechanisms: []
 listen:
-  - {{ port: {port}, ip: "127.0.0.1", module: ejabberd_c2s, max_stanza_size: 262144, shaper: none, access: all }}
+  - {{ port: {port}, ip: "127.0.0.1", module: ejabberd_c2s, max_stanza_size: 262144, shaper: none, access: all, backlog: 1000 }}
 modules:
   mod_roster: {{}}
   mod_disco: {{}}
@@ -70,6 +75,7 @@ modules:
   mod_private: {{}}
   mod_vcard: {{ search: false }}
   mod_muc: {{ host: "groups.localhost", history_size: 0, max_users: 1000, min_message_interval: 0, default_room_options: {{}} }}
+  {archive}
 shaper_rules:
   offline: infinity
 """
@@ -104,30 +110,36 @@ class Server:
 class Fourplane(Server):
     name = "fourplane"
 
-    def __init__(self, folder: Path, users: int, *, profile: str = "", archive: bool = False) -> None:
+    def __init__(
+        self, folder: Path, users: int, *, profile: str = "", archive: bool = False, core: str = "0", first: int = 0
+    ) -> None:
         wrap = [sys.executable, *(["-m", "cProfile", "-o", profile] if profile else [])]
         command = [*wrap, "benchmarks/messaging.py", "--serve", str(folder), "--users", str(users)]
-        command += ["--archive"] if archive else []
+        command += ["--first", str(first), *(["--archive"] if archive else [])]
         environment = {**os.environ, "PYTHONPATH": "src:."}
-        process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(["taskset", "-c", core, *command], stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
-        super().__init__(process, json.loads(process.stdout.readline())["port"])
+        told = json.loads(process.stdout.readline())
+        super().__init__(process, told["port"])
+        self.tls_port = told["tls_port"]
 
 
 class Prosody(Server):
     name = "prosody"
 
-    def __init__(self, folder: Path, users: int) -> None:
+    def __init__(self, folder: Path, users: int, *, archive: bool = False, plain: bool = False) -> None:
         port = free_port()
         accounts = folder / "data" / "localhost" / "accounts"
         accounts.mkdir(parents=True)
         stored, server = scram_keys(b"salt-of-all")
         fields = {"iteration_count": ITERATIONS, "salt": '"salt-of-all"'}
         fields |= {"stored_key": f'"{stored.hex()}"', "server_key": f'"{server.hex()}"'}
+        fields = {"password": f'"{PASSWORD}"'} if plain else fields
         text = "return { " + " ".join(f'["{key}"] = {value};' for key, value in fields.items()) + " };\n"
         for number in range(users):
             (accounts / f"u{number}.dat").write_text(text)
-        (folder / "prosody.cfg.lua").write_text(PROSODY.format(folder=folder, port=port))
+        parts = {"archive": '"mam"' if archive else "", "storage": "internal_plain" if plain else "internal_hashed"}
+        (folder / "prosody.cfg.lua").write_text(PROSODY.format(folder=folder, port=port, **parts))
         own(folder, "prosody")
         command = ["prosody", "-F", "--config", str(folder / "prosody.cfg.lua")]
         process = subprocess.Popen(
@@ -140,11 +152,12 @@ class Prosody(Server):
 class Ejabberd(Server):
     name = "ejabberd"
 
-    def __init__(self, folder: Path, users: int) -> None:
+    def __init__(self, folder: Path, users: int, *, archive: bool = False, plain: bool = False) -> None:
         port = free_port()
         self._epmd_port = free_port()
         (folder / "spool").mkdir()
-        (folder / "ejabberd.yml").write_text(EJABBERD.format(port=port))
+        parts = {"archive": "mod_mam: {default: always}" if archive else "", "storage": "plain" if plain else "scram"}
+        (folder / "ejabberd.yml").write_text(EJABBERD.format(port=port, **parts))
         (folder / "inetrc").write_text("")
         options = f"-setcookie {COOKIE} +S 1:1 +sbwt none -env ERL_CRASH_DUMP_BYTES 0 -start_epmd false"
         settings = {
@@ -180,7 +193,9 @@ class Ejabberd(Server):
         node = ["erl", "-noshell", "-sname", "register@localhost", "-setcookie", COOKIE, "-start_epmd", "false"]
         command = [*node, "-eval", f"{each}, halt(0)."]
         for _ in range(10):  # it listens a moment before it takes accounts
-            done = subprocess.run(command, env=self._environment, timeout=300, capture_output=True, stdin=QUIET)
+            done = subprocess.run(
+                command, env=self._environment, timeout=300, capture_output=True, stdin=QUIET, check=False
+            )
             if done.returncode == 0:
                 return
             time.sleep(1)

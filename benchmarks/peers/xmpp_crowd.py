@@ -1,0 +1,141 @@
+"""Very many sessions at once on one machine: a server process and a client process for every 18,000, and what memory they take.
+
+Each server process has its own accounts and listens on its own port; what is measured is what sessions cost, in the process
+and in the kernel, not how they find each other. The clients log in with SCRAM, show themselves and say nothing. At the end
+some pairs write to each other through every process, to show that all of it still works.
+
+    python -m benchmarks.peers.xmpp_crowd --port P --first N --count N --local 127.0.0.2     (one client process)
+"""
+
+import argparse
+import json
+import os
+import resource
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.peers.xmpp_clients import Client, Steps, converse, following
+from benchmarks.peers.xmpp_servers import Fourplane
+
+PER_PROCESS = 18_000
+AT_ONCE = 200
+STEP = 3_000  # sessions between two points of the curve
+POLLS = ("MemAvailable", "Slab", "SUnreclaim")
+
+
+def many(count: int) -> dict[str, float]:
+    """`count` sessions over as many processes as they need; prints the curve and returns its last point."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    last: dict[str, float] = {}
+    with ExitStack() as ends:
+        groups = -(-count // PER_PROCESS)
+        servers: list[Fourplane] = []
+        before: dict[str, float] = {}
+        for group in range(groups):
+            folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
+            ends.callback(shutil.rmtree, folder, ignore_errors=True)
+            here = min(PER_PROCESS, count - group * PER_PROCESS)
+            core = str(group % (os.cpu_count() or 1))
+            server = Fourplane(folder, here, core=core, first=group * PER_PROCESS)
+            ends.callback(server.stop)
+            servers.append(server)
+            print(f"server {group + 1} of {groups}: {server.rss() >> 20} MiB with {here} accounts", file=sys.stderr)
+        before = _memory(servers)
+        began = time.perf_counter()
+        done = 0
+        for group, server in enumerate(servers):
+            here = min(PER_PROCESS, count - group * PER_PROCESS)
+            arguments = ["--port", server.port, "--first", group * PER_PROCESS, "--count", here]
+            arguments += ["--local", f"127.0.0.{2 + group % 15}"]
+            command = [sys.executable, "-m", "benchmarks.peers.xmpp_crowd", *map(str, arguments)]
+            client = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "src:."}
+            )
+            ends.callback(_end, client)
+            assert client.stdout is not None
+            for line in client.stdout:
+                told = json.loads(line)
+                if "held" not in told:
+                    break
+                now = _memory(servers)
+                held = done + told["held"]
+                last = {"sessions": held, "seconds": round(time.perf_counter() - began, 1)}
+                last["server_bytes"] = round((now["rss"] - before["rss"]) / held)
+                last["kernel_bytes_both_ends"] = round((now["Slab"] - before["Slab"]) / held)
+                last["available_mib"] = round(now["MemAvailable"] / 2**20)
+                print("  ".join(f"{key} {value:,}" for key, value in last.items()), file=sys.stderr, flush=True)
+            done += here
+            assert told["exchanged"] > 0, f"process {group} delivers nothing"
+    return last
+
+
+def _memory(servers: list[Fourplane]) -> dict[str, float]:
+    found = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in POLLS:
+            found[name] = float(rest.split()[0]) * 1024
+    return found | {"rss": float(sum(server.rss() for server in servers))}
+
+
+def _end(client: "subprocess.Popen[bytes]") -> None:
+    assert client.stdin is not None
+    client.stdin.close()
+    client.wait(60)
+
+
+def hold(port: int, first: int, count: int, local: str) -> None:
+    """Log `count` clients in, tell how far it is, let some talk, and hold them until the input is closed."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    poll, held, running, begun = select.epoll(), [], {}, 0
+    while len(held) < count:
+        while len(running) < AT_ONCE and begun < count:
+            client = Client(port, f"u{first + begun}", later=True, local=local)
+            begun += 1
+            steps: Steps = client.login()
+            data, until = next(steps)
+            client.sock.send(data)
+            running[client.sock.fileno()] = [client, steps, until, b""]
+            poll.register(client.sock.fileno(), select.EPOLLIN)
+        for fd, _ in poll.poll(1):
+            entry = running[fd]
+            more = entry[0].sock.recv(65_536)
+            if not more:
+                raise ConnectionError(f"{entry[0].name} was disconnected")
+            entry[3] += more
+            if entry[2] not in entry[3]:
+                continue
+            following_step = following(entry[1], entry[3])
+            if following_step is None:
+                poll.unregister(fd)
+                held.append(running.pop(fd)[0])
+                if len(held) % STEP == 0 or len(held) == count:
+                    print(json.dumps({"held": len(held)}), flush=True)
+                continue
+            entry[0].sock.send(following_step[0])
+            entry[2:] = [following_step[1], b""]
+    poll.close()
+    some = held[: min(count // 2 * 2, 100)]
+    print(json.dumps({"exchanged": converse(some, 1, 0.5)}), flush=True)
+    sys.stdin.read()
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__)
+    for name in ("port", "first", "count"):
+        made.add_argument(f"--{name}", type=int, required=True)
+    made.add_argument("--local", required=True)
+    options = made.parse_args()
+    hold(options.port, options.first, options.count, options.local)
+
+
+if __name__ == "__main__":
+    main()
