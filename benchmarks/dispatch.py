@@ -82,6 +82,7 @@ async def receive(drivers: int, sweeps: int) -> dict[str, float]:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._session.first, self._session.end = 0, drivers
+            self._buffer.most = feed_frames.BUFFER_MAX
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fourplane.dispatch import cells
 from fourplane.dispatch.driver_index import (
+    DRIVERS_END,
     Counts,
     Drivers,
     IndexSettings,
@@ -37,7 +38,7 @@ class ColumnIndex:
         self._grow(min(FIRST_DRIVERS, settings.drivers_max))
         self._sorted: tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]] | None = None
         self._updates = self._late = self._jumps = self._wrong = self._unknown = 0
-        self._crossed = self._stale = self._searches = 0
+        self._crossed = self._stale = self._searches = self._foreign = 0
 
     def set_states(self, drivers: Drivers, states: Words) -> None:
         if len(drivers) == 0:
@@ -51,17 +52,20 @@ class ColumnIndex:
     def state_of(self, driver: int) -> int:
         return int(self._states[driver]) if driver < len(self._states) else 0
 
-    def update(self, updates: Updates, now_tick: int) -> None:
+    def update(self, updates: Updates, now_tick: int, first: int = 0, end: int = DRIVERS_END) -> None:
         self._updates += len(updates)
+        own = (updates["driver"] >= first) & (updates["driver"] < end)
+        self._foreign += len(updates) - int(own.sum())
+        updates = updates[own]
         lat, lng = updates["lat"].astype(np.int64), updates["lng"].astype(np.int64)
         good = (updates["driver"] < len(self._states)) & (abs(lat) <= 900_000_000) & (abs(lng) <= 1_800_000_000)
         self._wrong += len(updates) - int(good.sum())
         updates = updates[good]
         while len(updates):  # one driver may come twice in a batch; rounds keep its order
-            _, first = np.unique(updates["driver"], return_index=True)
-            self._update_once(updates[np.sort(first)], np.uint32(now_tick))
+            _, heads = np.unique(updates["driver"], return_index=True)
+            self._update_once(updates[np.sort(heads)], np.uint32(now_tick))
             rest = np.ones(len(updates), bool)
-            rest[first] = False
+            rest[heads] = False
             updates = updates[rest]
 
     def _update_once(self, updates: Updates, now: np.uint32) -> None:
@@ -153,7 +157,7 @@ class ColumnIndex:
         return IndexStatistics(
             engine="columns", live=int(self._live.sum()), cells=len(np.unique(self._cell[self._live])),
             updates=self._updates, crossed=self._crossed, late=self._late, jumps=self._jumps, wrong=self._wrong,
-            unknown=self._unknown, stale=self._stale, searches=self._searches,
+            unknown=self._unknown, foreign=self._foreign, stale=self._stale, searches=self._searches,
         )  # fmt: skip
 
     def _by_cell(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).parent
-SOURCES = ("index_layout.py", "kernels.py", "road_kernels.py")
+SOURCES = ("index_layout.py", "kernels.py", "position_kernels.py", "road_kernels.py")
 
 
 def ready() -> bool:
@@ -33,6 +33,9 @@ def compile_all() -> bool:
     """Compile every kernel and leave the stamp; False where numba is missing."""
     if importlib.util.find_spec("numba") is None:
         return False
+    if not ready():  # numba looks at a function's own file only, and these call each other across files
+        for left in (HERE / "__pycache__").glob("*kernels.*.nb[ci]"):
+            left.unlink(missing_ok=True)
     for source in SOURCES[1:]:
         importlib.import_module(f"fourplane.dispatch.{source.removesuffix('.py')}")
     for place in _places():

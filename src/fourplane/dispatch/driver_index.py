@@ -28,7 +28,7 @@ Updates = NDArray[np.void]
 
 TICKS_PER_S = 10
 METRES_PER_E7 = EARTH_RADIUS_M * np.pi / 180 * 1e-7
-BATCH_MAX = 1_024
+DRIVERS_END = 0xFFFF_FFFF  # past every driver number
 
 
 class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +70,7 @@ class IndexStatistics(msgspec.Struct, frozen=True):
     jumps: int  # leaps that were flagged
     wrong: int  # coordinates or driver numbers out of range
     unknown: int  # positions of drivers who are not online
+    foreign: int  # of drivers for whom the sender does not speak
     stale: int  # dropped after missed periods
     searches: int
 
@@ -93,8 +94,8 @@ class DriverIndex(Protocol):
 
     def state_of(self, driver: int) -> int: ...
 
-    def update(self, updates: Updates, now_tick: int) -> None:
-        """Take positions (dtype UPDATE) in order; nothing raises, what is refused is counted."""
+    def update(self, updates: Updates, now_tick: int, first: int = 0, end: int = DRIVERS_END) -> None:
+        """Take positions (dtype UPDATE) of drivers first..end - 1 in order; nothing raises, what is refused is counted."""
 
     def nearest(
         self, lat: float, lng: float, *, radius_m: float, count: int, mask: int = STATUS_MASK, wanted: int = 1
@@ -127,11 +128,11 @@ class DriverIndex(Protocol):
 def open_index(settings: IndexSettings) -> DriverIndex:
     """An empty index on the fastest engine that is ready now."""
     if settings.engine != "columns":
-        kernels = compiled.load("kernels")
-        if kernels is not None:
+        kernels, moves = compiled.load("kernels"), compiled.load("position_kernels")
+        if kernels is not None and moves is not None:
             from fourplane.dispatch.packed_index import PackedIndex  # noqa: PLC0415 - only where numba is ready
 
-            return PackedIndex(settings, kernels)
+            return PackedIndex(settings, kernels, moves)
         if settings.engine == "packed":
             raise Misconfigured(
                 "dispatch.index.engine is packed, but the kernels are not compiled: run ./fourplane setup"

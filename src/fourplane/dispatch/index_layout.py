@@ -23,13 +23,17 @@ LINK = np.dtype([("head", "<i4"), ("cost", "<f4")])
 MARK = np.dtype([("best", "<f8"), ("seen", "<i4"), ("wanted", "<i4")])
 
 # Places in the index's `meta` column.
-META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_WARM = (
-    range(9)
-)
-CHUNKS = 9  # here begin the heads of the lists of free chunks, one per size
+(
+    META_BUCKETS, META_ARENA_TOP, META_LIVE, META_LATE, META_JUMPS, META_WRONG, META_UNKNOWN, META_CROSSED, META_FOREIGN,
+    META_WAITING,
+) = range(10)  # fmt: skip
+CHUNKS = 10  # here begin the heads of the lists of free chunks, one per size
 META_COUNT = CHUNKS + 32
 
 # A driver's state word: what a search filters by with `state & mask == wanted`.
 AVAILABLE, RESERVED, ON_TRIP, PAUSED = 1, 2, 3, 4
 STATUS_MASK = 0xF
 VEHICLE_SHIFT, VEHICLE_MASK = 4, 0xF0
+# In a slot the word shares its 32 bits: above it how far the driver may go before it can leave its cell (1e-7 degrees),
+# and the topmost bit while a leap waits to be confirmed.
+WORD_MASK, ROOM_SHIFT = 0xFF, 8

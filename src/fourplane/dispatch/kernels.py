@@ -1,9 +1,7 @@
-"""The driver index's inner loops, compiled once at set-up: ten million positions a second and core.
+"""The driver index's cells and searches, compiled once at set-up (`position_kernels` holds the way in).
 
 Two packed records of 16 bytes, so that each access touches one cache line: a driver knows its cell and slot, a slot
-knows its driver, place and state. Slots of one cell lie together in an arena; the last one fills the hole a leaving
-driver makes, a full cell moves to a chunk of twice the size, and left chunks wait in a list per size, so nothing needs
-compaction. Updates come in blocks of 64: first the cells of all (arithmetic only), then the stores.
+knows its driver, place and state. Slots of one cell lie together in an arena of chunks.
 
 A search walks rings of cells around the point, nearest ring first, and ends when no farther cell can hold a better
 driver; where rings would cross the edge of a cube face it looks at every occupied cell instead. Both are exact: a cell
@@ -11,7 +9,7 @@ is skipped only if the sphere around it is too far away.
 
 `python -m fourplane.dispatch.kernels` compiles everything into numba's cache and leaves a stamp; `ready()` reads it, so
 that a cold start takes the numpy path (`column_index`) instead of compiling for a minute.
-Cost per core: update 70-100 ns, nearest 20 of 100,000 drivers 7 us. Source: measured design, docs/concepts/dispatch.md.
+Cost per core: nearest 20 of 100,000 drivers 7 us. Source: measured design, docs/concepts/dispatch.md.
 """
 
 import math
@@ -22,17 +20,8 @@ from numba import from_dtype, int32, int64, njit, types, uint32
 
 from fourplane.dispatch.index_layout import (
     BUCKET,
-    CHUNKS,
     DRIVER,
-    META_ARENA_TOP,
     META_BUCKETS,
-    META_CROSSED,
-    META_JUMPS,
-    META_LATE,
-    META_LIVE,
-    META_UNKNOWN,
-    META_WARM,
-    META_WRONG,
     SLOT,
     UPDATE,
 )
@@ -45,14 +34,11 @@ I32S, I64S, U32S, F64S = int32[::1], int64[::1], uint32[::1], f64[::1]
 
 RADIANS_E7 = math.pi / 180 * 1e-7
 RADIUS_M = 6_371_008.8
-BLOCK = 64
 SMALL = 0.02
 # Ratios of neighbouring terms of the sine and cosine series.
 S1, S2, S3, S4, S5, S6, S7, S8, S9, S10 = (-1 / (2 * n * (2 * n + 1)) for n in range(1, 11))
 C1, C2, C3, C4, C5, C6, C7, C8, C9, C10 = (-1 / (2 * n * (2 * n - 1)) for n in range(1, 11))
 MIN_WIDTH = 0.942809041582063
-SUSPECT = np.uint32(1 << 31)
-STATE_MASK = np.uint32((1 << 31) - 1)
 
 
 @njit(types.UniTuple(f64, 2)(f64), cache=True, nogil=True, error_model="numpy", inline="always")
@@ -84,9 +70,9 @@ def _sin_cos(angle: float) -> tuple[float, float]:
     return angle * sine, cosine
 
 
-@njit(int64(int32, int32, int64), cache=True, nogil=True, error_model="numpy", inline="always")
-def key_of(lat: int, lng: int, level: int) -> int:
-    """Face, i and j of the level's cell around a point in 1e-7 degrees, packed into 31 bits."""
+@njit(types.UniTuple(int64, 2)(int32, int32, int64), cache=True, nogil=True, error_model="numpy", inline="always")
+def key_and_room(lat: int, lng: int, level: int) -> tuple[int, int]:
+    """Face, i and j of the cell around a point in 1e-7 degrees, packed into 31 bits, and how far (1e-7) it may go within."""
     z, cos_phi = _sin_cos(lat * RADIANS_E7)
     sin_half, cos_half = _sin_cos(lng * (RADIANS_E7 / 2))
     x, y = (1 - 2 * sin_half * sin_half) * cos_phi, 2 * sin_half * cos_half * cos_phi
@@ -110,18 +96,27 @@ def key_of(lat: int, lng: int, level: int) -> int:
     i, j = min(s * side, side - 0.5), min(t * side, side - 0.5)
     axis = 2 if on_z else (0 if on_x else 1)
     face = axis + (3 if back else 0)
-    return np.int64(face << (2 * level) | np.int32(i) << level | np.int32(j))
+    left, low = s * side - np.floor(i), t * side - np.floor(j)
+    room = min(left, 1 - left, low, 1 - low) * (MIN_WIDTH / RADIANS_E7) / side - 1
+    return np.int64(face << (2 * level) | np.int32(i) << level | np.int32(j)), np.int64(np.int32(max(room, 0.0)))
+
+
+@njit(int64(int32, int32, int64), cache=True, nogil=True, error_model="numpy", inline="always")
+def key_of(lat: int, lng: int, level: int) -> int:
+    """The cell alone."""
+    key, _ = key_and_room(lat, lng, level)
+    return key
 
 
 @njit(f64(f64), cache=True, nogil=True, error_model="numpy")
-def _flat(s: float) -> float:
+def flat(s: float) -> float:
     if s >= 0.5:
         return (4 * s * s - 1) / 3
     return (1 - 4 * (1 - s) * (1 - s)) / 3
 
 
 @njit(types.UniTuple(f64, 3)(int64, f64, f64), cache=True, nogil=True, error_model="numpy")
-def _face_xyz(face: int, u: float, v: float) -> tuple[float, float, float]:
+def face_xyz(face: int, u: float, v: float) -> tuple[float, float, float]:
     length = 1 / math.sqrt(1 + u * u + v * v)
     if face == 0:
         return length, u * length, v * length
@@ -137,227 +132,19 @@ def _face_xyz(face: int, u: float, v: float) -> tuple[float, float, float]:
 
 
 @njit(int64(int64, I32S), cache=True, nogil=True, error_model="numpy")
-def _place(key: int, table: np.ndarray) -> int:
+def place_of(key: int, table: np.ndarray) -> int:
     return (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) & np.uint64(table.size - 1)
 
 
 @njit(int64(int64, I32S, BUCKETS), cache=True, nogil=True, error_model="numpy")
 def find_bucket(key: int, table: np.ndarray, buckets: np.ndarray) -> int:
     """The bucket of a cell, -1 when no driver was ever there."""
-    at = _place(key, table)
+    at = place_of(key, table)
     while True:
         bucket = table[at]
         if bucket < 0 or buckets[bucket].key == key:
             return bucket
         at = (at + 1) & (table.size - 1)
-
-
-@njit(int64(int64, int64, I32S, BUCKETS, I64S), cache=True, nogil=True, error_model="numpy")
-def _make_bucket(key: int, level: int, table: np.ndarray, buckets: np.ndarray, meta: np.ndarray) -> int:
-    bucket = meta[META_BUCKETS]
-    meta[META_BUCKETS] = bucket + 1
-    face, side = key >> (2 * level), 1 << level
-    i, j = (key >> level) & (side - 1), key & (side - 1)
-    x, y, z = _face_xyz(face, _flat((i + 0.5) / side), _flat((j + 0.5) / side))
-    farthest = 0.0
-    for corner in range(4):
-        a, b, c = _face_xyz(face, _flat((i + (corner & 1)) / side), _flat((j + (corner >> 1)) / side))
-        farthest = max(farthest, math.sqrt((a - x) ** 2 + (b - y) ** 2 + (c - z) ** 2))
-    own = buckets[bucket]
-    own.key, own.start, own.count, own.size = key, 0, 0, -1
-    own.x, own.y, own.z = x, y, z
-    own.radius = 2 * math.asin(farthest / 2) * (1 + 1e-9) + 1e-9
-    at = _place(key, table)
-    while table[at] >= 0:
-        at = (at + 1) & (table.size - 1)
-    table[at] = bucket
-    return bucket
-
-
-@njit(int64(int64, int64, I64S), cache=True, nogil=True, error_model="numpy")
-def _take_chunk(size: int, arena: int, meta: np.ndarray) -> int:
-    """A chunk of 8 << size slots, -1 when the arena is full. A free chunk keeps the next one's place in `meta`'s tail."""
-    head = meta[CHUNKS + size]
-    if head >= 0:
-        return head
-    top = meta[META_ARENA_TOP]
-    if top + (8 << size) > arena:
-        return -1
-    meta[META_ARENA_TOP] = top + (8 << size)
-    return top
-
-
-@njit(int64(int64, BUCKETS, SLOTS, DRIVERS, I64S), cache=True, nogil=True, error_model="numpy")
-def _make_room(bucket: int, buckets: np.ndarray, slots: np.ndarray, drivers: np.ndarray, meta: np.ndarray) -> int:
-    own = buckets[bucket]
-    size = own.size + 1
-    reused = meta[CHUNKS + size] >= 0
-    start = _take_chunk(size, slots.size, meta)
-    if start < 0:
-        return -1
-    if reused:  # a free chunk's first slot links to the next free one
-        meta[CHUNKS + size] = np.int64(slots[start].lat) - 1
-    for offset in range(own.count):
-        slots[start + offset] = slots[own.start + offset]
-        drivers[slots[start + offset].driver].slot = start + offset
-    if own.size >= 0:
-        slots[own.start].lat = np.int32(meta[CHUNKS + own.size] + 1)
-        meta[CHUNKS + own.size] = own.start
-    own.start, own.size = start, size
-    return 0
-
-
-@njit(types.void(int64, int64, BUCKETS, SLOTS, DRIVERS), cache=True, nogil=True, error_model="numpy")
-def _leave(slot: int, bucket: int, buckets: np.ndarray, slots: np.ndarray, drivers: np.ndarray) -> None:
-    own = buckets[bucket]
-    last = own.start + own.count - 1
-    if slot != last:
-        slots[slot] = slots[last]
-        drivers[slots[slot].driver].slot = slot
-    own.count -= 1
-
-
-@njit(
-    types.boolean(int32, int32, int32, int32, uint32, f64), cache=True, nogil=True, error_model="numpy", inline="always"
-)
-def _jumped(lat: int, lng: int, old_lat: int, old_lng: int, elapsed: int, bound_e7: float) -> bool:
-    """Farther than a car drives; `bound_e7` is per clock tick, longitude is only judged by latitude's measure away from poles."""
-    allowed = bound_e7 * (elapsed + 4)
-    if abs(np.int64(lat) - old_lat) > allowed:
-        return True
-    across = abs(np.int64(lng) - old_lng)
-    across = min(across, 3_600_000_000 - across)
-    return across > allowed and across * math.cos(lat * RADIANS_E7) > allowed
-
-
-@njit(
-    int64(UPDATES, int64, uint32, f64, int64, DRIVERS, U32S, SLOTS, BUCKETS, I32S, I64S),
-    cache=True,
-    error_model="numpy",
-    nogil=True,
-)
-def apply(  # noqa: PLR0915 - one loop, all of it hot
-    updates: np.ndarray,
-    first: int,
-    now: int,
-    jump_e7: float,
-    level: int,
-    drivers: np.ndarray,
-    states: np.ndarray,
-    slots: np.ndarray,
-    buckets: np.ndarray,
-    table: np.ndarray,
-    meta: np.ndarray,
-) -> int:
-    """Apply updates from `first` on; returns how far it came: fewer than all means arena or buckets are full."""
-    keys, lats, lngs = np.empty(BLOCK, np.int64), np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
-    near = np.zeros(BLOCK, np.int64)
-    at, warm = first, np.int64(0)
-    while at < updates.size:
-        end = min(at + BLOCK, updates.size)
-        for n in range(end - at):
-            lats[n], lngs[n] = updates[at + n].lat, updates[at + n].lng
-        for n in range(BLOCK):
-            keys[n] = key_of(lats[n], lngs[n], level)
-        for n in range(at, end):
-            wrong = abs(np.int64(lats[n - at])) > 900_000_000 or abs(np.int64(lngs[n - at])) > 1_800_000_000
-            if wrong or updates[n].driver >= drivers.size:
-                keys[n - at] = -1
-            else:  # fetch what the stores below will need, all at once instead of one miss after the other
-                near[n - at] = max(drivers[updates[n].driver].slot, 0)
-        for n in range(end - at):
-            warm += slots[near[n]].driver
-        for n in range(at, end):
-            key = keys[n - at]
-            if key < 0:
-                meta[META_WRONG] += 1
-                continue
-            update = updates[n]
-            number = update.driver
-            driver = drivers[number]
-            slot = driver.slot
-            if slot >= 0:
-                if np.int32(update.sequence - driver.sequence) <= 0:
-                    meta[META_LATE] += 1
-                    continue
-                own = slots[slot]
-                if own.state & SUSPECT == 0:
-                    if _jumped(update.lat, update.lng, own.lat, own.lng, now - driver.seen, jump_e7):
-                        own.state |= SUSPECT
-                        meta[META_JUMPS] += 1
-                        continue
-                else:
-                    own.state &= STATE_MASK
-                if driver.key == key:
-                    own.lat, own.lng = update.lat, update.lng
-                    driver.sequence, driver.seen = update.sequence, now
-                    continue
-            elif states[number] == 0:
-                meta[META_UNKNOWN] += 1
-                continue
-            bucket = find_bucket(key, table, buckets)
-            if bucket < 0:
-                if meta[META_BUCKETS] >= buckets.size:
-                    return n
-                bucket = _make_bucket(key, level, table, buckets, meta)
-            if buckets[bucket].count == (0 if buckets[bucket].size < 0 else 8 << buckets[bucket].size):
-                if _make_room(bucket, buckets, slots, drivers, meta) < 0:
-                    return n
-                slot = driver.slot
-            if slot >= 0:
-                _leave(slot, find_bucket(np.int64(driver.key), table, buckets), buckets, slots, drivers)
-                meta[META_CROSSED] += 1
-            else:
-                meta[META_LIVE] += 1
-            target = buckets[bucket].start + buckets[bucket].count
-            buckets[bucket].count += 1
-            slots[target].driver, slots[target].state = number, states[number]
-            slots[target].lat, slots[target].lng = update.lat, update.lng
-            driver.key, driver.slot = key, target
-            driver.sequence, driver.seen = update.sequence, now
-        at = end
-        meta[META_WARM] = warm
-    return at
-
-
-@njit(types.boolean(int64, DRIVERS, SLOTS, BUCKETS, I32S, I64S), cache=True, nogil=True, error_model="numpy")
-def remove(
-    number: int, drivers: np.ndarray, slots: np.ndarray, buckets: np.ndarray, table: np.ndarray, meta: np.ndarray
-) -> bool:
-    """Take one driver out; False when it was not there."""
-    driver = drivers[number]
-    if driver.slot < 0:
-        return False
-    _leave(driver.slot, find_bucket(np.int64(driver.key), table, buckets), buckets, slots, drivers)
-    driver.slot = -1
-    meta[META_LIVE] -= 1
-    return True
-
-
-@njit(
-    int64(int64, int64, uint32, uint32, DRIVERS, SLOTS, BUCKETS, I32S, I64S),
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def drop_stale(
-    first: int,
-    end: int,
-    now: int,
-    age: int,
-    drivers: np.ndarray,
-    slots: np.ndarray,
-    buckets: np.ndarray,
-    table: np.ndarray,
-    meta: np.ndarray,
-) -> int:
-    """Take out drivers first..end not heard of for more than `age` ticks; how many."""
-    dropped = 0
-    for number in range(first, min(end, drivers.size)):
-        if drivers[number].slot >= 0 and np.uint32(now - drivers[number].seen) > age:
-            remove(number, drivers, slots, buckets, table, meta)
-            dropped += 1
-    return dropped
 
 
 @njit(f64(f64, f64, int32, f64, int32), cache=True, nogil=True, error_model="numpy")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fourplane.dispatch import cells
 from fourplane.dispatch.driver_index import (
+    DRIVERS_END,
     Counts,
     Drivers,
     IndexSettings,
@@ -25,13 +26,16 @@ from fourplane.dispatch.index_layout import (
     META_BUCKETS,
     META_COUNT,
     META_CROSSED,
+    META_FOREIGN,
     META_JUMPS,
     META_LATE,
     META_LIVE,
     META_UNKNOWN,
+    META_WAITING,
     META_WRONG,
     SLOT,
     STATUS_MASK,
+    WORD_MASK,
 )
 from fourplane.foundation.errors import Rejected
 
@@ -42,9 +46,9 @@ STALE_CHUNK = 250_000
 class PackedIndex:
     """Ten million positions a second; grows by doubling, never shrinks."""
 
-    def __init__(self, settings: IndexSettings, kernels: ModuleType) -> None:
+    def __init__(self, settings: IndexSettings, kernels: ModuleType, moves: ModuleType) -> None:
         self.settings = settings
-        self._kernels = kernels
+        self._kernels, self._moves = kernels, moves
         first = min(FIRST_DRIVERS, settings.drivers_max)
         self._drivers = self._blank(first)
         self._states = np.zeros(first, np.uint32)
@@ -53,6 +57,7 @@ class PackedIndex:
         self._table = np.full(4 * FIRST_CELLS, -1, np.int32)
         self._meta = np.zeros(META_COUNT, np.int64)
         self._meta[CHUNKS:] = -1
+        self._queue = np.zeros(moves.QUEUE, np.int64)
         self._stale_at = 0
         self._updates = self._stale = self._searches = 0
 
@@ -62,7 +67,7 @@ class PackedIndex:
         self._grow_drivers(int(drivers.max()) + 1)
         self._states[drivers] = states
         for number in drivers[states == 0]:
-            self._kernels.remove(int(number), self._drivers, self._slots, self._buckets, self._table, self._meta)
+            self._moves.remove(int(number), self._drivers, self._slots, self._buckets, self._table, self._meta)
         slots = self._drivers["slot"][drivers]
         there = slots >= 0
         self._slots["state"][slots[there]] = states[there]
@@ -70,15 +75,15 @@ class PackedIndex:
     def state_of(self, driver: int) -> int:
         return int(self._states[driver]) if driver < len(self._states) else 0
 
-    def update(self, updates: Updates, now_tick: int) -> None:
-        at, jump, level = 0, self.settings.jump_e7, self.settings.level
+    def update(self, updates: Updates, now_tick: int, first: int = 0, end: int = DRIVERS_END) -> None:
+        at, jump, level, meta = 0, self.settings.jump_e7, self.settings.level, self._meta
         self._updates += len(updates)
         while True:
-            at = self._kernels.apply(
-                updates, at, now_tick, jump, level,
-                self._drivers, self._states, self._slots, self._buckets, self._table, self._meta,
+            at = self._moves.apply(
+                updates, at, first, end, now_tick, jump, level,
+                self._drivers, self._states, self._slots, self._buckets, self._table, meta, self._queue,
             )  # fmt: skip
-            if at == len(updates):
+            if at == len(updates) and meta[META_WAITING] == 0:
                 return
             self._grow_places()
 
@@ -148,11 +153,11 @@ class PackedIndex:
     def snapshot(self) -> Snapshot:
         live = self._drivers["slot"]
         at = self._slots[live[live >= 0]]
-        return Snapshot(at["driver"], at["lat"], at["lng"], at["state"] & np.uint32(0x7FFFFFFF))
+        return Snapshot(at["driver"], at["lat"], at["lng"], at["state"] & np.uint32(WORD_MASK))
 
     def drop_stale(self, now_tick: int) -> int:
         end = self._stale_at + max(STALE_CHUNK, len(self._drivers) // 4)
-        dropped: int = self._kernels.drop_stale(
+        dropped: int = self._moves.drop_stale(
             self._stale_at, end, now_tick, self.settings.stale_ticks,
             self._drivers, self._slots, self._buckets, self._table, self._meta,
         )  # fmt: skip
@@ -165,7 +170,8 @@ class PackedIndex:
         return IndexStatistics(
             engine="packed", live=int(meta[META_LIVE]), cells=int(meta[META_BUCKETS]), updates=self._updates,
             crossed=int(meta[META_CROSSED]), late=int(meta[META_LATE]), jumps=int(meta[META_JUMPS]),
-            wrong=int(meta[META_WRONG]), unknown=int(meta[META_UNKNOWN]), stale=self._stale, searches=self._searches,
+            wrong=int(meta[META_WRONG]), unknown=int(meta[META_UNKNOWN]), foreign=int(meta[META_FOREIGN]),
+            stale=self._stale, searches=self._searches,
         )  # fmt: skip
 
     def _blank(self, count: int) -> NDArray[np.void]:

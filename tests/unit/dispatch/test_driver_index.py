@@ -205,3 +205,35 @@ def test_positions_are_taken_as_they_lie_in_a_frame(engine: str) -> None:
     stream = b"x" + feed_frames.positions_frame(sent)[feed_frames.HEADER.size :]
     index.update(feed_frames.read_positions(memoryview(stream)[1:]), 10)
     assert index.places(np.arange(2, dtype=np.uint32))[0] == pytest.approx([41.0001, 41.0001])
+
+
+def test_both_engines_say_the_same_of_any_stream_of_positions() -> None:
+    if len(ENGINES) < 2:
+        pytest.skip("no numba here")
+    rng = np.random.default_rng(12)
+    for place in PLACES:
+        lat, lng = scattered(place, 400, 13)
+        both = [filled(engine, lat, lng) for engine in ENGINES]
+        for step in range(2, 40):
+            who = rng.integers(0, 420, 600).astype(np.uint32)  # some twice, some unknown
+            at = np.minimum(who, 399)
+            wide = np.where(rng.random(600) < 0.02, 0.05, 1e-5) / max(np.cos(np.radians(PLACES[place][0])), 1e-3)
+            moved = make_updates(
+                who,
+                np.clip(lat[at] + rng.normal(0, wide), -91, 91),
+                (lng[at] + rng.normal(0, wide, 600) + 180) % 360 - 180,
+                (step + rng.integers(-2, 3, 600)).astype(np.uint32),
+            )
+            for index in both:
+                index.update(moved, step * 10, 5, 410)
+            kept = np.arange(400, dtype=np.uint32)
+            lat, lng = both[1].places(kept)
+            for mine, other in zip(both[0].places(kept), (lat, lng), strict=True):
+                assert np.array_equal(mine, other)
+        one, two = (index.statistics() for index in both)
+        for name in ("live", "updates", "crossed", "late", "jumps", "wrong", "unknown", "foreign"):
+            assert getattr(one, name) == getattr(two, name), (place, name)
+        cells_of = [
+            dict(zip(*map(np.ndarray.tolist, index.count_by_cell(mask=0, wanted=0)), strict=True)) for index in both
+        ]
+        assert cells_of[0] == cells_of[1]
