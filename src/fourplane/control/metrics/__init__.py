@@ -1,0 +1,1 @@
+"""The metrics store: dimensions, columns, roll-ups, one small query language."""

@@ -1,0 +1,291 @@
+"""Answers to queries: expressions of `language.py` computed over the closed steps of `windows.py`, all series at once.
+
+A result has one column of times (the end of each step, seconds since 1970) and a row of values for every group of labels;
+NaN where nothing is known. Pure; bounded by `CELLS_MAX` numbers read for one query.
+Cost: a group-by of a million series over 60 steps takes about 0.3 s, a console's query well under 1 ms.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fourplane.control.metrics.language import (
+    Expression,
+    Grouped,
+    Number,
+    Operation,
+    Quantile,
+    Rate,
+    Selector,
+    Sign,
+    Top,
+    parse,
+)
+from fourplane.control.metrics.series import Ids
+from fourplane.control.metrics.windows import Step, Windows
+from fourplane.foundation.errors import Rejected
+from fourplane.foundation.telemetry import Labels
+
+CELLS_MAX = 80_000_000
+POINTS_MAX = 2_000
+
+Table = NDArray[np.float64]  # [series, step]
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What a query answers: `values[i]` belongs to `labels[i]`, one number for each of `times`."""
+
+    times: list[int]
+    labels: list[Labels]
+    values: Table
+
+
+class Span(msgspec.Struct, frozen=True):
+    """The time a query is about."""
+
+    begin_s: float
+    end_s: float
+    step_s: int
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """An intermediate result: labels without the name."""
+
+    labels: list[Labels]
+    values: Table
+
+
+def run(windows: Windows, text: str, span: Span) -> Frame:
+    """The answer to `text`. Raises Rejected for a query that cannot be read or reads too much."""
+    if span.step_s < 1 or span.end_s <= span.begin_s or (span.end_s - span.begin_s) / span.step_s > POINTS_MAX:
+        raise Rejected(f"a query has a step of at least 1 s and at most {POINTS_MAX:,} points", code="bad_query")
+    return _Run(windows, span).frame(parse(text))
+
+
+def latest(frame: Frame) -> list[tuple[Labels, float]]:
+    """The last known value of each group; groups without any are left out."""
+    found = []
+    for labels, values in zip(frame.labels, frame.values, strict=True):
+        known = values[~np.isnan(values)]
+        if len(known):
+            found.append((labels, float(known[-1])))
+    return found
+
+
+class _Run:
+    def __init__(self, windows: Windows, span: Span) -> None:
+        self._windows = windows
+        step = span.step_s
+        self._tier = windows.finest_for(span.begin_s, step)
+        self._step_s = max(step, self._tier.step_s)
+        first = math.floor(span.begin_s / self._step_s) * self._step_s
+        last = self._tier.steps[-1].at + self._tier.step_s if self._tier.steps else 0
+        ends = range(first + self._step_s, math.floor(span.end_s) + 1, self._step_s)
+        self.times = [end for end in ends if end <= last]
+        self._cells = 0
+
+    def frame(self, expression: Expression) -> Frame:
+        part = self._evaluate(expression)
+        if isinstance(part, float):
+            part = _Part([()], np.full((1, len(self.times)), part))
+        return Frame(self.times, part.labels, part.values)
+
+    def _evaluate(self, expression: Expression) -> _Part | float:
+        match expression:
+            case Number(value):
+                return value
+            case Selector():
+                ids = self._select(expression)
+                return self._labelled(ids, self._collected(ids, expression.range_s))
+            case Rate(of, per_second):
+                ids = self._select(of)
+                counters = self._windows.table.is_counter[ids]
+                if not counters.all():
+                    raise Rejected(f"{of.name} is a gauge: rate and increase are for counters", code="bad_query")
+                over_s = of.range_s or self._step_s
+                values = self._collected(ids, of.range_s)
+                return self._labelled(ids, values / over_s if per_second else values)
+            case Quantile():
+                return self._quantile(expression)
+            case Grouped():
+                return self._grouped(expression)
+            case Top(count, of):
+                part = self._table(self._evaluate(of))
+                with np.errstate(invalid="ignore"):
+                    known = ~np.isnan(part.values)
+                    mean = np.where(known, part.values, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+                order = np.argsort(-mean, kind="stable")[:count]
+                return _Part([part.labels[index] for index in order.tolist()], part.values[order])
+            case Operation(sign, left, right):
+                return _operate(sign, self._evaluate(left), self._evaluate(right))
+
+    def _select(self, selector: Selector) -> Ids:
+        return self._windows.table.select(selector.name, selector.matchers)
+
+    def _collected(self, ids: Ids, range_s: int) -> Table:
+        """For each output step and series: counters summed over the range that ends there, gauges' last value in it."""
+        over_s = range_s or self._step_s
+        if not self.times or not len(ids):
+            return np.full((len(ids), len(self.times)), np.nan)
+        steps = self._tier.between(self.times[0] - over_s, self.times[-1])
+        self._cells += len(steps) * len(ids)
+        if self._cells > CELLS_MAX:
+            raise Rejected(f"the query reads more than {CELLS_MAX:,} numbers; narrow it", code="query_too_wide")
+        nothing = np.zeros((0, len(ids)), dtype=np.float32)
+        table: NDArray[np.float32] = np.stack([_picked(step, ids) for step in steps]) if steps else nothing
+        begins = np.array([step.at for step in steps])
+        ends = np.array(self.times)
+        first = np.searchsorted(begins, ends - over_s, side="left")
+        past = np.searchsorted(begins, ends, side="left")
+        counters = self._windows.table.is_counter[ids]
+        values = np.full((len(ids), len(ends)), np.nan)
+        if counters.any():
+            sums = np.concatenate(
+                [np.zeros((1, int(counters.sum()))), np.nan_to_num(table[:, counters]).cumsum(axis=0)]
+            )
+            values[counters] = np.where((past > first)[:, None], sums[past] - sums[first], np.nan).T
+        if not counters.all():
+            values[~counters] = _last_known(table[:, ~counters], first, past).T
+        return values
+
+    def _labelled(self, ids: Ids, values: Table) -> _Part:
+        entries = self._windows.table.entries
+        return _Part([entries[number].labels for number in ids.tolist()], values)
+
+    def _grouped(self, grouped: Grouped) -> _Part:
+        part = self._table(self._evaluate(grouped.of))
+        keys = [tuple(pair for pair in labels if pair[0] in grouped.by) for labels in part.labels]
+        names = list(dict.fromkeys(keys))
+        index = {name: number for number, name in enumerate(names)}
+        group = np.array([index[key] for key in keys], dtype=np.int64)
+        return _Part(names, _aggregate(grouped.function, part.values, group, len(names)))
+
+    def _quantile(self, wanted: Quantile) -> _Part:
+        table = self._windows.table
+        ids = table.select(wanted.of.name + "_bucket", wanted.of.matchers)
+        values = np.nan_to_num(self._collected(ids, wanted.of.range_s))
+        edges = np.array([_edge(text) for text in table.texts(ids, "le")])
+        group, names = table.groups(ids, wanted.by)
+        found = np.full((len(names) if len(ids) else 0, len(self.times)), np.nan)
+        for number in range(len(found)):
+            mine = group == number
+            found[number] = _quantiles(edges[mine], values[mine], wanted.share)
+        return _Part(names[: len(found)], found)
+
+    def _table(self, part: _Part | float) -> _Part:
+        return _Part([()], np.full((1, len(self.times)), part)) if isinstance(part, float) else part
+
+
+def _picked(step: Step, ids: Ids) -> NDArray[np.float32]:
+    known = ids < len(step.values)
+    if known.all():
+        return step.values[ids]
+    values = np.full(len(ids), np.nan, dtype=np.float32)
+    values[known] = step.values[ids[known]]
+    return values
+
+
+def _last_known(table: NDArray[np.float32], first: NDArray[np.int64], past: NDArray[np.int64]) -> Table:
+    """Of each column the last number in rows first[i]..past[i]-1."""
+    rows = np.where(np.isnan(table), -1, np.arange(len(table))[:, None])
+    latest_row = np.maximum.accumulate(rows, axis=0) if len(rows) else rows
+    found = np.full((len(first), table.shape[1]), np.nan)
+    for number, (begin, end) in enumerate(zip(first.tolist(), past.tolist(), strict=True)):
+        if end > begin:
+            at = latest_row[end - 1]
+            here = at >= begin
+            found[number, here] = table[at[here], np.flatnonzero(here)]
+    return found
+
+
+def _aggregate(function: str, values: Table, group: NDArray[np.int64], groups: int) -> Table:
+    known = ~np.isnan(values)
+    count = np.zeros((groups, values.shape[1]))
+    np.add.at(count, group, known)
+    if function == "count":
+        return np.where(count > 0, count, np.nan)
+    if function in {"sum", "avg"}:
+        total = np.zeros((groups, values.shape[1]))
+        np.add.at(total, group, np.where(known, values, 0.0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(count > 0, total / count if function == "avg" else total, np.nan)
+    worst = math.inf if function == "min" else -math.inf
+    best = np.full((groups, values.shape[1]), worst)
+    (np.minimum if function == "min" else np.maximum).at(best, group, np.where(known, values, worst))
+    return np.where(count > 0, best, np.nan)
+
+
+def _edge(text: str) -> float:
+    try:
+        return math.inf if text == "+Inf" else float(text)
+    except ValueError:
+        return math.nan
+
+
+def _quantiles(edges: NDArray[np.float64], values: Table, share: float) -> NDArray[np.float64]:
+    """Of cumulative bucket counts by upper edge; linear within the bucket, as Prometheus has it."""
+    order = np.unique(edges[~np.isnan(edges)])
+    if not len(order) or not np.isinf(order[-1]):
+        return np.full(values.shape[1], np.nan)
+    counts = np.stack([values[edges == edge].sum(axis=0) for edge in order])
+    counts = np.maximum.accumulate(counts, axis=0)
+    total = counts[-1]
+    rank = share * total
+    at = np.argmax(counts >= rank, axis=0)
+    columns = np.arange(counts.shape[1])
+    below = np.where(at > 0, counts[at - 1, columns], 0.0)
+    lower = np.where(at > 0, order[at - 1], 0.0)
+    upper = order[at]
+    within = np.maximum(counts[at, columns] - below, 1e-300)
+    inside = lower + (np.where(np.isinf(upper), lower, upper) - lower) * np.clip((rank - below) / within, 0.0, 1.0)
+    return np.where(total > 0, inside, np.nan)
+
+
+def _operate(sign: Sign, left: _Part | float, right: _Part | float) -> _Part | float:
+    if isinstance(left, float) and isinstance(right, float):
+        return float(_computed(sign, np.array([left]), np.array([right]))[0])
+    if isinstance(left, float):
+        assert isinstance(right, _Part)
+        return _Part(right.labels, _computed(sign, np.full_like(right.values, left), right.values))
+    if isinstance(right, float):
+        return _Part(left.labels, _computed(sign, left.values, np.full_like(left.values, right)))
+    if right.labels == [()]:
+        return _Part(left.labels, _computed(sign, left.values, np.broadcast_to(right.values, left.values.shape)))
+    if left.labels == [()]:
+        return _Part(right.labels, _computed(sign, np.broadcast_to(left.values, right.values.shape), right.values))
+    rows = _unique(right.labels)
+    _unique(left.labels)
+    both = [number for number, labels in enumerate(left.labels) if labels in rows]
+    others = [rows[left.labels[number]] for number in both]
+    return _Part([left.labels[number] for number in both], _computed(sign, left.values[both], right.values[others]))
+
+
+def _unique(labels: Sequence[Labels]) -> dict[Labels, int]:
+    rows = {one: number for number, one in enumerate(labels)}
+    if len(rows) != len(labels):
+        raise Rejected("both sides of an operator need different labels for each series; group them", code="bad_query")
+    return rows
+
+
+def _computed(sign: Sign, left: Table, right: Table) -> Table:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        match sign:
+            case "+":
+                return left + right
+            case "-":
+                return left - right
+            case "*":
+                return left * right
+            case "/":
+                return np.where(right == 0, np.nan, left / right)
+            case ">":
+                return np.where(left > right, left, np.nan)
+            case "<":
+                return np.where(left < right, left, np.nan)
+            case ">=":
+                return np.where(left >= right, left, np.nan)
+            case "<=":
+                return np.where(left <= right, left, np.nan)
