@@ -1,39 +1,39 @@
 """Who is let in when there is too much to do, decided in the protocol before headers become objects.
 
-Every request has a priority class. Three things turn one away, the lowest class first: the loop has more to do than it can
-(`overload` says which share of each class comes in), more waits or is under way than is allowed, an operator closed its
-class. While none of them is near, a request costs one comparison; while one is, a plain GET or a small whole POST is turned
-away by its first line, with one prebuilt 503 and Retry-After, before anything of it becomes an object.
+Every request has a priority class. Three things turn one away: the line of its class is as long as it may be, more is
+under way than is allowed, an operator closed its class. While none of them is near, a request costs one
+comparison; while one is, a plain request is turned away by its first line, with one prebuilt 503 and Retry-After, before
+anything of it becomes an object.
 
-The line. A loop is quick while its turns are short, so once several requests are under way new ones are begun a few per
-turn: as many as keep a turn's CPU time near `turn_s`, the highest class first, each class in its order. Work of the highest
-class therefore never stands behind a crowd of the others. What has waited longer than its class may (`age_s_max`) is
-turned away when its turn comes, because its answer would come when nobody waits any more; the age of the line is what
-`overload` goes by.
-Invariant: `in_flight` equals the exchanges begun and not finished.
+The lines. Once several requests are under way new ones stand in line, one line per class, and begin a few per turn of the
+loop, the highest class first, each class in its order (`overload` says how many). Work of the highest class therefore never
+stands behind a crowd of the others, and a class is turned away only when its own line stands: where the capacity ends. A
+line may be as long as what began of its class within `line_s_max` lately, and its oldest not older. Both are told in CPU
+time of this process, because a machine that is busy with something else is slow but not full of our work; and what does
+not stand in a line adds nothing: a long stream, an idle WebSocket, a feed beside the requests. What has waited longer
+than its class may (`age_s_max`, of the clock) is turned away, because its answer would come when nobody waits any more.
+Invariant: `in_flight` equals the exchanges that stand in line or have begun, and are not finished.
 """
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from fourplane.edge.http_answers import error_answer, seconds_text
-from fourplane.edge.overload import OPEN, Overload, OverloadSettings
+from fourplane.edge.http_request import GET
+from fourplane.edge.overload import OverloadSettings, Pace
 from fourplane.edge.routes import Priority
 from fourplane.foundation import clock
 
-TARGETS_MAX = 4_096
-SHARES = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
-STARTS_MAX = 64.0
-_FIRST_LINE = re.compile(rb"(POST|PUT|PATCH|DELETE) (/[!\"$-~]*+) HTTP/1\.1\r\n")
-_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r")
-_UNUSUAL = re.compile(
-    rb"transfer-encoding|\nexpect|\nupgrade|\nconnection:(?![ \t]*keep-alive\r)|[^\r]\n|\r[^\n]|\n[ \t]"
-)
+TARGETS_MAX: Final = 4_096
+SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
+ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
+CLASSES: Final = len(Priority)
+OPEN: Final = (1.0,) * CLASSES
+EXEMPT: Final = -1  # a hot route costs less than a rejection's bookkeeping would save
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,9 +41,10 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     in_flight_max: int = 2_000
     retry_after_s: float = 1.0
-    age_s_max: tuple[float, float, float, float] = (5.0, 2.0, 1.0, 0.6)  # by Priority
+    age_s_max: tuple[float, float, float, float] = (5.0, 2.0, 1.0, 0.6)  # in line, by Priority
     waiting_max: tuple[int, int, int, int] = (4_000, 256, 64, 32)  # in line, by Priority
-    turn_s: float = 0.002
+    line_s_max: tuple[float, float, float, float] = (0.3, 0.2, 0.1, 0.1)  # CPU time in line, by Priority
+    waiting_min: int = 8  # in line at least, whatever began lately
     adaptive: bool = True
     overload: OverloadSettings = OverloadSettings()
 
@@ -55,11 +56,12 @@ class AdmissionStatistics(msgspec.Struct, frozen=True):
     limit: int
     admitted: int
     shed: tuple[int, ...]  # by Priority
-    shares: tuple[float, ...] = OPEN  # of each class that is let in now
+    shares: tuple[float, ...] = OPEN  # of each class that was let in lately
     waiting: int = 0  # in line
-    delay_s: float = 0.0  # how long the line's oldest has waited
-    rate: float = 0.0  # requests per second let in while shedding
+    delay_s: float = 0.0  # how long the oldest in line has waited, in CPU time
+    rate: float = 0.0  # requests finished per second while some stood in line
     stale: int = 0  # turned away after they had waited too long
+    running_max: int = 0  # how many may be under way while some stand in line
 
 
 _Waiting = tuple[float, float, object, object]  # since when, in wall and CPU time, the exchange, its scope
@@ -71,30 +73,38 @@ class Admission:
 
     __slots__ = (
         "_admitted",
-        "_arrived",
+        "_asked",
+        "_began",
+        "_bounds",
         "_busy_min",
         "_closed_from",
-        "_credit",
-        "_decided",
         "_finished",
+        "_held",
         "_known",
         "_lines",
         "_loop",
+        "_open",
+        "_rate",
         "_settings",
-        "_shares",
         "_shed",
+        "_speeds",
         "_stale",
-        "_starts",
+        "_steps_cpu_s",
+        "_steps_s",
         "_thresholds",
         "_timer",
+        "_told",
         "_turn_cpu_s",
         "_turning",
+        "_waiting",
+        "_window_cpu_s",
         "_window_from",
         "begin",
         "classify",
+        "exempt",
         "in_flight",
         "limit",
-        "overload",
+        "pace",
         "refuse",
         "rejection",
         "rejection_and_close",
@@ -104,27 +114,29 @@ class Admission:
 
     def __init__(self, settings: AdmissionSettings, classify: Classify | None = None) -> None:
         self.classify: Classify = classify if classify is not None else _everyone_alike
-        self.in_flight = 0
-        self.overload = Overload(settings.overload)
-        self._settings = settings
-        self._shares = OPEN
-        self._credit = [0.0] * len(Priority)
-        self._arrived = [0] * len(Priority)
-        self._lines: list[deque[_Waiting]] = [deque() for _ in Priority]
-        self._finished = self._stale = 0
-        self._starts = 8.0
-        self._turn_cpu_s = self._window_from = 0.0
-        self._turning = False
+        self.exempt: Callable[[bytes, bytes], bool] = _nothing
         self.begin: Callable[[Any, Any], None] = _nobody
         self.refuse: Callable[[Any], None] = _nobody
-        self._decided = False
+        self.in_flight = 0
+        self.pace = Pace(settings.overload)
+        self._settings = settings
+        self._lines: list[deque[_Waiting]] = [deque() for _ in Priority]
+        self._open = [True] * CLASSES
+        self._began = [0] * CLASSES  # out of each line, in this window
+        self._speeds = [0.0] * CLASSES  # the same per second of CPU time
+        self._bounds = list(settings.waiting_max)
+        self._asked = [0] * CLASSES  # while somebody was turned away
+        self._shed = [0] * CLASSES
+        self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
+        self._admitted = self._finished = self._stale = self._waiting = 0
+        self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._window_cpu_s = self._window_from = self._rate = 0.0
+        self._turning = False
+        self._held = False  # some stand in line for want of room
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_min = 1 << 62
         self._timer: asyncio.TimerHandle | None = None
-        self._admitted = 0
-        self._known: dict[bytes, Priority] = {}
-        self._shed = [0] * len(Priority)
-        self._closed_from = len(Priority)
+        self._known: dict[bytes, int] = {}
+        self._closed_from = CLASSES
         self.shed_at = 0
         retry = {"retry-after": seconds_text(settings.retry_after_s)}
         text = "too much to do at the moment; try again soon"
@@ -150,75 +162,71 @@ class Admission:
 
     def close_from(self, priority: Priority | None) -> None:
         """Turn away this class and every lower one, whatever the load; None opens all again."""
-        self._closed_from = len(Priority) if priority is None else int(priority)
+        self._closed_from = CLASSES if priority is None else int(priority)
         self._look()
 
+    # -- asked by connections once `in_flight` has reached `shed_at`
+
+    def turns_away(self, method: bytes, target: bytes) -> bool:
+        """Whether a request has to go again, by its first line; counts a refusal. Classes of GETs are remembered."""
+        priority = self._known.get(target) if method is GET else None
+        if priority is None:
+            priority = self._class_of(method, target)
+        if priority < 0:
+            return False
+        self._asked[priority] += 1
+        if self._open[priority] and self.in_flight < self._thresholds[priority]:
+            return False
+        self._shed[priority] += 1
+        return True
+
+    def turns_away_as(self, method: bytes, path: bytes) -> bool:
+        """The same for a request that no hot route answers."""
+        return not self.admits(self.classify(method, path))
+
     def admits(self, priority: Priority) -> bool:
-        """Whether one more of this class may come in now; counts a refusal. True when `admits_get` has just let it in."""
-        if self._decided:
-            self._decided = False
+        """Whether one more of this class may come in now; counts a refusal."""
+        self._asked[priority] += 1
+        if self._open[priority] and self.in_flight < self._thresholds[priority]:
             return True
-        self._arrived[priority] += 1
-        open_to_it = self.in_flight < self._thresholds[priority] and priority < self._closed_from
-        if open_to_it and len(self._lines[priority]) < self._settings.waiting_max[priority]:
-            share = self._shares[priority]
-            if share >= 1.0:
-                return True
-            credit = self._credit[priority] = self._credit[priority] + share
-            if credit >= 1.0:
-                self._credit[priority] = credit - 1.0
-                return True
         self._shed[priority] += 1
         return False
 
-    def admits_get(self, target: bytes) -> bool:
-        """The same for a GET of this target; classes of targets seen lately are remembered."""
-        self._decided = False
-        priority = self._known.get(target)
-        if priority is None:
-            priority = self.classify(b"GET", target.partition(b"?")[0])
+    def _class_of(self, method: bytes, target: bytes) -> int:
+        path = target.partition(b"?")[0]
+        priority = EXEMPT if self.exempt(method, path) else int(self.classify(method, path))
+        if method is GET:
             if len(self._known) >= TARGETS_MAX:
                 self._known.clear()
             self._known[target] = priority
-        self._decided = self.admits(priority)
-        return self._decided
+        return priority
 
-    def admits_whole(self, data: bytes) -> bool:
-        """The same for a small request with a body that lies here whole; True for everything that deserves a closer look."""
-        self._decided = False
-        line = _FIRST_LINE.match(data)
-        end = data.find(b"\r\n\r\n")
-        if line is None or end < 0:
-            return True
-        head = data[: end + 2].lower()
-        length = _LENGTH.findall(head)
-        if (
-            len(length) != 1
-            or int(length[0]) != len(data) - end - 4
-            or head.count(b"\nhost:") != 1
-            or _UNUSUAL.search(head)
-        ):
-            return True
-        self._decided = self.admits(self.classify(line[1], line[2].partition(b"?")[0]))
-        return self._decided
+    # -- from the beginning of a request to its end
 
     def lines_up(self, method: bytes, path: bytes, exchange: object, scope: object) -> bool:
         """Put an admitted request into the line of its class; False when there is none and it may begin at once."""
         if self.in_flight <= self._busy_min:
             return False
         assert self._loop is not None
-        if not self._turning:
-            self._turning = True
+        if not self._waiting:
             self._turn_cpu_s = clock.cpu_s()
+        self._waiting += 1
+        priority = self.classify(method, path)
+        line = self._lines[priority]
+        line.append((clock.monotonic_s(), self._turn_cpu_s, exchange, scope))
+        if len(line) >= self._bounds[priority]:
+            self._open[priority] = False
+            self.shed_at = 0
+        if not self._turning and not self._held:
+            self._turning = True
             self._loop.call_soon(self._turn)
-        self._lines[self.classify(method, path)].append((clock.monotonic_s(), self._turn_cpu_s, exchange, scope))
         if self._timer is None:
-            self._window_from = clock.monotonic_s()
+            self._window_from, self._window_cpu_s = clock.monotonic_s(), self._turn_cpu_s
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
         return True
 
     def entered(self) -> None:
-        """An admitted request begins."""
+        """An admitted request stands in line or begins."""
         self._admitted += 1
         self.in_flight += 1
 
@@ -227,6 +235,9 @@ class Admission:
         self.in_flight -= 1
         self._finished += 1
         assert self.in_flight >= 0
+        if self._held and not self._turning and self._loop is not None:
+            self._turning = True
+            self._loop.call_soon(self._turn)
 
     @property
     def shedding(self) -> bool:
@@ -234,77 +245,139 @@ class Admission:
         return self.in_flight >= self.shed_at
 
     def statistics(self) -> AdmissionStatistics:
+        now_s = clock.monotonic_s()
+        since_s, asked, shed, shares = self._told
+        if now_s - since_s >= 0.5:
+            shares = tuple(
+                1.0 if now == before else 1.0 - (gone - gone_before) / (now - before)
+                for now, before, gone, gone_before in zip(self._asked, asked, self._shed, shed, strict=True)
+            )
+            self._told = (now_s, tuple(self._asked), tuple(self._shed), shares)
         return AdmissionStatistics(
-            self.in_flight,
-            self.limit,
-            self._admitted,
-            tuple(self._shed),
-            self._shares,
-            sum(map(len, self._lines)),
-            self.overload.delay_s,
-            self.overload.rate if self.overload.watching else 0.0,
-            self._stale,
+            in_flight=self.in_flight,
+            limit=self.limit,
+            admitted=self._admitted,
+            shed=tuple(self._shed),
+            shares=shares,
+            waiting=self._waiting,
+            delay_s=self._oldest_s(clock.cpu_s()),
+            rate=self._rate if self._timer is not None else 0.0,
+            stale=self._stale,
+            running_max=self.pace.running_max,
         )
 
-    def watch(self) -> None:
-        """Look at the running loop from now on, whenever several requests are under way."""
+    # -- the lines
+
+    def watch(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Let requests stand in line on `loop`, the running one, from now on, whenever several are under way."""
         if self._settings.adaptive:
-            self._loop = asyncio.get_running_loop()
+            self._loop = loop if loop is not None else asyncio.get_running_loop()
             self._busy_min = self._settings.overload.busy_min
 
     def close(self) -> None:
-        """Stop looking at the loop."""
+        """Begin everything at once again."""
         self._busy_min = 1 << 62
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _turn(self) -> None:
-        """Begin a few of those in line, once per turn of the loop."""
+        """Begin a few of those in line, once per turn of the loop; their first steps run one after the other, measured."""
+        loop, pace = self._loop, self.pace
+        assert loop is not None
         cpu_s = clock.cpu_s()
-        used_s, self._turn_cpu_s = cpu_s - self._turn_cpu_s, cpu_s
-        turn_s = self._settings.turn_s
-        if used_s > turn_s:
-            self._starts = max(1.0, self._starts * 0.7)
-        elif used_s < 0.7 * turn_s:
-            self._starts = min(STARTS_MAX, self._starts + 0.5)
-        now_s = clock.monotonic_s()
-        left = int(self._starts)
-        for line, age_s_max in zip(self._lines, self._settings.age_s_max, strict=True):
-            while left and line:
-                since_s, _, exchange, scope = line.popleft()
-                if now_s - since_s > age_s_max:
+        if self._steps_s:  # measured in the turn before this one
+            pace.turned(max(0.0, cpu_s - self._turn_cpu_s - self._steps_s))
+            self._steps_s = 0.0
+        self._turn_cpu_s = cpu_s
+        now_s, left, room = clock.monotonic_s(), pace.starts, pace.running_max
+        begun: list[_Waiting] = []
+        for number, line in enumerate(self._lines):
+            age_s_max, times = self._settings.age_s_max[number], ROOM[number]
+            while line:
+                waiting = line[0]
+                stale = now_s - waiting[0] > age_s_max
+                if not stale and (left <= 0 or self.in_flight - self._waiting >= room * times):
+                    break
+                line.popleft()
+                self._waiting -= 1
+                if stale:
                     self._stale += 1
-                    self.refuse(exchange)
-                    continue
-                left -= 1
+                    self.refuse(waiting[2])
+                else:
+                    left -= 1
+                    self._began[number] += 1
+                    begun.append(waiting)
+        if begun:
+            loop.call_soon(self._steps_begin)
+            for _, _, exchange, scope in begun:
                 self.begin(exchange, scope)
-        self._turning = any(self._lines)
-        if self._turning and self._loop is not None:
-            self._loop.call_soon(self._turn)
+            loop.call_soon(self._steps_end, len(begun))
+        self._held = self._waiting > 0 and left > 0
+        self._turning = self._waiting > 0 and left <= 0
+        if self._turning:
+            loop.call_soon(self._turn)
+        self._look()
+
+    def _steps_begin(self) -> None:
+        self._steps_cpu_s = clock.cpu_s()
+
+    def _steps_end(self, count: int) -> None:
+        used_s = clock.cpu_s() - self._steps_cpu_s
+        self._steps_s = used_s if self._turning else 0.0
+        self.pace.began(count, used_s)
 
     def _window(self) -> None:
-        """Let `overload` decide by how old the line is."""
-        now_s, cpu_s = clock.monotonic_s(), clock.cpu_s()
-        span_s, self._window_from = now_s - self._window_from, now_s
-        oldest = max((cpu_s - line[0][1] for line in self._lines if line), default=0.0)
-        overload = self.overload
-        overload.observe(span_s, oldest, arrived=self._arrived, finished=self._finished, busy=self.in_flight)
-        self._finished = 0
-        self._arrived = [0] * len(Priority)
-        self._shares = overload.shares
-        self._look()
+        """Look how the process does while some stand in line, and let nobody stand there for ever."""
         self._timer = None
-        if (overload.watching or self._turning) and self._loop is not None:
+        now_s, cpu_s = clock.monotonic_s(), clock.cpu_s()
+        span_s, used_s = now_s - self._window_from, cpu_s - self._window_cpu_s
+        self.pace.window(span_s, used_s, in_line=self._held, limit=self.limit)
+        self._measure(used_s)
+        self._rate += (self._finished / max(span_s, 1e-6) - self._rate) * 0.3
+        self._window_from, self._window_cpu_s, self._finished = now_s, cpu_s, 0
+        if self._loop is None:
+            return
+        if self._waiting and not self._turning:
+            self._turn()
+        self._look()
+        if not self._waiting:
+            self._bounds, self._speeds = list(self._settings.waiting_max), [0.0] * CLASSES
+        else:
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
 
+    def _measure(self, used_s: float) -> None:
+        """How long each line may be: what began lately, of its class and those it goes before, in the time it may take."""
+        settings, could = self._settings, 0.0
+        for number in reversed(range(CLASSES)):
+            speed, before = self._began[number] / max(used_s, 1e-3), self._speeds[number]
+            self._speeds[number] = speed = before + (speed - before) * 0.3 if before else speed
+            self._began[number] = 0
+            could += speed
+            fitting = int(could * settings.line_s_max[number])
+            self._bounds[number] = min(settings.waiting_max[number], max(settings.waiting_min, fitting))
+
     def _look(self) -> None:
-        watched = self.overload.watching or self._closed_from < len(Priority)
-        self.shed_at = 0 if watched else min(self._thresholds[-1], *self._settings.waiting_max)
+        """Which classes may come in: those whose line is neither full nor old."""
+        cpu_s, settings = self._turn_cpu_s, self._settings
+        self._open = [
+            number < self._closed_from and len(line) < count_max and (not line or cpu_s - line[0][1] <= line_s_max)
+            for number, (line, count_max, line_s_max) in enumerate(
+                zip(self._lines, self._bounds, settings.line_s_max, strict=True)
+            )
+        ]
+        self.shed_at = min(self._thresholds[-1], *self._bounds) if all(self._open) else 0
+
+    def _oldest_s(self, cpu_s: float) -> float:
+        return max((cpu_s - line[0][1] for line in self._lines if line), default=0.0)
 
 
 def _nobody(*_: object) -> None:
     raise AssertionError("nobody begins what stands in line")
+
+
+def _nothing(_method: bytes, _path: bytes) -> bool:
+    return False
 
 
 def _everyone_alike(_method: bytes, _path: bytes) -> Priority:

@@ -70,15 +70,16 @@ class AsgiExchange:
     _expected = -1
     _sent = 0
     _buffered = 0
-    _body_done = False
     _receive_waiter: "asyncio.Future[None] | None" = None
 
-    def __init__(self, protocol: "HttpProtocol", request: HttpRequest) -> None:
+    def __init__(self, protocol: "HttpProtocol", request: HttpRequest, *, whole: bool = False) -> None:
+        """`whole`: the body is here already, in `request.body`."""
         self._protocol = protocol
         self._request = request
         self.keep_alive = request.keep_alive
         self._head_only = request.method == b"HEAD"
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] = [request.body] if whole and request.body else []
+        self._body_done = whole
 
     # -- the protocol's side
 

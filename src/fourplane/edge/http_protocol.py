@@ -9,9 +9,10 @@ known. A slice therefore completes at most one request, and while that one is be
 stays unparsed in `_held` with reading paused. Invariants: `_held` is empty or an exchange is busy; answers leave in order;
 after a refusal nothing more is parsed.
 
-Hot routes are answered inside `data_received`: no task, no await; a plain GET of one does not even need the parser
-(`http_request.plain_request`, which accepts a strict subset of what llhttp does). When the server sheds, a request
-without a body is turned away before its headers become objects (`_try_shed`). Sources: RFC 9112, RFC 9110.
+A plain request, one whose bytes lie here whole and need no second thought, does without the parser (`http_request`
+accepts a strict subset of what llhttp does). It is turned away by its first line, before anything of it becomes an object,
+while the server sheds; a hot route answers it inside `data_received`, without a task; else the application gets it with
+its fields still unsplit. Sources: RFC 9112, RFC 9110.
 """
 
 import asyncio
@@ -23,11 +24,14 @@ import httptools
 from fourplane.edge import http_answers
 from fourplane.edge.http_answers import error_answer
 from fourplane.edge.http_request import (
-    PLAIN_HEAD,
+    GET,
+    MAY_BE_PLAIN,
+    PLAIN_GET,
     BadTarget,
     HotHandler,
     HttpRequest,
-    plain_request,
+    made_request,
+    plain_whole,
     split_target,
 )
 from fourplane.edge.http_rules import SPECIAL, Refused, check_version, note_special
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
 
 HEAD_END: Final = b"\r\n\r\n"
 LINGER_BYTES_MAX: Final = 1 << 20
+FIELD_BYTES_MIN: Final = 4  # of a header field with its line end
+SEEN_MAX: Final = 2_048  # plain GETs a server remembers
+SEEN_BYTES_MAX: Final = 1_024  # each
 
 
 class Phase(IntEnum):
@@ -70,7 +77,6 @@ class HttpProtocol(asyncio.Protocol):
     __slots__ = (
         "_admission",
         "_count_max",
-        "_declined",
         "_fed_in_head",
         "_head_max",
         "_held",
@@ -78,6 +84,8 @@ class HttpProtocol(asyncio.Protocol):
         "_mode",
         "_parser",
         "_phase",
+        "_plain_max",
+        "_seen",
         "_since_tick",
         "_target_max",
         "_write_waiter",
@@ -104,6 +112,7 @@ class HttpProtocol(asyncio.Protocol):
         self.write_paused = False
         self.deadline_tick = 0
         self._admission = server.admission
+        self._seen = server.seen
         limits = server.settings
         self._target_max, self._head_max = limits.target_bytes_max, limits.head_bytes_max
         self._count_max = limits.header_count_max
@@ -111,7 +120,7 @@ class HttpProtocol(asyncio.Protocol):
         self._mode = HTTP
         self._phase = IDLE
         self._held = b""
-        self._declined = False
+        self._plain_max = min(self._target_max, self._head_max, FIELD_BYTES_MIN * self._count_max)
         self._fed_in_head = 0
         self._lingered = 0
         self._write_waiter: asyncio.Future[None] | None = None
@@ -177,18 +186,23 @@ class HttpProtocol(asyncio.Protocol):
         if self._mode is not HTTP:
             self._other_data(data)
             return
-        if self._held or (self.exchange is not None and self._phase is not BODY) or self.write_paused:
-            self._hold(self._held + data)
-            return
-        if self._phase is IDLE:
-            if data[:5] == b"GET /" and self._try_plain(data):
-                return
-            admission = self._admission
-            if admission.in_flight >= admission.shed_at and self._try_shed(data):
-                return
+        if self.exchange is None and self._phase is IDLE and not self._held and not self.write_paused:
+            target = self._seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
+            if target is None:
+                target = self._plain_target(data)
+            if target:
+                if self._take_plain(data, GET, target, b""):
+                    return
+            elif data[0] in MAY_BE_PLAIN:
+                whole = plain_whole(data)
+                if whole is not None and self._take_plain(data, *whole):
+                    return
             if data.find(HEAD_END) == len(data) - 4:
                 self._feed(data)
                 return
+        elif self._held or (self.exchange is not None and self._phase is not BODY) or self.write_paused:
+            self._hold(self._held + data)
+            return
         self._feed_slices(data)
 
     def expire(self) -> None:
@@ -343,7 +357,7 @@ class HttpProtocol(asyncio.Protocol):
         self._phase = BODY
         if request.method == b"CONNECT":
             raise Refused(405, "no_tunnel", "this server is not a proxy")
-        hot = None if self._declined else self.server.hot_handler(request.method, request.path)
+        hot = self.server.hot_handler(request.method, request.path)
         if hot is not None and request.upgrade is None:
             request.hot = hot
         else:
@@ -422,9 +436,7 @@ class HttpProtocol(asyncio.Protocol):
         if request.remaining > server.settings.body_bytes_max:
             raise Refused(413, "too_large", "the body is too large")
         admission = server.admission
-        if admission.in_flight >= admission.shed_at and not admission.admits(
-            admission.classify(request.method, request.path)
-        ):
+        if admission.in_flight >= admission.shed_at and admission.turns_away_as(request.method, request.path):
             server.shed_total.value += 1
             if request.has_body or not request.keep_alive:
                 self._send_last(admission.rejection_and_close)
@@ -465,41 +477,59 @@ class HttpProtocol(asyncio.Protocol):
     def _rest_for_next(self) -> None:
         self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
 
-    def _try_shed(self, data: bytes) -> bool:
-        """Turn a plain GET or a small whole POST away by its first line; False when it deserves a closer look."""
-        server = self.server
-        admission = self._admission
-        plain = PLAIN_HEAD.fullmatch(data)
-        if admission.admits_whole(data) if plain is None else admission.admits_get(plain[1]):
+    def _plain_target(self, data: bytes) -> bytes | None:
+        """The target of a plain GET. Clients say the same bytes again and again, so what was seen lately is remembered."""
+        found = PLAIN_GET.fullmatch(data)
+        if found is None:
+            return None
+        target = found[1]
+        if len(data) <= SEEN_BYTES_MAX:
+            seen = self._seen
+            if len(seen) >= SEEN_MAX:
+                seen.clear()
+            seen[data] = target
+        return target
+
+    def _take_plain(self, data: bytes, method: bytes, target: bytes, body: bytes) -> bool:
+        """Turn away, answer or begin the plain request that `data` is; False when the parser has to see it."""
+        server, admission = self.server, self._admission
+        if server.draining or (len(data) > self._plain_max and not self._fits(data, target, body)):
             return False
-        server.shed_total.value += 1
-        self.transport.write(admission.rejection)
+        if admission.in_flight >= admission.shed_at and admission.turns_away(method, target):
+            server.shed_total.value += 1
+            self.transport.write(admission.rejection)
+            self.deadline_tick = server.deadlines.now + server.idle_ticks
+            return True
+        request = made_request(data, method, target, body, self.peer)
+        hot = server.hot_handler(method, request.path)
+        if hot is not None:
+            answered = hot(request)
+            if answered is not None:
+                server.hot_total.value += 1
+                if isinstance(answered, tuple):
+                    self.transport.writelines(answered)
+                else:
+                    self.transport.write(answered)
+                self.deadline_tick = server.deadlines.now + server.idle_ticks
+                return True
+            if admission.in_flight >= admission.shed_at and admission.turns_away_as(method, request.path):
+                server.shed_total.value += 1
+                self.transport.write(admission.rejection)
+                return True
+        self.request = request
         self.deadline_tick = server.deadlines.now + server.idle_ticks
+        self.exchange = server.begin_exchange(self, request, whole=True)
         return True
 
-    def _try_plain(self, data: bytes) -> bool:
-        """Answer a plain GET of a hot route without the parser; False when the parser has to see it."""
-        server = self.server
-        target = data[4 : data.find(b" ", 5)]
-        hot = server.hot_handler(b"GET", target.partition(b"?")[0])
-        if hot is None or len(data) > self._head_max or len(target) > self._target_max or server.draining:
-            return False
-        request = plain_request(data, self.peer)
-        if request is None or data.count(b"\n") > self._count_max + 2:
-            return False
-        answered = hot(request)
-        if answered is None:  # it declined once; the parser's request goes to the application
-            self._declined = True
-            self._feed(data)
-            self._declined = False
-            return True
-        server.hot_total.value += 1
-        if isinstance(answered, tuple):
-            self.transport.writelines(answered)
-        else:
-            self.transport.write(answered)
-        self.deadline_tick = server.deadlines.now + server.idle_ticks
-        return True
+    def _fits(self, data: bytes, target: bytes, body: bytes) -> bool:
+        """Whether a plain request longer than most keeps all bounds."""
+        head, limits = len(data) - len(body), self.server.settings
+        return (
+            head <= self._head_max
+            and len(target) <= self._target_max
+            and len(body) <= min(limits.hot_body_max, limits.body_bytes_max, limits.body_buffer_max)
+            and data.count(b"\r\n", 0, head) <= self._count_max + 2
+        )
 
     def _take_other_target(self, request: HttpRequest) -> None:
         try:

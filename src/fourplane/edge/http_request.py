@@ -10,18 +10,21 @@ HotHandler = Callable[["HttpRequest"], HotAnswer]
 HOST_BYTES: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:[]%!$&'()*+,;="
 HOST_LENGTH_MAX: Final = 255
 _NOT_PLAIN = rb"(?!(?i:host|connection|content-length|transfer-encoding|expect|upgrade):)"
-_FIELD = (
+_FIELDS = (
     rb"(?:"
     + _NOT_PLAIN
     + rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n|(?i:connection): keep-alive\r\n)*+"
 )
-PLAIN_HEAD: Final = re.compile(
-    rb"GET (/[!\"$-~]*+) HTTP/1\.1\r\n"
-    + _FIELD
-    + rb"(?i:host):[ \t]*+([-a-zA-Z0-9._~:\[\]%!$&'()*+,;=]{1,255}+)[ \t]*+\r\n"
-    + _FIELD
-    + rb"\r\n"
-)
+_TARGET = rb" (/[!\"$-~]*+) HTTP/1\.1\r\n"
+_HOST = rb"(?i:host):[ \t]*+([-a-zA-Z0-9._~:\[\]%!$&'()*+,;=]{1,255}+)[ \t]*+\r\n"
+_LENGTH = rb"(?i:content-length):[ \t]*+([0-9]{1,7}+)[ \t]*+\r\n"
+PLAIN_GET: Final = re.compile(rb"GET" + _TARGET + _FIELDS + _HOST + _FIELDS + rb"\r\n")
+PLAIN_HEAD: Final = re.compile(  # of a request that may have a body: method, target, host and length, or length and host
+    rb"(POST|PUT|PATCH|DELETE)" + _TARGET + _FIELDS
+    + rb"(?:" + _HOST + _FIELDS + rb"(?:" + _LENGTH + _FIELDS + rb")?+|" + _LENGTH + _FIELDS + _HOST + _FIELDS + rb")\r\n"
+)  # fmt: skip
+GET: Final = b"GET"
+MAY_BE_PLAIN: Final = frozenset(b"PD")  # how those methods begin
 
 
 class BadTarget(Exception):
@@ -38,7 +41,7 @@ class HttpRequest:
     target = b""
     path = b""
     query = b""
-    host: bytes | None = None
+    host: bytes | None = None  # while the parser reads; `header(b"host")` always
     hot: HotHandler | None = None
     body = b""
     raw = b""  # a whole plain head whose fields nobody has asked for yet
@@ -76,19 +79,44 @@ class HttpRequest:
 
 
 def plain_request(data: bytes, peer: str) -> HttpRequest | None:
-    """The request in `data` if that is exactly one plain GET; None when llhttp has to look.
+    """The request in `data` if that is exactly one plain request; None when llhttp has to look.
 
-    Accepts only what needs no second thought: the strict grammar, one valid Host, no body, no upgrade, no expectation, a
-    connection that is kept. Fields are split when somebody asks for them.
+    Accepts only what needs no second thought: the strict grammar, one valid Host, no body or one that lies here whole, no
+    upgrade, no expectation, a connection that is kept. Fields are split when somebody asks for them.
     """
-    found = PLAIN_HEAD.fullmatch(data)
+    found = PLAIN_GET.fullmatch(data)
+    if found is not None:
+        return made_request(data, GET, found[1], b"", peer)
+    whole = plain_whole(data)
+    return None if whole is None else made_request(data, *whole, peer)
+
+
+def plain_whole(data: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Method, target and body of a plain POST, PUT, PATCH or DELETE that lies here whole."""
+    found = PLAIN_HEAD.match(data)
     if found is None:
         return None
+    end = found.end()
+    if len(data) - end != int(found[4] or found[5] or 0):
+        return None
+    return found[1], found[2], data[end:]
+
+
+def made_request(data: bytes, method: bytes, target: bytes, body: bytes, peer: str) -> HttpRequest:
+    """The request of a plain head that was already matched; `data` begins with that head."""
     request = HttpRequest(peer)
-    request.method = b"GET"
-    request.target, request.host = found.groups()
-    request.path, _, request.query = request.target.partition(b"?")
-    request.raw = data
+    request.method = method
+    request.target = target
+    mark = target.find(b"?")
+    if mark < 0:
+        request.path = target
+    else:
+        request.path, request.query = target[:mark], target[mark + 1 :]
+    if body:
+        request.body = body
+        request.raw = data[: -len(body)]
+    else:
+        request.raw = data
     return request
 
 

@@ -88,6 +88,7 @@ class HttpServer:
         self.deadlines = Deadlines()
         self.idle_ticks = self.deadlines.ticks(settings.idle_s_max)
         self.head_ticks = self.deadlines.ticks(settings.head_s_max)
+        self.seen: dict[bytes, bytes] = {}  # whole plain GETs seen lately, and their targets
         self.draining = False
         self.scheme = "https" if tls is not None else "http"
         self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
@@ -168,6 +169,7 @@ class HttpServer:
         """Listen; raises OSError when the port is busy."""
         self._tasks = tasks
         self.admission.begin, self.admission.refuse = self._begin, self._turn_away
+        self.admission.exempt = lambda method, path: self.hot_handler(method, path) is not None
         self.admission.watch()
         await self.listener.open(lambda: HttpProtocol(self))
         self._server_address = (self.settings.listener.host, self.listener.port)
@@ -224,9 +226,9 @@ class HttpServer:
         """Remember why a connection was refused."""
         self._refused[code] = self._refused.get(code, 0) + 1
 
-    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest) -> AsgiExchange:
-        """Give a request to the application in a task of its own."""
-        exchange = AsgiExchange(connection, request)
+    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest, *, whole: bool = False) -> AsgiExchange:
+        """Give a request to the application in a task of its own; `whole`: its body is there already."""
+        exchange = AsgiExchange(connection, request, whole=whole)
         self.admission.entered()
         self.requests_total.value += 1
         if self._behind:

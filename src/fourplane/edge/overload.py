@@ -1,98 +1,69 @@
-"""How much of each priority class to let in while the loop has more to do than it can.
+"""How fast to begin work on a loop that has more to do than it can: how many a turn, and how many under way at a time.
 
-The signal is the age of what stands in line to be begun (`admission`), whatever requests cost and wait for: a long stream or
-an idle WebSocket adds nothing to it. It is told in CPU time of this process, because a machine that is busy with something
-else is slow but not full of our work. While that age is above its target the
-rate of admission is what was really finished in the last window, less a part that lets the queue melt; while it is below,
-the rate grows by a few per cent. The rate is dealt out by class: the highest first, the class where it ends gets a share, the
-rest nothing; the highest class pays for a queue only when it alone is more than everything. So nothing is configured: not a
-rate, not a concurrency, not a latency of any route.
+Two things make a crowded server slow for those who matter most. A turn of the loop that begins everything at once lets the
+next one wait for all of it; so as many begin a turn as their first steps fit into `turn_s`, by what such steps have cost.
+That is measured around the steps themselves, so other work of the loop, such as a feed of positions, does not count as
+theirs; where it fills the turns, requests get half as much time beside it. And work that has begun waits in queues behind
+the loop, such as that of a commit, where no class goes first; so only `running_min` are under way at a time, more only
+while there are requests in line and the process still has time to spare: then they wait for something else than this
+processor. The highest class has four times that room, so the others never take it.
 
-Pure: spans, delays and counts are arguments. Sources: Zhou et al., "Overload Control for Scaling WeChat Microservices" (DAGOR,
-2018) for queueing time and class arithmetic; Uber's Cinnamon (2023) for throughput as the target. Cost: 4 us a window.
+What finds no room stands in a line by class. As many may stand there as began in `line_s` lately: a bound on the wait of
+the newest, known when it comes, where the age of the oldest tells of a line that is already too long.
+Nothing is configured: not a rate, not a latency of any route.
+
+Pure: counts and seconds are arguments. Sources: Zhou et al., "Overload Control for Scaling WeChat Microservices" (DAGOR,
+2018) for queueing time as the signal; Netflix, concurrency-limits (2018) for the limit that probes; Nygard, "Release It!".
 """
-
-from collections.abc import Sequence
 
 import msgspec
 
-from fourplane.edge.routes import Priority
-
-CLASSES = len(Priority)
-OPEN = (1.0,) * CLASSES
-FIRST = (1.0, 0.5, 0.0, 0.0)  # until the mix of classes is known
+STARTS_MAX = 64.0
+COST_S_MIN = 1e-5
 
 
 class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The target and how fast to move."""
+    """How much at a time while there is a line."""
 
-    target_s: float = 0.25
+    turn_s: float = 0.002  # CPU time of first steps per turn of the loop
+    turn_s_max: float = 0.01  # the same where other work makes turns long
+    busy_min: int = 8  # requests under way below which nobody stands in line
+    running_min: int = 32  # under way at a time, beside the highest class
     window_s: float = 0.05
-    busy_min: int = 8  # requests under way below which a line is no overload
-    melt: float = 0.9  # of what was finished, while the queue is a little too long
-    melt_most: float = 0.4  # while it is very long
-    grow: float = 1.04  # per window, while it is short
-    calm_windows: int = 20  # without a refusal before nobody looks any more
+    spare_share: float = 0.7  # of one processor; below it the process waits for something else
+    full_share: float = 0.85
+    grow: float = 1.25  # of the room, per window
+    shrink: float = 0.95
 
 
-class Overload:
-    """The shares of the classes, moved once a window."""
+class Pace:
+    """How many begin per turn, and how many may be under way."""
 
-    __slots__ = ("_arrivals", "_calm", "_settings", "capacity", "delay_s", "rate", "shares", "watching")
+    __slots__ = ("_cost_s", "_other_s", "_settings", "running_max", "starts")
 
     def __init__(self, settings: OverloadSettings | None = None) -> None:
         self._settings = settings or OverloadSettings()
-        self._arrivals = [0.0] * CLASSES
-        self._calm = 0
-        self.rate = 0.0
-        self.capacity = 0.0  # requests finished per second while there was always one more
-        self.delay_s = 0.0
-        self.shares: tuple[float, ...] = OPEN
-        self.watching = False  # whether arrivals have to be counted by class
+        self._cost_s = self._other_s = 0.0
+        self.starts = 8  # per turn
+        self.running_max = self._settings.running_min
 
-    def observe(self, span_s: float, delay_s: float, *, arrived: Sequence[int], finished: int, busy: int) -> None:
-        """One window: how long it was, the age of the line, arrivals by class (while `watching`), requests finished,
-        and how many are under way now.
-        """
+    def began(self, count: int, used_s: float) -> None:
+        """`count` first steps took `used_s` of CPU time."""
+        cost_s = used_s / count
+        self._cost_s += (cost_s - self._cost_s) * (0.2 if self._cost_s else 1.0)
         settings = self._settings
-        self.delay_s += (delay_s - self.delay_s) * 0.5
-        late = delay_s > settings.target_s and busy >= settings.busy_min
-        if not self.watching:
-            if late:
-                self._begin(finished / span_s, severe=delay_s > 3 * settings.target_s)
-            return
-        total = 0.0
-        for number, count in enumerate(arrived):
-            self._arrivals[number] += (count / span_s - self._arrivals[number]) * 0.5
-            total += self._arrivals[number]
-        if late:
-            done = finished / span_s
-            self.capacity += (done - self.capacity) * 0.3
-            times = delay_s / settings.target_s
-            self.rate = done * max(settings.melt_most, 1.0 - (1.0 - settings.melt) * (times - 1.0))
-        else:
-            self.rate = min(max(self.rate * settings.grow, 1.0 / settings.window_s), 1.5 * total + 10.0)
-        self.shares = self._deal()
-        self._calm = self._calm + 1 if self.shares == OPEN and not late else 0
-        if self._calm >= settings.calm_windows:
-            self.watching = False
+        turn_s = max(settings.turn_s, min(settings.turn_s_max, 0.5 * self._other_s))
+        self.starts = int(max(1.0, min(STARTS_MAX, turn_s / max(COST_S_MIN, self._cost_s))))
 
-    def _begin(self, rate: float, *, severe: bool) -> None:
-        self.watching = True
-        self._calm = 0
-        self.rate = self.capacity = rate
-        self._arrivals = [0.0] * CLASSES
-        self.shares = FIRST if severe else OPEN
+    def turned(self, other_s: float) -> None:
+        """A turn of the loop took `other_s` of CPU time beside first steps."""
+        self._other_s += (other_s - self._other_s) * 0.2
 
-    def _deal(self) -> tuple[float, ...]:
-        """The rate over the classes, the highest first; that one may take the whole capacity, also while a queue melts."""
-        left = self.rate
-        highest = self._arrivals[0]
-        bound = max(left, self.capacity)
-        shares = [1.0 if highest <= bound else bound / highest]
-        left = max(0.0, left - highest)
-        for arrival in self._arrivals[1:]:
-            share = 1.0 if arrival <= left else left / arrival
-            shares.append(share)
-            left = max(0.0, left - arrival)
-        return tuple(shares)
+    def window(self, span_s: float, used_s: float, *, in_line: bool, limit: int) -> None:
+        """One window: how long it was, the CPU time the process used, whether some stand in line for want of room."""
+        settings = self._settings
+        share = used_s / max(span_s, 1e-6)
+        if in_line and share < settings.spare_share:
+            self.running_max = min(limit, int(self.running_max * settings.grow) + 1)
+        elif not in_line or share > settings.full_share:
+            self.running_max = max(settings.running_min, int(self.running_max * settings.shrink))

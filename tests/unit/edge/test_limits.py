@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourplane.edge.admission import Admission, AdmissionSettings
+from fourplane.edge.http_request import GET
 from fourplane.edge.rate_limit import RateLimit
 from fourplane.edge.routes import Priority
 
@@ -49,10 +50,18 @@ def test_an_operator_can_close_classes():
 def test_targets_are_classified_without_their_query():
     made = admission(100)
     made.close_from(Priority.DEGRADED)
-    assert made.admits_get(b"/1/x?y=/3")
-    assert not made.admits_get(b"/3/x")
+    assert not made.turns_away(GET, b"/1/x?y=/3")
+    assert made.turns_away(GET, b"/3/x")
     for number in range(10_000):
-        assert made.admits_get(b"/0/%d" % number)
+        assert not made.turns_away(GET, b"/0/%d" % number)
+
+
+def test_hot_routes_are_never_turned_away():
+    made = admission(100)
+    made.exempt = lambda _method, path: path == b"/3/hot"
+    made.close_from(Priority.CRITICAL)
+    assert not made.turns_away(GET, b"/3/hot?x")
+    assert made.turns_away(GET, b"/3/cold")
 
 
 def test_a_bucket_fills_at_its_rate():
