@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -71,18 +72,17 @@ class DatabaseStatistics(msgspec.Struct, frozen=True):
     failed: str
 
 
-class _Entry(Generic[T]):
-    """One caller's part of a group."""
+class _Entry(msgspec.Struct, Generic[T], gc=False):
+    """One caller's part of a group: a function, or (without one) a statement that returns no rows."""
 
-    __slots__ = ("error", "future", "result", "savepoint", "weight", "work")
-
-    def __init__(self, work: Work[T], future: "asyncio.Future[T]", weight: int, savepoint: bool) -> None:  # noqa: FBT001 - hot path
-        self.work = work
-        self.future = future
-        self.weight = weight
-        self.savepoint = savepoint
-        self.result: T | None = None
-        self.error: BaseException | None = None
+    future: "asyncio.Future[T]"
+    work: Work[T] | None = None
+    weight: int = 1
+    savepoint: bool = False
+    sql: str = ""
+    parameters: tuple[SqlValue, ...] = ()
+    result: T | None = None
+    error: BaseException | None = None
 
 
 class Database:
@@ -130,19 +130,19 @@ class Database:
 
     def transact(self, work: Work[T], *, weight: int = 1, savepoint: bool = True) -> "asyncio.Future[T]":
         """Run `work` inside the next group; the future is done when it is durable. Without `savepoint` it must be atomic."""
-        if self._failed is not None:
-            raise self._failed
-        if not self._open:
-            raise Unavailable(f"{self.name} is closed", code="closed")
-        queue = self._queue
-        if len(queue) >= self._settings.queue_max:
-            raise Overloaded(f"{len(queue)} commits wait for {self.name}", retry_after_s=0.1)
-        loop = asyncio.get_running_loop()
+        loop = self._admitted()
         future: asyncio.Future[T] = loop.create_future()
-        queue.append(_Entry(work, future, weight, savepoint))
-        if not self._scheduled and not self._busy:
-            self._scheduled = True
-            loop.call_soon(self._flush)
+        self._queue.append(_Entry(future, work, weight, savepoint))
+        return future
+
+    def append(self, sql: str, parameters: tuple[SqlValue, ...], answer: T) -> "asyncio.Future[T]":
+        """Run one statement that returns no rows inside the next group; `answer` when it is durable.
+
+        Neighbours with the same text run as one statement with many rows, at half the cost of `transact`.
+        """
+        loop = self._admitted()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.append(_Entry(future, None, 1, False, sql, parameters, answer))
         return future
 
     def when_undone(self, callback: Callable[[], None]) -> None:
@@ -252,6 +252,20 @@ class Database:
 
     # ---- groups ----
 
+    def _admitted(self) -> asyncio.AbstractEventLoop:
+        """The loop that will run the next group; raises when nothing more is taken."""
+        if self._failed is not None:
+            raise self._failed
+        if not self._open:
+            raise Unavailable(f"{self.name} is closed", code="closed")
+        if len(self._queue) >= self._settings.queue_max:
+            raise Overloaded(f"{len(self._queue)} commits wait for {self.name}", retry_after_s=0.1)
+        loop = asyncio.get_running_loop()
+        if not self._scheduled and not self._busy:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+        return loop
+
     def _flush(self) -> None:
         """Run the next group, or say that there is none."""
         self._scheduled = False
@@ -306,24 +320,17 @@ class Database:
         execute = writer.execute
         try:
             execute("BEGIN")
+            rows: list[_Entry[Any]] = []
             for entry in group:
-                if entry.savepoint:
-                    execute("SAVEPOINT caller")
-                    try:
-                        entry.result = entry.work(writer)
-                    except Exception as error:
-                        if spoils_group(error):
-                            raise
-                        execute("ROLLBACK TO caller")
-                        entry.error = error
-                    execute("RELEASE caller")
-                    continue
-                try:
-                    entry.result = entry.work(writer)
-                except Exception as error:
-                    if spoils_group(error):
-                        raise
-                    entry.error = error
+                if rows and (entry.work is not None or entry.sql != rows[0].sql):
+                    _append_rows(writer, rows)
+                    rows = []
+                if entry.work is None:
+                    rows.append(entry)
+                else:
+                    _work(writer, entry, entry.work)
+            if rows:
+                _append_rows(writer, rows)
             execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - every caller of the group gets it
             if not writer.get_autocommit():
@@ -358,18 +365,19 @@ class Database:
         """Tell every caller of a finished group and go on."""
         self._groups += 1
         self._group_s.record(clock.monotonic_s() - began)
+        refused = 0
         for entry in group:
-            failure = error if error is not None else entry.error
-            if failure is None:
-                self._commits += 1
-            else:
-                self._refused += 1
-            if entry.future.done():
+            future, failure = entry.future, error or entry.error
+            if failure is not None:
+                refused += 1
+            if future.done():
                 continue
             if failure is None:
-                entry.future.set_result(entry.result)
+                future.set_result(entry.result)
             else:
-                entry.future.set_exception(self._told(failure))
+                future.set_exception(self._told(failure))
+        self._commits += len(group) - refused
+        self._refused += refused
         self._busy = False
         if self._failed is not None:
             return
@@ -448,6 +456,38 @@ class Database:
 
     def _told(self, error: BaseException) -> BaseException:
         return translate(error, self.name, self._file.disk.last_corrupt if self._file else None)
+
+
+def _work(writer: apsw.Connection, entry: _Entry[T], work: Work[T]) -> None:
+    """Run one caller's function; with a savepoint, what it did before it failed is undone."""
+    if entry.savepoint:
+        writer.execute("SAVEPOINT caller")
+    try:
+        entry.result = work(writer)
+    except Exception as error:
+        if spoils_group(error):
+            raise
+        if entry.savepoint:
+            writer.execute("ROLLBACK TO caller")
+        entry.error = error
+    if entry.savepoint:
+        writer.execute("RELEASE caller")
+
+
+def _append_rows(writer: apsw.Connection, entries: list[_Entry[Any]]) -> None:
+    """Run one statement for all entries; what fails for one undoes only that one and the rest goes on."""
+    at = 0
+    while at < len(entries):
+        given = iter([entry.parameters for entry in (entries[at:] if at else entries)])
+        try:
+            writer.executemany(entries[0].sql, given).fetchall()
+        except Exception as error:
+            if spoils_group(error):
+                raise
+            at = len(entries) - length_hint(given)
+            entries[at - 1].error = error
+        else:
+            return
 
 
 class _Undone(Exception):

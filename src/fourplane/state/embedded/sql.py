@@ -1,5 +1,6 @@
 """Relational rows on SQLite: the `Sql` contract over one `Database`."""
 
+import re
 from collections.abc import Sequence
 
 import apsw
@@ -13,6 +14,9 @@ ALLOWED_MAX = 2_000
 CONTROL = frozenset(
     "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE END ABORT START ATTACH DETACH PRAGMA VACUUM SET RESET".split()
 ) | {"an empty statement"}
+
+
+_ROWLESS = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\b[^;]*$", re.IGNORECASE)
 
 
 class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +33,7 @@ class EmbeddedSql:
     def __init__(self, database: Database, settings: SqlSettings | None = None) -> None:
         self.database = database
         self._settings = settings or SqlSettings()
-        self._allowed: set[str] = set()
+        self._allowed: dict[str, bool] = {}  # texts that passed, and whether they never return rows
 
     async def read(self, sql: str, *parameters: SqlValue) -> list[Row]:
         if sql not in self._allowed:
@@ -38,12 +42,18 @@ class EmbeddedSql:
 
     async def commit(self, statements: Sequence[Statement]) -> list[list[Row]]:
         count = len(statements)
+        if count == 1 and statements[0].expect_rows is None:
+            only = statements[0]
+            sql = only.sql
+            rowless = self._allowed.get(sql)
+            if rowless is None:
+                rowless = self._allow(sql)
+            if rowless:
+                return await self.database.append(sql, only.parameters, [[]])
+            return await self.database.transact(lambda writer: [run(writer, only, 0)], savepoint=False)
         for statement in statements:
             if statement.sql not in self._allowed:
                 self._allow(statement.sql)
-        if count == 1 and statements[0].expect_rows is None:
-            only = statements[0]
-            return await self.database.transact(lambda writer: [run(writer, only, 0)], savepoint=False)
         if count > self._settings.statements_max:
             raise TooLarge(f"{count} statements in one commit, {self._settings.statements_max} are allowed")
         given = tuple(statements)
@@ -52,12 +62,13 @@ class EmbeddedSql:
             weight=max(1, count),
         )
 
-    def _allow(self, sql: str) -> None:
-        """Remember texts that passed, so that each is looked at once."""
+    def _allow(self, sql: str) -> bool:
+        """Remember texts that passed, so that each is looked at once; whether this one never returns rows."""
         refuse_control(sql)
         if len(self._allowed) >= ALLOWED_MAX:
             self._allowed.clear()
-        self._allowed.add(sql)
+        rowless = self._allowed[sql] = _ROWLESS.match(sql) is not None and "RETURNING" not in sql.upper()
+        return rowless
 
     def statistics(self) -> DatabaseStatistics:
         return self.database.statistics()

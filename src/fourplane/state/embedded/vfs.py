@@ -35,6 +35,7 @@ PAGE_TAG = 0x31635046  # "FPc1" read as a little-endian integer
 WAL_HEADER_BYTES = 32
 FRAME_HEADER_BYTES = 24
 SECTOR_BYTES = 512
+GATHERED_BYTES_MAX = 0x1FFFF  # more in one call SQLite takes for a full disk
 _TRAILER = struct.Struct("<II")
 _serial = iter(range(1, 1 << 62))
 
@@ -313,8 +314,12 @@ class _LogFile(apsw.VFSFile):
         self._page_bytes = self._state.page_bytes
         self._writer = disk.opening_writer
         self._page = 0
+        self._parts: list[bytes] = []
+        self._parts_at = self._parts_bytes = 0
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802 - SQLite's name
+        if self._parts:
+            self._write_out()
         data: bytes = super().xRead(amount, offset)
         disk = self._disk
         disk.reads += 1
@@ -327,13 +332,16 @@ class _LogFile(apsw.VFSFile):
         return data
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - SQLite's name
-        disk, state = self._disk, self._state
+        """Gather: the frames of one commit go to the disk in one call, when SQLite syncs and before it believes them."""
+        state = self._state
         size = len(data)
-        if disk.faults is not None:
-            disk.before_write(state.path, offset, size)
-        super().xWrite(data, offset)
-        disk.writes += 1
-        disk.written_bytes += size
+        if not self._parts:
+            self._parts_at = offset
+        elif offset != self._parts_at + self._parts_bytes or self._parts_bytes + size > GATHERED_BYTES_MAX:
+            self._write_out()
+            self._parts_at = offset
+        self._parts.append(data)
+        self._parts_bytes += size
         if size == self._page_bytes:
             page = self._page
             state.frames[offset] = page, zlib.crc32(memoryview(data)[:-RESERVED_BYTES], page)
@@ -345,7 +353,29 @@ class _LogFile(apsw.VFSFile):
         state.wal_end = offset + size
 
     def xSync(self, _flags: int) -> None:  # noqa: N802 - SQLite's name
-        """Nothing: `DatabaseFile` knows when to sync."""
+        """Hand on what was gathered; `DatabaseFile` knows when to make it durable."""
+        if self._parts:
+            self._write_out()
+
+    def xFileSize(self) -> int:  # noqa: N802 - SQLite's name
+        if self._parts:
+            self._write_out()
+        return super().xFileSize()
+
+    def xTruncate(self, newsize: int) -> None:  # noqa: N802 - SQLite's name
+        if self._parts:
+            self._write_out()
+        super().xTruncate(newsize)
+
+    def _write_out(self) -> None:
+        parts, self._parts = self._parts, []
+        size, self._parts_bytes = self._parts_bytes, 0
+        disk = self._disk
+        if disk.faults is not None:
+            disk.before_write(self._state.path, self._parts_at, size)
+        super().xWrite(b"".join(parts), self._parts_at)
+        disk.writes += 1
+        disk.written_bytes += size
 
 
 def seal_page(data: bytes, page: int) -> bytes:
