@@ -17,7 +17,7 @@ the moment.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -155,15 +155,11 @@ class Checkout:
             return await asyncio.shield(running), False
         if len(self._open) >= self._settings.open_max:
             raise Conflict("too many checkouts at once", code="checkout_full")
-        known = await self._orders.find_attempt(key)
-        if known is not None:
-            self.repeated += 1
-            return self._answer_again(known), False
         future: asyncio.Future[Order] = asyncio.get_running_loop().create_future()
         self._open[key] = future
         began = clock.monotonic_s()
         try:
-            order = await self._place(cart_id, key, request, account)
+            order, new = await self._place(cart_id, key, request, account)
         except BaseException as error:
             reason = error.reason if isinstance(error, FourplaneError) else "cancelled"
             self.refused[reason] = self.refused.get(reason, 0) + 1
@@ -173,9 +169,10 @@ class Checkout:
         finally:
             del self._open[key]
         future.set_result(order)
-        self.placed += 1
+        self.placed += new
+        self.repeated += not new
         self.seconds.record(clock.monotonic_s() - began)
-        return order, True
+        return order, new
 
     def statistics(self) -> CheckoutStatistics:
         """What became of attempts so far."""
@@ -189,7 +186,35 @@ class Checkout:
             raise Conflict(text or order.reason, code=code if text else "checkout_failed", order=order.id)
         return order
 
-    async def _place(self, cart_id: str, key: str, request: PlaceOrder, account: int) -> Order:
+    async def _place(self, cart_id: str, key: str, request: PlaceOrder, account: int) -> tuple[Order, bool]:
+        """The attempt's order and whether it is new. An attempt that was made before is only looked for when something
+        is in its way; then it hears what it heard before.
+        """
+        try:
+            copy, order, items, market = await self._prepare(cart_id, key, request, account)
+            holds = await self._holds(items, market)
+        except FourplaneError:
+            known = await self._orders.find_attempt(key)
+            if known is None:
+                raise
+            return self._answer_again(known), False
+        try:
+            placed = await self._commit(order, holds)
+        except Conflict as conflict:
+            if conflict.reason != "duplicate_order":
+                raise
+            known = await self._orders.find_attempt(key)
+            if known is None:
+                await self._was_it_ordered(order.claim)
+                raise
+            return self._answer_again(known), False
+        await self._after(copy, placed, items)
+        return placed, True
+
+    async def _prepare(
+        self, cart_id: str, key: str, request: PlaceOrder, account: int
+    ) -> tuple[Copy, Order, list[Item], Market]:
+        """The cart as an order to be placed, repriced; raises what the buyer must hear first."""
         if problems := request.address.problems():
             raise Rejected("the address needs another look", code="bad_address", problems=problems)
         market = market_of(request.address.country)
@@ -202,8 +227,9 @@ class Checkout:
             raise Rejected("the cart is empty", code="empty_cart")
         if lost:
             raise Conflict(lost[0].text, code="cart_changed", lines=[notice.sku for notice in lost])
+        codes = cart.active_codes()
         rate = self._carrier.choose(request.shipping, self._rates(items, market))
-        quote = self._price(items, market, rate, cart.active_codes())
+        quote = self._price(items, market, rate, codes)
         if request.expected_total is not None and request.expected_total != quote.total:
             raise Conflict(
                 "the total has changed since you saw it",
@@ -211,7 +237,7 @@ class Checkout:
                 total=quote.total,
                 currency=quote.currency,
             )
-        limited = {rule.code for rule in self.promotions if rule.code and rule.uses_max}
+        limited = {rule.code for rule in self.promotions if rule.code and rule.uses_max} if codes else frozenset()
         body = OrderBody(
             schema=1,
             quote=quote,
@@ -222,12 +248,9 @@ class Checkout:
             codes=[discount.code for discount in quote.discounts if discount.code in limited],
         )
         now = clock.now_us()
-        order = await self._commit(Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market)
-        await self._after(copy, order, items)
-        return order
+        return copy, Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market
 
-    async def _commit(self, order: Order, items: Sequence[Item], market: Market) -> Order:
-        holds = await self._holds(items, market)
+    async def _commit(self, order: Order, holds: Mapping[int, HoldRequest]) -> Order:
         quote = order.body.quote
         charge = Charge(Money(quote.total, quote.currency), order.body.method)
         free = quote.total == 0
@@ -238,9 +261,8 @@ class Checkout:
         try:
             outcome = await self._coordinator.run(branches)
         except FourplaneError as error:
-            if error.reason == "duplicate_order":
-                await self._was_it_ordered(order.claim)
-            await self._orders.explain_failure(order.attempt, f"{error.reason}|{error.message}")
+            if error.reason != "duplicate_order":
+                await self._orders.explain_failure(order.attempt, f"{error.reason}|{error.message}")
             raise
         return msgspec.structs.replace(order, number=outcome.transaction.id, state="paid")
 
@@ -273,7 +295,7 @@ class Checkout:
     async def tell_stock(self) -> list[str]:
         """Let catalog and search know what the last orders left; the products concerned. Called several times a second."""
         skus, self.touched = self.touched, {}
-        levels = {sku: await self._inventory.available(sku) for sku in skus}
+        levels = await self._inventory.available_of(list(skus))
         await self._catalog.stock_changed(levels)
         products = [await self._catalog.find_by_sku(sku) for sku, count in levels.items() if count < FEW]
         return [product.id for product in products if product is not None]

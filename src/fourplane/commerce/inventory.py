@@ -82,6 +82,7 @@ NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark",
 
 
 ADJUST_MAX = 150
+AT_ONCE = 64
 
 
 class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,6 +195,19 @@ class InventoryShard:
         """How many could be held now, over all warehouses."""
         rows = await self._sql.read("SELECT SUM(on_hand - held) FROM stock WHERE sku = ?1", sku)
         return int(rows[0][0] or 0) if rows else 0
+
+    async def available_of(self, skus: Sequence[str]) -> dict[str, int]:
+        """The same for many."""
+        levels = dict.fromkeys(skus, 0)
+        for begin in range(0, len(skus), AT_ONCE):
+            part = skus[begin : begin + AT_ONCE]
+            marks = ", ".join(f"?{number}" for number in range(1, len(part) + 1))
+            rows = await self._sql.read(
+                f"SELECT sku, SUM(on_hand - held) FROM stock WHERE sku IN ({marks}) GROUP BY sku",  # noqa: S608 - only marks
+                *part,
+            )
+            levels |= {str(sku): int(count or 0) for sku, count in rows}
+        return levels
 
     async def prepare(self, transaction: Transaction, work: object) -> list[Piece]:
         """Hold all of it or nothing, durably; where from. Raises OutOfStock, or Conflict when it has already ended."""
@@ -464,6 +478,16 @@ class Inventory:
     async def available(self, sku: str) -> int:
         """How many of a sku could be held now."""
         return await self.shards[self.shard_of(sku)].available(sku)
+
+    async def available_of(self, skus: Sequence[str]) -> dict[str, int]:
+        """How many of each sku could be held now."""
+        groups: dict[int, list[str]] = {}
+        for sku in skus:
+            groups.setdefault(self.shard_of(sku), []).append(sku)
+        levels: dict[str, int] = {}
+        for number, group in groups.items():
+            levels |= await self.shards[number].available_of(group)
+        return levels
 
     async def levels(self) -> dict[str, int]:
         """Availability of every sku."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from fourplane.commerce.promotions import Discount, Promotion, PromotionLine, Refusal, apply_promotions
+from fourplane.commerce.promotions import Discount, Promotion, Refusal, apply_promotions
 from fourplane.foundation.errors import Rejected
 
 TaxClass = Literal["standard", "reduced", "zero"]
@@ -127,7 +127,7 @@ def price(
             raise Rejected(f"{item.sku} cannot be priced", code="bad_quantity", sku=item.sku)
     sums = [item.unit * item.quantity for item in items]
     outcome = apply_promotions(
-        [PromotionLine(i.sku, i.category, i.quantity, i.unit) for i in items],
+        items,
         promotions,
         currency=market.currency,
         codes=codes,

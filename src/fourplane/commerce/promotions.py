@@ -12,12 +12,20 @@ Pure; cost about 2 us per rule and line.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 Kind = Literal["percent", "fixed", "buy_x_get_y", "order_percent", "order_fixed", "free_shipping"]
 _LINE_KINDS = ("percent", "fixed", "buy_x_get_y")
+_GROUP: dict[Kind, int] = {
+    "percent": 0,
+    "fixed": 0,
+    "buy_x_get_y": 0,
+    "order_percent": 1,
+    "order_fixed": 1,
+    "free_shipping": 2,
+}
 
 
 class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,13 +50,17 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uses_per_buyer: int = 0
 
 
-class PromotionLine(msgspec.Struct, frozen=True):
+class Buyable(Protocol):
     """What a rule needs to know of a line."""
 
-    sku: str
-    category: str
-    quantity: int
-    unit: int
+    @property
+    def sku(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+    @property
+    def quantity(self) -> int: ...
+    @property
+    def unit(self) -> int: ...
 
 
 class Discount(msgspec.Struct, frozen=True):
@@ -78,7 +90,7 @@ class Outcome(msgspec.Struct):
 
 
 def apply_promotions(
-    lines: Sequence[PromotionLine],
+    lines: Sequence[Buyable],
     promotions: Sequence[Promotion],
     *,
     currency: str,
@@ -87,24 +99,27 @@ def apply_promotions(
     now_us: int = 0,
 ) -> Outcome:
     """The best legal combination for the buyer."""
-    outcome = Outcome(by_line=[0] * len(lines), why=[[] for _ in lines])
+    outcome = Outcome([0] * len(lines), [[] for _ in lines], 0, [], [])
     if not promotions and not codes:
         return outcome
-    goods = sum(line.quantity * line.unit for line in lines)
-    entered = {code.strip().upper() for code in codes}
-    rules: list[Promotion] = []
+    goods = sum([line.quantity * line.unit for line in lines])
+    entered = {code.strip().upper() for code in codes} if codes else frozenset()
+    groups: tuple[list[Promotion], list[Promotion], list[Promotion]] = ([], [], [])
     for rule in promotions:
         if rule.code and rule.code not in entered:
             continue
         reason = _unfit(rule, lines, goods, currency, now_us)
         if not reason:
-            rules.append(rule)
+            groups[_GROUP[rule.kind]].append(rule)
         elif rule.code:
             outcome.refused.append(Refusal(rule.code, reason))
-    known = {rule.code for rule in promotions if rule.code}
-    outcome.refused += [Refusal(code, "no such code") for code in sorted(entered - known)]
-    for kinds in (_LINE_KINDS, ("order_percent", "order_fixed"), ("free_shipping",)):
-        _run(sorted((r for r in rules if r.kind in kinds), key=_order), lines, outcome, currency, shipping)
+    if entered:
+        known = {rule.code for rule in promotions if rule.code}
+        outcome.refused += [Refusal(code, "no such code") for code in sorted(entered - known)]
+    for rules in groups:
+        if rules:
+            rules.sort(key=_order)
+            _run(rules, lines, outcome, currency, shipping)
     return outcome
 
 
@@ -112,7 +127,7 @@ def _order(rule: Promotion) -> tuple[int, str]:
     return (rule.rank, rule.id)
 
 
-def _unfit(rule: Promotion, lines: Sequence[PromotionLine], goods: int, currency: str, now_us: int) -> str:
+def _unfit(rule: Promotion, lines: Sequence[Buyable], goods: int, currency: str, now_us: int) -> str:
     if now_us < rule.starts_us:
         return "not yet valid"
     if rule.ends_us and now_us >= rule.ends_us:
@@ -126,18 +141,14 @@ def _unfit(rule: Promotion, lines: Sequence[PromotionLine], goods: int, currency
     return ""
 
 
-def _covers(rule: Promotion, line: PromotionLine) -> bool:
+def _covers(rule: Promotion, line: Buyable) -> bool:
     if rule.skus and line.sku not in rule.skus:
         return False
     return not rule.categories or line.category in rule.categories
 
 
-def _run(
-    rules: list[Promotion], lines: Sequence[PromotionLine], outcome: Outcome, currency: str, shipping: int
-) -> None:
+def _run(rules: list[Promotion], lines: Sequence[Buyable], outcome: Outcome, currency: str, shipping: int) -> None:
     """Apply the better of: all stackable rules in turn, or one exclusive rule alone."""
-    if not rules:
-        return
     if all(rule.stacks for rule in rules):
         for rule in rules:
             _apply(rule, lines, outcome, currency, shipping)
@@ -172,7 +183,7 @@ def _saved(outcome: Outcome) -> int:
     return sum(outcome.by_line) + outcome.shipping
 
 
-def _apply(rule: Promotion, lines: Sequence[PromotionLine], outcome: Outcome, currency: str, shipping: int) -> None:
+def _apply(rule: Promotion, lines: Sequence[Buyable], outcome: Outcome, currency: str, shipping: int) -> None:
     before = _saved(outcome)
     if rule.kind == "free_shipping":
         outcome.shipping = shipping
@@ -188,7 +199,7 @@ def _apply(rule: Promotion, lines: Sequence[PromotionLine], outcome: Outcome, cu
         outcome.discounts.append(Discount(rule.id, rule.name, rule.code, saved))
 
 
-def _line_saving(rule: Promotion, line: PromotionLine, left: int, currency: str) -> int:
+def _line_saving(rule: Promotion, line: Buyable, left: int, currency: str) -> int:
     if rule.kind == "percent":
         return (left * rule.percent + 50) // 100
     if rule.kind == "fixed":
@@ -197,7 +208,7 @@ def _line_saving(rule: Promotion, line: PromotionLine, left: int, currency: str)
     return (line.quantity // group) * rule.free * line.unit if group else 0
 
 
-def _spread(rule: Promotion, lines: Sequence[PromotionLine], outcome: Outcome, currency: str) -> None:
+def _spread(rule: Promotion, lines: Sequence[Buyable], outcome: Outcome, currency: str) -> None:
     """An order discount over its lines in proportion; the cents that are left go to the largest remainders."""
     fit = [index for index, line in enumerate(lines) if _covers(rule, line)]
     left = {index: lines[index].quantity * lines[index].unit - outcome.by_line[index] for index in fit}
