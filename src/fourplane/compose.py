@@ -24,7 +24,9 @@ from fourplane.console.demonstration import Demonstration
 from fourplane.control import exporters
 from fourplane.control.colleagues import Colleagues, import_elsewhere
 from fourplane.control.desk import Desk
-from fourplane.control.fleet import Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.fleet import ANY_SLOT, Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.merged_nodes import added
+from fourplane.control.metrics.store import MetricsSettings, MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
 from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
@@ -42,14 +44,17 @@ from fourplane.foundation.watchdog import Watchdog, WatchdogSettings
 from fourplane.messaging.app import Messaging
 from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
+from fourplane.messaging.user_shards import Spread
 from fourplane.service import call_context
 from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.control_socket import Arguments, ControlServer, Progress
 from fourplane.service.key_ring import KeyRing
+from fourplane.service.shards import ShardedRecords, ShardMap, kept_count
 from fourplane.service.tokens import Signer
 from fourplane.simulator.crowds import Target
 from fourplane.state import data_folder
+from fourplane.state.contracts import Records
 from fourplane.state.format import ensure_format
 from fourplane.state.stores import Stores, StoresSettings
 from fourplane.streaming.app import Streaming, StreamingSettings
@@ -79,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accounts: AccountSettings = AccountSettings()
     cards: CardSettings = CardSettings()
     console: ConsoleSettings = ConsoleSettings()
+    metrics: MetricsSettings = MetricsSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     streaming: StreamingSettings = StreamingSettings()
     dispatch: DispatchSettings = DispatchSettings()
@@ -124,6 +130,7 @@ class Deployment:
         self._signer: Signer
         self._watchdog: Watchdog
         self._colleagues: Colleagues | None = None
+        self._metrics: MetricsStore | None = None
 
     async def build(self) -> "Deployment":
         """Open the stores and make every part, in the order in which they will start."""
@@ -148,10 +155,14 @@ class Deployment:
             "messaging": self._messaging,
         }
         for name in SYSTEMS:
-            if name in settings.systems and near.owns(name):
+            if name in settings.systems and near.runs(name):
                 self.systems[name] = await builders[name]()
                 self.lifecycle.add(name, self.systems[name])
         nodes: dict[str, Sequence[Node]] = {name: system.nodes() for name, system in self.systems.items()}
+        if near.owns(CONSOLE) and settings.metrics.enabled:
+            self._metrics = MetricsStore(
+                settings.metrics, registry=registry, blobs=await self.stores.blobs("control"), collect=self._all_cells
+            )
         gateway = self._gateway(nodes)
         self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
         self.lifecycle.add("gateway", gateway)
@@ -161,7 +172,10 @@ class Deployment:
                 importer=lambda kind, file, told, dry_run: import_file(self, kind, Path(file), told, dry_run=dry_run),
             )  # fmt: skip
             services = {ACCOUNTS: self.accounts, PAYMENTS: self._payments} if near.owns(ACCOUNTS) else {}
-            near.serve(registry, self.sockets.get("calls"), desk=desk, services=services)
+            calls = {
+                name: one for system in self.systems.values() for name, one in getattr(system, "calls", dict)().items()
+            }
+            near.serve(registry, self.sockets.get("calls"), desk=desk, services=services, calls=calls)
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
             self.lifecycle.add("neighbours", for_others)
         self.lifecycle.add("http", self.server)
@@ -183,10 +197,13 @@ class Deployment:
                 memory_mb=lambda: memory_mb() + (others.memory_mb() if others is not None else 0.0),
             )  # fmt: skip
             if not near.alone:
-                others = self._colleagues = near.colleagues(registry, console.view.adopt)
+                others = self._colleagues = near.colleagues(registry, console.view.adopt, nodes)
                 self.lifecycle.add("colleagues", others)
             self.lifecycle.add("console", console)
             doors += [*console.doors(), *_browser_libraries()]
+            if self._metrics is not None:
+                self.lifecycle.add("metrics", self._metrics)
+                doors += self._metrics.doors()
         metrics = None if others is None else others.metrics
         doors += exporters.doors(registry, lambda: self.lifecycle.ready, metrics=metrics)
         for system in self.systems.values():
@@ -214,6 +231,10 @@ class Deployment:
             if isinstance(system, Commerce) and name == "http":
                 system.behind(server.admission)
         return server
+
+    async def _all_cells(self) -> Registry:
+        """The metrics of all workers."""
+        return self.registry if self._colleagues is None else await self._colleagues.metrics()
 
     def _statistics(self) -> dict[str, object]:
         return {name: system.statistics() for name, system in self.systems.items()}
@@ -279,18 +300,33 @@ class Deployment:
 
     async def _messaging(self) -> Messaging:
         paths = certificate.ensure_certificate(self.settings.data / "secrets")
+        near = self.neighbourhood
+        home = near.owns("messaging")
+        spread = near.placement.spread.get("messaging")
+        records = await self._records("messaging", spread)
         return Messaging(
             self.settings.messaging,
-            records=await self.stores.records("messaging"),
+            records=records,
             accounts=self.accounts,
             ids=self.ids,
             registry=self.registry,
             tls=certificate.server_context(*paths, alpn=()),
             certificate_hash=certificate_binding(paths[0].read_bytes()),
-            blobs=await self.stores.blobs("messaging"),
+            blobs=await self.stores.blobs("messaging") if home else None,
             signer=self._signer,
             sockets=self.sockets,
+            spread=None
+            if spread is None
+            else Spread(spread, near.slot, near.peers, near.way, self.sockets.get("connections")),
         )
+
+    async def _records(self, system: str, spread: ShardMap | None) -> Records:
+        """The store of a system, or those of its shards that are here; an engine all workers reach holds all of them."""
+        if spread is None or not _is_embedded(self.settings):
+            return await self.stores.records(system)
+        here = spread.of_slot(self.neighbourhood.slot)
+        names = {shard: spread.store_name(system, shard) for shard in here}
+        return ShardedRecords(spread, {shard: await self.stores.records(name) for shard, name in names.items()})
 
     # -- what the owner may ask through the control socket
 
@@ -317,7 +353,9 @@ class Deployment:
         return {"link": await operator_link(self)}
 
     async def _tell_status(self, _: Arguments, __: Progress) -> dict[str, object]:
-        return self._statistics() | ({} if self._colleagues is None else await self._colleagues.statistics())
+        own: dict[str, object] = msgspec.to_builtins(self._statistics())
+        others = {} if self._colleagues is None else await self._colleagues.statistics()
+        return others | {name: added(found, others.get(name, {})) for name, found in own.items()}
 
     async def _import(self, arguments: Arguments, progress: Progress) -> object:
         kind, file = str(arguments.get("kind")), Path(str(arguments.get("file")))
@@ -398,6 +436,7 @@ def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str
     folder = data_folder.hold(settings.data)
     try:
         ensure_format(settings.data, program=f"fourplane {__version__}")
+        settings = _placed(settings)
         address = f"http://{settings.http.listener.host}:{settings.http.listener.port}"
         folder.announce(address)
         fleet = Fleet(
@@ -453,7 +492,26 @@ async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
 def placement(settings: Settings) -> Placement:
     """Which worker slot owns which system."""
     systems = [name for name in SYSTEMS if name in settings.systems]
-    return Placement(systems, settings.fleet.workers, settings.fleet.placement)
+    return Placement(systems, settings.fleet.workers, settings.fleet.placement, settings.fleet.shards)
+
+
+def _is_embedded(settings: Settings) -> bool:
+    """Whether the records of messaging are files, which one process opens each."""
+    url = settings.stores.overrides.get("records.messaging", settings.stores.records)
+    return url.startswith("sqlite:")
+
+
+def _sharded(settings: Settings) -> Settings:
+    """The same settings with the number of shards there are."""
+    if "messaging" not in settings.systems:
+        return settings
+    wanted, usual = settings.fleet.shards.get("messaging", 0), settings.fleet.workers
+    count = wanted or usual
+    if _is_embedded(settings):
+        exists = (settings.data / "state" / "records-messaging.db").exists()
+        count = kept_count(settings.data, "messaging", wanted=wanted, usual=usual, exists=exists)
+    fleet = msgspec.structs.replace(settings.fleet, shards={**settings.fleet.shards, "messaging": count})
+    return msgspec.structs.replace(settings, fleet=fleet)
 
 
 def _placed(settings: Settings) -> Settings:
@@ -463,7 +521,7 @@ def _placed(settings: Settings) -> Settings:
         own = replace(own, folder=settings.data / "streaming")
     if own.cache_folder == usual.cache_folder:
         own = replace(own, cache_folder=settings.data / "cdn")
-    return replace(settings, streaming=own)
+    return _sharded(replace(settings, streaming=own))
 
 
 def _unexposed(settings: Settings, system: str) -> Settings:
@@ -492,8 +550,9 @@ def _ports(settings: Settings) -> list[Port]:
         ports.append(Port("location", feed.host, feed.port, "dispatch.feed.port", where("dispatch")))
     if "messaging" in settings.systems:
         own = settings.messaging
-        ports.append(Port("xmpp", own.host, own.port, "messaging.port", where("messaging")))
-        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port", where("messaging")))
+        slot = ANY_SLOT if "messaging" in placement(settings).spread else where("messaging")
+        ports.append(Port("xmpp", own.host, own.port, "messaging.port", slot))
+        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port", slot))
     return ports
 
 
