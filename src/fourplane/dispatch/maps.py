@@ -9,7 +9,7 @@ from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import NotFound
 from fourplane.state.contracts import Blobs
 
-FOLDER = "dispatch/maps/v2"
+FOLDER = "dispatch/maps/v3"
 ACTIVE = f"{FOLDER}/active"
 CITY = f"{FOLDER}/city.npz"
 

@@ -2,13 +2,13 @@
 
 `import_map` starts this module as a program (a city takes seconds, a country minutes, and neither may hold the loop),
 passes its progress on and returns the file it wrote. The program reads highways open to cars, honours one-ways,
-roundabouts and stated limits, and leaves out what is private. The data are OpenStreetMap's, under ODbL 1.0: every map
-drawn from them says so.
+roundabouts, stated limits and turn restrictions, and leaves out what is private. The data are OpenStreetMap's, under
+ODbL 1.0: every map drawn from them says so.
 """
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def read_roads(source: Path, tell: Progress) -> roads.Roads:
     lat: list[float] = []
     lng: list[float] = []
     ways: list[roads.Way] = []
+    places: dict[int, int] = {}
     try:
         read = osmium.FileProcessor(str(source)).with_locations().with_filter(osmium.filter.KeyFilter("highway"))
         for way in read:
@@ -94,14 +95,34 @@ def read_roads(source: Path, tell: Progress) -> roads.Roads:
             direction = _direction(way.tags)
             if direction < 0:
                 points.reverse()
+            places[way.id] = len(ways)
             ways.append(roads.Way(points, kind, direction != 0, _limit_kmh(way.tags.get("maxspeed"))))
             if len(ways) % 2_000 == 0:
                 tell(min(0.6, 0.05 + len(ways) / 100_000), f"{len(ways):,} roads read")
+        tell(0.62, "reading turn restrictions")
+        turns = list(_turns(source, places, numbers))
     except RuntimeError as error:
         raise Rejected(f"{source.name} is not a whole OpenStreetMap file: {error}", code="bad_map") from error
     tell(0.65, f"joining {len(ways):,} roads")
     name = source.name.split(".")[0].replace("_", " ").title()
-    return roads.build(np.array(lat), np.array(lng), ways, name=name, attribution=ATTRIBUTION)
+    return roads.build(np.array(lat), np.array(lng), ways, name=name, attribution=ATTRIBUTION, turns=turns)
+
+
+def _turns(source: Path, ways: dict[int, int], points: dict[int, int]) -> Iterator[roads.Turn]:
+    """Rules of the form way, node, way; those over a way in between, and those that except cars, are left out."""
+    import osmium  # noqa: PLC0415 - an optional extra
+
+    relations = osmium.FileProcessor(str(source), osmium.osm.RELATION)
+    for relation in relations.with_filter(osmium.filter.TagFilter(("type", "restriction"))):
+        if not isinstance(relation, osmium.osm.Relation):
+            continue
+        rule = relation.tags.get("restriction:motorcar") or relation.tags.get("restriction") or ""
+        if not rule.startswith(("no_", "only_")) or "motorcar" in (relation.tags.get("except") or ""):
+            continue
+        members = {(member.role, member.type): member.ref for member in relation.members}
+        came, via, goes = (members.get(key, -1) for key in (("from", "w"), ("via", "n"), ("to", "w")))
+        if came in ways and goes in ways and via in points:
+            yield roads.Turn(ways[came], points[via], ways[goes], rule.startswith("only_"))
 
 
 def _road_class(tags: Any) -> int | None:

@@ -6,7 +6,12 @@ of that from the nearest place on a road, and snapping to nodes is snapping to e
 node reaches every other is kept: a driver can always get to a rider and away again.
 
 Edges from node n are `starts[n]:starts[n + 1]`; the reversed graph, which the ETA walks, has its own columns. Seconds
-per edge come from the road's class (or its stated limit) in ordinary traffic plus what a junction costs.
+per edge come from the road's class (or its stated limit) in ordinary traffic plus what a junction costs; `hour_factors`
+says what an hour of the day makes of them.
+
+A forbidden turn is a twin: the edge on which it begins does not lead to the junction but to a second node at the same
+place (`twin_of`), which has every way out but the forbidden one. So the graph stays one of nodes, and every search over it
+obeys. Twins come last and nothing snaps to them; whoever looks for the junction looks for its twins too (`next_twin`).
 """
 
 import io
@@ -22,7 +27,7 @@ from numpy.typing import NDArray
 from fourplane.dispatch.cells import EARTH_RADIUS_M, cell_ids
 from fourplane.foundation.errors import Corrupt, Rejected
 
-FORMAT = 1
+FORMAT = 2
 EDGE_M_MAX = 200.0
 NODES_MAX = 20_000_000
 SNAP_M_MAX = 500.0
@@ -37,8 +42,14 @@ LOCAL_SPEED_MPS = 4.0  # from a doorway to the road
 
 COLUMNS = (
     "lat", "lng", "starts", "heads", "seconds", "metres", "shape_at", "shape_count", "shape_lat", "shape_lng",
-    "line_class", "line_count", "line_lat", "line_lng",
+    "line_class", "line_count", "line_lat", "line_lng", "edge_class", "twin_of",
 )  # fmt: skip
+# How much longer a way takes at each hour of the day, on the big roads (up to secondary) and on the small ones.
+BIG_ROADS = 3
+BIG_HOURS = (0.80, 0.78, 0.78, 0.78, 0.79, 0.84, 0.95, 1.18, 1.35, 1.22, 1.06, 1.03,
+             1.07, 1.08, 1.05, 1.08, 1.18, 1.33, 1.38, 1.20, 1.02, 0.93, 0.88, 0.83)  # fmt: skip
+SMALL_HOURS = (0.90, 0.89, 0.89, 0.89, 0.89, 0.92, 0.98, 1.08, 1.16, 1.08, 1.02, 1.01,
+               1.03, 1.04, 1.02, 1.04, 1.09, 1.15, 1.17, 1.08, 1.01, 0.97, 0.94, 0.92)  # fmt: skip
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -48,6 +59,15 @@ class Way(msgspec.Struct, frozen=True):
     road_class: int
     one_way: bool = False
     speed_kmh: float = 0.0  # stated limit, 0 = unknown
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """A rule at a junction: coming from one way (by its place in the list), another may not or alone may be taken."""
+
+    from_way: int
+    via: int
+    to_way: int
+    only: bool = False
 
 
 class Snapped(msgspec.Struct, frozen=True):
@@ -72,6 +92,7 @@ class Roads:
         self.south, self.north = float(self.lat.min()), float(self.lat.max())
         self.west, self.east = float(self.lng.min()), float(self.lng.max())
         self.tails = np.repeat(np.arange(len(self.lat), dtype=np.int32), np.diff(self.starts))
+        self._join_twins(columns["twin_of"])
         self._reverse()
         self._project()
 
@@ -88,6 +109,20 @@ class Roads:
             self.south + (float(row) + 0.5) * square / self.y_scale,
             self.west + (float(column) + 0.5) * square / self.x_scale,
         )
+
+    def hour_factors(self, hour: int) -> NDArray[np.float32]:
+        """By how much each edge's seconds are multiplied at this hour of the local day."""
+        big = self.columns["edge_class"] <= BIG_ROADS
+        return np.where(big, np.float32(BIG_HOURS[hour % 24]), np.float32(SMALL_HOURS[hour % 24])).astype(np.float32)
+
+    def _join_twins(self, twin_of: NDArray[np.int32]) -> None:
+        """`owners`: the junction a node stands for, itself for most; `next_twin`: a junction's twins as a chain, -1 ends."""
+        self.junctions = len(self.lat) - len(twin_of)
+        self.owners = np.arange(len(self.lat), dtype=np.int32)
+        self.owners[self.junctions :] = twin_of
+        self.next_twin = np.full(len(self.lat), -1, np.int32)
+        for twin, owner in enumerate(twin_of.tolist(), self.junctions):
+            self.next_twin[twin], self.next_twin[owner] = self.next_twin[owner], twin
 
     def _reverse(self) -> None:
         order = np.argsort(self.heads, kind="stable")
@@ -106,7 +141,8 @@ class Roads:
         self.y = (self.lat - self.south) * self.y_scale
         self.grid_width = int(self.x.max() / GRID_M) + 1
         self.grid_height = int(self.y.max() / GRID_M) + 1
-        square = (self.y / GRID_M).astype(np.int64) * self.grid_width + (self.x / GRID_M).astype(np.int64)
+        row, column = (self.y / GRID_M).astype(np.int64), (self.x / GRID_M).astype(np.int64)
+        square = (row * self.grid_width + column)[: self.junctions]
         self.grid_nodes = np.argsort(square, kind="stable").astype(np.int32)
         counts = np.bincount(square, minlength=self.grid_width * self.grid_height)
         self.grid_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -201,8 +237,12 @@ class _Edges:
         self.shape_at: list[int] = []
         self.shape_count: list[int] = []
         self.shape: list[int] = []
+        self.ways: list[int] = []
+        self.classes: list[int] = []
 
-    def add(self, points: Sequence[int], metres: float, speed: float, cost: float, *, one_way: bool) -> None:
+    def add(  # noqa: PLR0917 - one row
+        self, points: Sequence[int], metres: float, speed: float, cost: float, way: int, kind: int, *, one_way: bool
+    ) -> None:  # fmt: skip
         """One piece of road between two junctions; both directions share the shape (a negative count: backwards)."""
         inner = len(points) - 2
         for tail, head, count in ((points[0], points[-1], inner), (points[-1], points[0], -inner)):
@@ -213,15 +253,24 @@ class _Edges:
             self.costs.append(cost)
             self.shape_at.append(len(self.shape))
             self.shape_count.append(count)
+            self.ways.append(way)
+            self.classes.append(kind)
             if one_way:
                 break
         self.shape.extend(points[1:-1])
 
 
 def build(
-    lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way], *, name: str, attribution: str = ""
-) -> Roads:
+    lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way], *, name: str, attribution: str = "",
+    turns: Sequence[Turn] = (),
+) -> Roads:  # fmt: skip
     """A network from ways over points; raises Rejected when they hold no road that leads anywhere."""
+    places = {n: at for at, n in enumerate(n for n, way in enumerate(ways) if len(way.points) >= 2)}
+    turns = [
+        Turn(places[t.from_way], t.via, places[t.to_way], t.only)
+        for t in turns
+        if {t.from_way, t.to_way} <= places.keys()
+    ]
     ways = [way for way in ways if len(way.points) >= 2]
     if not ways:
         raise Rejected(f"{name} holds no roads for cars", code="no_roads")
@@ -235,9 +284,10 @@ def build(
             uses[point] += 1
         uses[way.points[0]] = uses[way.points[-1]] = 2
     edges = _Edges()
-    for way, lengths in zip(ways, _lengths(lat, lng, ways), strict=True):
-        _cut(way, uses, lengths, edges)
-    return _finish(edges, lat, lng, lines, name=name, attribution=attribution)
+    for number, (way, lengths) in enumerate(zip(ways, _lengths(lat, lng, ways), strict=True)):
+        _cut(way, number, uses, lengths, edges)
+    columns = _finish(edges, lat, lng, name=name, turns=turns)
+    return Roads(columns | lines, name=name, attribution=attribution)
 
 
 def _lengths(lat: NDArray[np.float64], lng: NDArray[np.float64], ways: Sequence[Way]) -> list[list[float]]:
@@ -280,7 +330,7 @@ def _with_points_between(
     return np.concatenate([lat, more_lat]), np.concatenate([lng, more_lng]), result
 
 
-def _cut(way: Way, uses: Sequence[int], lengths: Sequence[float], edges: _Edges) -> None:
+def _cut(way: Way, number: int, uses: Sequence[int], lengths: Sequence[float], edges: _Edges) -> None:
     """Cut a way at junctions and before a piece gets too long."""
     points = list(way.points)
     _, kmh, cost = CLASSES[way.road_class]
@@ -293,19 +343,14 @@ def _cut(way: Way, uses: Sequence[int], lengths: Sequence[float], edges: _Edges)
         if not junction and metres + (lengths[n] if n < len(lengths) else 0) <= EDGE_M_MAX:
             continue
         if points[first] != points[n] and metres > 0:
-            edges.add(points[first : n + 1], metres, kmh / 3.6, cost if junction else 0.0, one_way=way.one_way)
+            lost = cost if junction else 0.0
+            edges.add(points[first : n + 1], metres, kmh / 3.6, lost, number, way.road_class, one_way=way.one_way)
         first, metres = n, 0.0
 
 
 def _finish(
-    edges: _Edges,
-    lat: NDArray[np.float64],
-    lng: NDArray[np.float64],
-    lines: dict[str, NDArray[Any]],
-    *,
-    name: str,
-    attribution: str,
-) -> Roads:
+    edges: _Edges, lat: NDArray[np.float64], lng: NDArray[np.float64], *, name: str, turns: Sequence[Turn]
+) -> dict[str, NDArray[Any]]:
     tails, heads = np.array(edges.tails, np.int64), np.array(edges.heads, np.int64)
     if len(tails) == 0:
         raise Rejected(f"{name} holds no roads for cars", code="no_roads")
@@ -334,9 +379,55 @@ def _finish(
         "shape_at": np.array(edges.shape_at)[order].astype(np.int32),
         "shape_count": np.array(edges.shape_count)[order].astype(np.int16),
         "shape_lat": np.round(lat[shape] * 1e7).astype(np.int32), "shape_lng": np.round(lng[shape] * 1e7).astype(np.int32),
-        **lines,
+        "edge_class": np.array(edges.classes)[order].astype(np.uint8), "twin_of": np.zeros(0, np.int32),
     }  # fmt: skip
-    return Roads(columns, name=name, attribution=attribution)
+    return _with_twins(columns, np.array(edges.ways)[order], [(turn, int(number[turn.via])) for turn in turns])
+
+
+def _with_twins(
+    columns: dict[str, NDArray[Any]], ways: NDArray[np.int64], turns: Sequence[tuple[Turn, int]]
+) -> dict[str, NDArray[Any]]:
+    """The network in which forbidden turns cannot be taken. A rule that leaves no way out is a slip and is not kept."""
+    starts, heads = columns["starts"], columns["heads"].copy()
+    tails = np.repeat(np.arange(len(columns["lat"])), np.diff(starts))
+    forbidden: dict[int, set[int]] = {}
+    for turn, via in turns:
+        if via < 0:
+            continue
+        out = range(int(starts[via]), int(starts[via + 1]))
+        for edge in np.flatnonzero((heads == via) & (ways == turn.from_way)).tolist():
+            named = {n for n in out if ways[n] == turn.to_way}
+            if turn.from_way == turn.to_way:  # no turning back
+                named = {n for n in named if heads[n] == tails[edge]}
+            if named:
+                forbidden.setdefault(edge, set()).update(set(out) - named if turn.only else named)
+    twins: dict[tuple[int, frozenset[int]], int] = {}
+    owners: list[int] = []
+    more: list[int] = []
+    counts: list[int] = []
+    for edge, banned in sorted(forbidden.items()):
+        via = int(heads[edge])
+        left = [n for n in range(int(starts[via]), int(starts[via + 1])) if n not in banned]
+        if not left:
+            continue
+        key = via, frozenset(banned)
+        if key not in twins:
+            twins[key] = len(columns["lat"]) + len(owners)
+            owners.append(via)
+            more += left
+            counts.append(len(left))
+        heads[edge] = twins[key]
+    if not owners:
+        return columns
+    grown = {name: np.concatenate([columns[name], columns[name][more]]) for name in
+             ("seconds", "metres", "shape_at", "shape_count", "edge_class")}  # fmt: skip
+    return columns | grown | {
+        "heads": np.concatenate([heads, heads[more]]).astype(np.int32),
+        "starts": np.concatenate([starts, starts[-1] + np.cumsum(counts)]).astype(np.int32),
+        "lat": np.concatenate([columns["lat"], columns["lat"][owners]]),
+        "lng": np.concatenate([columns["lng"], columns["lng"][owners]]),
+        "twin_of": np.array(owners, np.int32),
+    }  # fmt: skip
 
 
 def _lines(ways: Sequence[Way], lat: NDArray[np.float64], lng: NDArray[np.float64]) -> dict[str, NDArray[Any]]:

@@ -13,7 +13,7 @@ from fourplane.dispatch import cells, compiled, osm_import
 from fourplane.dispatch.city import make_city
 from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index
 from fourplane.dispatch.eta import Eta
-from fourplane.dispatch.roads import EDGE_M_MAX, Roads, Way, build
+from fourplane.dispatch.roads import EDGE_M_MAX, Roads, Turn, Way, build
 from fourplane.dispatch.traffic import Traffic
 from fourplane.foundation.errors import Corrupt, NotFound, Rejected
 
@@ -108,6 +108,60 @@ def test_one_way_streets_are_driven_one_way() -> None:
     assert ring.route(0.0, 0.001, 0.0, 0.0).metres == pytest.approx(334, abs=6)
 
 
+@pytest.mark.parametrize("engine", ["plain", "compiled"])
+def test_a_forbidden_turn_is_driven_around_and_its_junction_still_reached(engine: str) -> None:
+    # A cross: west 0, middle 1, east 2, north 3, south 4; and a way round from east to north over 5.
+    lat = np.array([0.0, 0.0, 0.0, 0.001, -0.001, 0.001])
+    lng = np.array([-0.001, 0.0, 0.001, 0.0, 0.0, 0.001])
+    ways = [Way([0, 1], 6), Way([1, 2], 6), Way([1, 3], 6), Way([1, 4], 6), Way([2, 5, 3], 6)]
+
+    def city(*turns: Turn) -> Eta:
+        made = Eta(build(lat, lng, ways, name="Cross", turns=turns))
+        if engine == "plain":
+            made._kernels = None
+        return made
+
+    free, no_left = city(), city(Turn(0, 1, 2))
+    assert free.route(0.0, -0.001, 0.001, 0.0).metres == pytest.approx(222, abs=3)
+    assert no_left.route(0.0, -0.001, 0.001, 0.0).metres == pytest.approx(4 * 111, abs=6)
+    assert no_left.route(-0.001, 0.0, 0.001, 0.0).metres == pytest.approx(222, abs=3)  # from the south it is allowed
+    assert no_left.route(0.0, -0.001, 0.0, 0.0).metres == pytest.approx(111, abs=3)  # the junction itself
+    here = np.array([0.0]), np.array([-0.001])
+    assert no_left.to_pickup(0.0, 0.0, *here)[0] == pytest.approx(free.to_pickup(0.0, 0.0, *here)[0], abs=0.01)
+    assert no_left.to_pickup(0.001, 0.0, *here)[0] > 1.7 * free.to_pickup(0.001, 0.0, *here)[0]
+    straight = city(Turn(0, 1, 1, only=True))
+    assert straight.route(0.0, -0.001, -0.001, 0.0).metres > 400
+    assert straight.route(0.0, -0.001, 0.0, 0.001).metres == pytest.approx(222, abs=3)
+    closed = city(*(Turn(0, 1, to) for to in (0, 1, 2, 3)))  # a slip of the map: nothing would be left
+    assert closed.route(0.0, -0.001, 0.001, 0.0).metres == pytest.approx(222, abs=3)
+    again = Roads.from_bytes(no_left.roads.to_bytes())
+    assert again.owners.tolist() == no_left.roads.owners.tolist()
+
+
+def test_the_rush_hour_is_slower_and_every_hour_learns_for_itself(city: Roads, eta: Eta) -> None:
+    way = (*city.center, float(city.lat[0]), float(city.lng[0]))
+    eta.at_hour(3)
+    night = eta.route(*way)
+    eta.at_hour(18)
+    rush = eta.route(*way)
+    assert 1.15 < rush.seconds / night.seconds < 1.8
+    source = np.flatnonzero((city.lat == city.lat[50]) & (city.lng == city.lng[50]))[:1]
+    near = np.array([40, 60, 80])
+    evening = eta.to_pickup(city.lat[source[0]], city.lng[source[0]], city.lat[near], city.lng[near])
+    eta.at_hour(3)
+    assert (eta.to_pickup(city.lat[source[0]], city.lng[source[0]], city.lat[near], city.lng[near]) < evening).all()
+    for _ in range(100):
+        eta.learn(300, 360)
+    learned = eta.pace
+    eta.at_hour(4)
+    assert eta.pace == learned  # nobody drove at four yet
+    for _ in range(100):
+        eta.learn(300, 250)
+    assert eta.pace < learned
+    eta.at_hour(3)
+    assert eta.pace == learned
+
+
 def test_a_place_in_the_sea_is_refused(city: Roads, eta: Eta) -> None:
     with pytest.raises(Rejected, match="more than 500 m from any road"):
         eta.to_pickup(city.south - 0.5, city.west, city.lat[:1], city.lng[:1])
@@ -148,6 +202,7 @@ def test_porto_imports_and_its_centre_is_porto() -> None:
     pytest.importorskip("osmium")
     roads = osm_import.read_roads(PORTO, lambda _share, _text: None)
     assert len(roads.lat) > 60_000
+    assert 200 < len(roads.owners) - roads.junctions < 600  # forbidden turns
     assert cells.distance_m(*roads.center, 41.152, -8.615) < 3_000
     assert roads.attribution == "© OpenStreetMap contributors"
     took = Eta(roads).route(41.1456, -8.6109, 41.1579, -8.6291)  # from the station to the concert hall
