@@ -9,7 +9,7 @@ from tests.journeys.streaming.rig import ROOT, house, run, served
 from fourplane.edge.http_client import HttpClient
 from fourplane.foundation.errors import Misconfigured
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.encoding import generate_clip
+from fourplane.streaming.clip import generate_clip
 
 SEEN = """() => {
   const video = document.querySelector('video'), player = document.querySelector('.player');

@@ -5,6 +5,7 @@ Segment times come from the index as a SegmentTimeline, so picture and sound of 
 
 from xml.sax.saxutils import quoteattr
 
+from fourplane.streaming.captions import language_tag
 from fourplane.streaming.packaging import TitleIndex, Track
 
 
@@ -28,7 +29,8 @@ def manifest(index: TitleIndex) -> str:
         parts += [_picture(index, track) for track in index.video]
         parts.append("</AdaptationSet>\n")
     for number, track in enumerate(index.audio):
-        language = f" lang={quoteattr(track.language)}" if track.language else ""
+        known = track.language and not track.language.startswith("track")
+        language = f" lang={quoteattr(language_tag(track.language))}" if known else ""
         role = "main" if number == 0 else "alternate"
         parts.append(
             f'<AdaptationSet id="{number + 2}" contentType="audio" mimeType="audio/mp4" segmentAlignment="true" '
@@ -37,6 +39,13 @@ def manifest(index: TitleIndex) -> str:
             f'audioSamplingRate="{track.sample_rate}">\n'
             '<AudioChannelConfiguration schemeIdUri="urn:mpeg:dash:23003:3:audio_channel_configuration:2011" '
             f'value="{track.channels}"/>\n{_template(track)}</Representation>\n</AdaptationSet>\n'
+        )
+    for number, caption in enumerate(index.captions, len(index.audio) + 2):
+        parts.append(
+            f'<AdaptationSet id="{number}" contentType="text" mimeType="text/vtt" lang={quoteattr(caption.language)}>\n'
+            '<Role schemeIdUri="urn:mpeg:dash:role:2011" value="subtitle"/>\n'
+            f'<Representation id="{caption.name}" bandwidth="1000">\n<BaseURL>{caption.name}.vtt</BaseURL>\n'
+            "</Representation>\n</AdaptationSet>\n"
         )
     return "".join([*parts, "</Period>\n</MPD>\n"])
 

@@ -1,38 +1,34 @@
 """Encodes a source into the tracks of a ladder: chunks of whole GOPs in parallel, resumable, cancellable.
 
 The film is cut into chunks of whole GOPs. One ffmpeg run encodes one chunk at all rungs (the source is decoded once, `split`,
-one x264 per rung: closed GOPs of `segment_s`, constant frame rate, capped constant quality). A chunk is written
+one encoder per rung: closed GOPs of `segment_s`, constant frame rate, capped constant quality). A chunk is written
 as `*.part` and renamed when ffmpeg ended well, so a step that exists is a step that is done, and a second run goes on where
 the first one ended. `plan.json` holds what the chunks were made for; a different source or ladder starts anew.
+Where the plan asks for it, samples of the film are judged first (`per_title`) and `ladder.json` holds the rungs found.
 Afterwards the chunks of a rung are joined: fragments are copied and their decode times moved (`tfdt`), nothing is re-encoded.
-Sound is one run per track; pictures (poster, scrub sheet) are one more.
+Sound is one run per track, text one per language; pictures (poster, scrub sheet) are one more.
 """
 
 import asyncio
 import os
 import struct
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Corrupt, Rejected
+from fourplane.foundation.errors import Corrupt, FourplaneError, Rejected
+from fourplane.streaming import encode_plan, per_title
+from fourplane.streaming.captions import CaptionFile, sidecars
+from fourplane.streaming.codecs import video_codec
+from fourplane.streaming.encode_plan import AUDIO_MAX, CAPTIONS_MAX, MISSING_S, Plan, make_plan
 from fourplane.streaming.ffmpeg import EncodeFailed, Ffmpeg
-from fourplane.streaming.ladder import Rung, ladder_for
+from fourplane.streaming.ladder import Rung
 from fourplane.streaming.mp4_boxes import index_file
-from fourplane.streaming.probe import Source
 from fourplane.streaming.settings import EncodingSettings
 
-CHUNK_S = 20.0
-AUDIO_MAX = 8
-SPRITE_COLUMNS = 10
-SPRITE_WIDTH = 160
-SPRITES_MAX = 100
-COPY_BYTES = 1 << 20
-CHORD = ((220.0, 7), (277.18, 5), (329.63, 9))  # hertz and the seconds in which each note swells
-NTSC = (24, 30, 48, 60, 120)
+EXTRAS = frozenset({"pictures", "captions"})  # a title without a poster or a text track is still a title
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -44,30 +40,25 @@ class Progress(msgspec.Struct, frozen=True):
     speed: float = 0.0  # seconds of film per second
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """Everything that decides the bytes of an encode; stored beside the chunks."""
+class Step(msgspec.Struct, frozen=True):
+    """One run of ffmpeg: the seconds of film it stands for, the files it makes, its arguments."""
 
-    source_name: str
-    source_bytes: int
-    source_modified_ns: int
-    source: Source
-    rungs: tuple[Rung, ...]
-    rate: tuple[int, int]  # frames per second as a fraction
-    gop: int  # frames
-    chunk_frames: int
-    duration_s: float
-    preset: str
-    audio_kbps: int
+    name: str
+    film_s: float
+    files: tuple[str, ...]
+    arguments: tuple[str, ...]
+    covers_s: float = 0.0  # film that must come out; 0: whatever comes
+
+    may_lack: bool = False  # a last chunk so short that a film whose sound is longer has no picture for it
 
     @property
-    def chunks(self) -> int:
-        """How many chunks the film has."""
-        per_chunk = self.chunk_frames * self.rate[1] / self.rate[0]
-        return max(1, -int(-(self.duration_s - 1e-3) // per_chunk))
+    def extra(self) -> bool:
+        """Whether the title can do without it."""
+        return self.name.partition(" ")[0] in EXTRAS
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """Finished files in the work folder: one per rung and sound track, and the pictures."""
+    """Finished files in the work folder: one per rung, sound track and language of text, and the pictures."""
 
     plan: Plan
     video: tuple[tuple[Rung, Path], ...]
@@ -76,41 +67,7 @@ class Encoded(msgspec.Struct, frozen=True):
     sprite: Path | None
     sprite_every_s: float
     took_s: float
-
-
-def make_plan(file: Path, source: Source, settings: EncodingSettings) -> Plan:
-    """The ladder, GOP and chunks for one source; pure but for the file's size and time."""
-    rate = exact_rate(source.fps)
-    gop = max(2, 2 * round(float(rate) * settings.segment_s / 2))
-    stat = file.stat()
-    length = min(source.duration_s, settings.duration_s_max) if settings.duration_s_max > 0 else source.duration_s
-    return Plan(
-        file.name,
-        stat.st_size,
-        stat.st_mtime_ns,
-        source,
-        ladder_for(
-            source.width,
-            source.height,
-            float(rate),
-            rungs_max=settings.rungs_max,
-            height_max=settings.height_max,
-        ),
-        (rate.numerator, rate.denominator),
-        gop,
-        gop * max(1, round(CHUNK_S * float(rate) / gop)),
-        length,
-        settings.preset,
-        settings.audio_kbps,
-    )
-
-
-def exact_rate(fps: float) -> Fraction:
-    """23.98 as 24000/1001: ffmpeg prints rounded rates, and a rounded rate drifts."""
-    for whole in NTSC:
-        if abs(fps - whole * 1000 / 1001) < 0.006 and abs(fps - whole) > 0.006:
-            return Fraction(whole * 1000, 1001)
-    return Fraction(fps).limit_denominator(100) if fps >= 1 else Fraction(1)
+    captions: tuple[CaptionFile, ...] = ()
 
 
 class Encode:
@@ -138,19 +95,21 @@ class Encode:
     async def run(self) -> Encoded:
         """All tracks of the title; raises Rejected (the input's fault) or EncodeFailed."""
         self._began = clock.monotonic_s()
+        self._need(video_codec(self._settings.video_codec).encoder)
         source = await self._ffmpeg.probe(self._file)
-        plan = make_plan(self._file, source, self._settings)
+        plan = make_plan(self._file, source, self._settings, judged="libvmaf" in self._ffmpeg.filters)
         self._adopt(plan)
-        sounds = source.audio[:AUDIO_MAX]
-        self._total = plan.duration_s * (1 + 0.05 * len(sounds)) + 0.05 * plan.duration_s
-        jobs = self._steps(plan)
-        self._resumed = sum(length for name, length, _, _ in jobs if self._is_done(name))
-        await self._run_all(jobs)
+        search, rest = self._search_steps(plan), [*self._other_steps(plan), *self._chunk_steps(plan)]
+        self._total = sum(step.film_s for step in [*search, *rest])
+        self._resumed = sum(step.film_s for step in [*search, *rest] if self._is_done(step.name))
+        if search:
+            plan = await self._search(plan, search)
+        await self._run_all([*self._other_steps(plan), *self._chunk_steps(plan)])
         self._tell("joining")
         video = tuple([(rung, await self._join(plan, rung)) for rung in plan.rungs])
         audio = tuple(
             (sound.language or f"track{number + 1}" * bool(number), self._folder / f"audio_{number}.mp4")
-            for number, sound in enumerate(sounds)
+            for number, sound in enumerate(source.audio[:AUDIO_MAX])
         )
         poster, sprite = self._folder / "poster.jpg", self._folder / "sprite.jpg"
         return Encoded(
@@ -159,9 +118,14 @@ class Encode:
             audio,
             poster if poster.exists() else None,
             sprite if sprite.exists() else None,
-            _sprite_every(plan),
+            encode_plan.sprite_every_s(plan),
             clock.monotonic_s() - self._began,
+            self._caption_files(plan),
         )
+
+    def _need(self, encoder: str) -> None:
+        if encoder not in self._ffmpeg.encoders:
+            raise EncodeFailed(f"this ffmpeg has no {encoder}", code="no_encoder")
 
     def _adopt(self, plan: Plan) -> None:
         """Keep what an earlier run of the same plan finished, drop everything else."""
@@ -173,69 +137,147 @@ class Encode:
                 old.unlink()
             stored.write_bytes(content)
 
-    def _steps(self, plan: Plan) -> list[tuple[str, float, list[str], list[str]]]:
-        """(name, seconds of film it stands for, its files, ffmpeg's arguments) in the order in which they start."""
-        steps: list[tuple[str, float, list[str], list[str]]] = []
-        per_chunk = plan.chunk_frames * plan.rate[1] / plan.rate[0]
-        files, arguments = picture_arguments(plan, self._file, self._folder)
-        steps.append(("pictures", 0.05 * plan.duration_s, files, arguments))
+    # -- the steps
+
+    def _search_steps(self, plan: Plan) -> list[Step]:
+        """Samples of the film and their judgement, where the plan wants a ladder of the title's own."""
+        if not plan.per_title:
+            return []
+        codec, steps = video_codec(plan.video_codec), []
+        dear_s = per_title.WINDOW_S * len(codec.tried)
+        for window in range(len(per_title.windows(plan.duration_s))):
+            arguments = per_title.encode_arguments(plan, self._file, codec, window)
+            steps.append(Step(f"sample {window + 1}", dear_s, (), tuple(arguments)))
+            arguments = per_title.judge_arguments(plan, self._file, codec, window)
+            steps.append(Step(f"judging {window + 1}", dear_s, (), tuple(arguments)))
+        return steps
+
+    def _other_steps(self, plan: Plan) -> list[Step]:
+        """Pictures, sound and text."""
+        files, arguments = encode_plan.picture_arguments(plan, self._file, self._folder)
+        steps = [Step("pictures", 0.05 * plan.duration_s, tuple(files), tuple(arguments))]
         for number in range(len(plan.source.audio[:AUDIO_MAX])):
             name = f"audio_{number}.mp4"
-            steps.append(
-                (name, 0.05 * plan.duration_s, [name], audio_arguments(plan, self._file, self._folder, number))
-            )
-        for chunk in range(plan.chunks):
-            length = min(per_chunk, plan.duration_s - chunk * per_chunk)
-            files = [f"{rung.name}_{chunk:05d}.mp4" for rung in plan.rungs]
-            arguments = chunk_arguments(plan, self._file, self._folder, chunk, threads=self._settings.threads)
-            steps.append((f"chunk {chunk + 1} of {plan.chunks}", length, files, arguments))
+            arguments = encode_plan.audio_arguments(plan, self._file, self._folder, number)
+            steps.append(Step(name, 0.05 * plan.duration_s, (name,), tuple(arguments)))
+        for number, (name, file, stream) in enumerate(self._texts(plan)):
+            arguments = encode_plan.caption_arguments(file, self._folder, stream, name)
+            steps.append(Step(f"captions {number + 1}", 0.01 * plan.duration_s, (name,), tuple(arguments)))
         return steps
+
+    def _chunk_steps(self, plan: Plan) -> list[Step]:
+        """The picture, chunk by chunk."""
+        steps = []
+        for chunk in range(plan.chunks):
+            files = tuple(f"{rung.name}_{chunk:05d}.mp4" for rung in plan.rungs)
+            threads, length = self._settings.threads, plan.length_of(chunk)
+            arguments = encode_plan.chunk_arguments(plan, self._file, self._folder, chunk, threads=threads)
+            name = f"chunk {chunk + 1} of {plan.chunks}"
+            lack = plan.may_lack(chunk)
+            steps.append(Step(name, length, files, tuple(arguments), covers_s=length, may_lack=lack))
+        return steps
+
+    def _texts(self, plan: Plan) -> list[tuple[str, Path, int]]:
+        """(file to make, where it comes from, which stream there) of every text track, those of the source first."""
+        streams = [(sub.language, self._file, sub.number) for sub in plan.source.captions]
+        found = [*streams, *((language, file, 0) for language, file in sidecars(self._file))][:CAPTIONS_MAX]
+        return [
+            (f"captions_{number}_{language or 'und'}.vtt", file, at)
+            for number, (language, file, at) in enumerate(found)
+        ]
+
+    def _caption_files(self, plan: Plan) -> tuple[CaptionFile, ...]:
+        made = [(name, self._folder / name) for name, _, _ in self._texts(plan)]
+        return tuple(
+            CaptionFile(name.rpartition("_")[2][:-4], path)
+            for name, path in made
+            if path.exists() and b"-->" in path.read_bytes()
+        )
+
+    # -- running them
+
+    async def _search(self, plan: Plan, steps: list[Step]) -> Plan:
+        """The plan with the title's own ladder; where the samples cannot be judged, the fixed one stays."""
+        stored = self._folder / "ladder.json"
+        codec = video_codec(plan.video_codec)
+        if not stored.exists():
+            try:
+                for first in range(0, len(steps), 2):
+                    for step in steps[first : first + 2]:
+                        await self._step(step)
+                windows = len(per_title.windows(plan.duration_s))
+                samples = [per_title.read_scores(plan, self._folder, codec, window) for window in range(windows)]
+            except (EncodeFailed, Corrupt):
+                return plan
+            means = per_title.merged(sample for some in samples for sample in some)
+            rungs = per_title.choose(means, rungs_max=self._settings.rungs_max)
+            stored.write_bytes(msgspec.json.encode(rungs))
+            for old in self._folder.glob("try_*"):
+                old.unlink()
+        for step in steps:
+            self._done[step.name] = step.film_s
+        return msgspec.structs.replace(plan, rungs=msgspec.json.decode(stored.read_bytes(), type=tuple[Rung, ...]))
 
     def _is_done(self, name: str) -> bool:
         return (self._folder / f"{name}.done").exists()
 
-    async def _run_all(self, steps: list[tuple[str, float, list[str], list[str]]]) -> None:
+    async def _run_all(self, steps: list[Step]) -> None:
         gate = asyncio.Semaphore(max(1, min(len(steps), os.cpu_count() or 1)))
 
-        async def run(name: str, length: float, files: list[str], arguments: list[str]) -> None:
+        async def run(step: Step) -> None:
             async with gate:
-                await self._step(name, length, files, arguments)
+                await self._step(step)
 
         try:
             async with asyncio.TaskGroup() as group:
                 for step in steps:
-                    group.create_task(run(*step))
+                    group.create_task(run(step))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _step(self, name: str, length: float, files: list[str], arguments: list[str]) -> None:
-        if not self._is_done(name):
+    async def _step(self, step: Step) -> None:
+        if not self._is_done(step.name):
+            came = 0.0
 
             def hear(film_s: float) -> None:
-                self._done[name] = min(length, film_s)
-                self._tell(name)
+                nonlocal came
+                came = max(came, film_s)
+                self._done[step.name] = min(step.film_s, film_s)
+                self._tell(step.name)
 
             try:
-                await self._ffmpeg.run(arguments, on_time=hear, nice=self._settings.nice)
-            except EncodeFailed:
-                if name != "pictures":  # a title without a poster is still a title
+                await self._ffmpeg.run(step.arguments, on_time=hear, nice=self._settings.nice, folder=self._folder)
+            except FourplaneError:
+                if not step.extra:
                     raise
-            for file in files:
-                part = self._folder / f"{file}.part"
-                if part.exists() and part.stat().st_size:
-                    part.rename(self._folder / file)
-                elif name != "pictures":
-                    raise Rejected(f"the source gave nothing to encode in {name}", code="broken_source")
-            (self._folder / f"{name}.done").touch()
-        self._done[name] = length
-        self._tell(name)
+            self._keep(step, came)
+            (self._folder / f"{step.name}.done").touch()
+        self._done[step.name] = step.film_s
+        self._tell(step.name)
+
+    def _keep(self, step: Step, came_s: float) -> None:
+        """Give finished files their names; raises Rejected where the source gave too little."""
+        if step.covers_s - came_s > MISSING_S:
+            whole = msgspec.json.decode((self._folder / "plan.json").read_bytes(), type=Plan)
+            raise Rejected(
+                f"{self._file.name} is cut off: pictures end long before its {whole.duration_s:.0f} s are over, in {step.name}",
+                code="truncated",
+            )
+        for file in step.files:
+            part = self._folder / f"{file}.part"
+            if step.may_lack and not came_s:
+                part.unlink(missing_ok=True)
+            elif part.exists() and part.stat().st_size:
+                part.rename(self._folder / file)
+            elif not step.extra:
+                raise Rejected(f"the source gave nothing to encode in {step.name}", code="broken_source")
 
     def _tell(self, step: str) -> None:
         done = sum(self._done.values())
         elapsed = clock.monotonic_s() - self._began
         fresh = done - self._resumed
         speed = fresh / elapsed if elapsed > 0.5 and fresh > 0 else 0.0
-        remaining = (self._total - done) / speed if speed > 0 else None
+        remaining = max(0.0, self._total - done) / speed if speed > 0 else None
         self._report(Progress(min(1.0, done / self._total), step, remaining, speed))
 
     async def _join(self, plan: Plan, rung: Rung) -> Path:
@@ -248,63 +290,11 @@ class Encode:
         with part.open("wb") as out:
             for chunk in range(plan.chunks):
                 await clock.sleep(0)
-                base = chunk * plan.chunk_frames * plan.rate[1]
-                sequence = _append_chunk(out.write, self._folder / f"{rung.name}_{chunk:05d}.mp4", base, sequence)
+                base, made = chunk * plan.chunk_frames * plan.rate[1], self._folder / f"{rung.name}_{chunk:05d}.mp4"
+                if made.exists() or not plan.may_lack(chunk):
+                    sequence = _append_chunk(out.write, made, base, sequence)
         part.rename(joined)
         return joined
-
-
-def chunk_arguments(plan: Plan, file: Path, folder: Path, chunk: int, *, threads: int = 0) -> list[str]:
-    """Ffmpeg's arguments for one chunk at all rungs."""
-    start = Fraction(chunk * plan.chunk_frames * plan.rate[1], plan.rate[0])
-    rate = f"{plan.rate[0]}/{plan.rate[1]}"
-    frames = plan.chunk_frames
-    if chunk == plan.chunks - 1:
-        left = Fraction(plan.duration_s).limit_denominator(1000) - start
-        frames = max(1, round(left * plan.rate[0] / plan.rate[1]))
-    inlets = "".join(f"[s{number}]" for number in range(len(plan.rungs)))
-    graph = f"[0:v:0]fps={rate},split={len(plan.rungs)}{inlets}"
-    for number, rung in enumerate(plan.rungs):
-        graph += f";[s{number}]scale={rung.width}:{rung.height}:flags=bicubic,setsar=1,format=yuv420p[v{number}]"
-    arguments = ["-ss", f"{float(start):.6f}", "-i", str(file), "-filter_complex", graph]
-    for number, rung in enumerate(plan.rungs):
-        arguments += ["-map", f"[v{number}]", "-frames:v", str(frames), "-c:v", "libx264", "-preset", plan.preset]
-        arguments += ["-crf", str(rung.crf), "-maxrate", f"{rung.cap_kbps}k", "-bufsize", f"{2 * rung.cap_kbps}k"]
-        arguments += ["-g", str(plan.gop), "-keyint_min", str(plan.gop), "-sc_threshold", "0", "-flags", "+cgop"]
-        arguments += ["-threads", str(threads)] if threads else []
-        arguments += ["-video_track_timescale", str(plan.rate[0]), "-map_metadata", "-1", "-map_chapters", "-1"]
-        arguments += ["-movflags", "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+skip_trailer"]
-        arguments += ["-f", "mp4", str(folder / f"{rung.name}_{chunk:05d}.mp4.part")]
-    return arguments
-
-
-def audio_arguments(plan: Plan, file: Path, folder: Path, number: int) -> list[str]:
-    """Ffmpeg's arguments for one sound track: stereo AAC in fragments as long as the picture's."""
-    fragment_us = plan.gop * plan.rate[1] * 1_000_000 // plan.rate[0]
-    return [
-        *("-i", str(file), "-t", f"{plan.duration_s:.3f}", "-map", f"0:a:{number}", "-c:a", "aac"),
-        *("-b:a", f"{plan.audio_kbps}k", "-ac", "2", "-ar", "48000", "-map_metadata", "-1", "-map_chapters", "-1"),
-        *("-movflags", "+empty_moov+default_base_moof+skip_trailer", "-frag_duration", str(fragment_us)),
-        *("-f", "mp4", str(folder / f"audio_{number}.mp4.part")),
-    ]
-
-
-def picture_arguments(plan: Plan, file: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """The poster and the scrub sheet (key frames only, 10 columns): their files and ffmpeg's arguments."""
-    every = _sprite_every(plan)
-    rows = -(-min(SPRITES_MAX, int(plan.duration_s / every) + 1) // SPRITE_COLUMNS)
-    sheet = f"fps=1/{every:g},scale={SPRITE_WIDTH}:-2,tile={SPRITE_COLUMNS}x{rows}"
-    graph = (
-        f"[0:v:0]split[p][s];[p]scale='min(1280,iw)':-2,select='gte(t,{plan.duration_s * 0.2:.2f})'[po];[s]{sheet}[sh]"
-    )
-    arguments = ["-skip_frame", "nokey", "-i", str(file), "-t", f"{plan.duration_s:.3f}", "-filter_complex", graph]
-    arguments += ["-map", "[po]", "-frames:v", "1", "-q:v", "4", "-f", "mjpeg", str(folder / "poster.jpg.part")]
-    arguments += ["-map", "[sh]", "-frames:v", "1", "-q:v", "6", "-f", "mjpeg", str(folder / "sprite.jpg.part")]
-    return ["poster.jpg", "sprite.jpg"], arguments
-
-
-def _sprite_every(plan: Plan) -> float:
-    return max(2.0, float(-int(-plan.duration_s // SPRITES_MAX)))
 
 
 def _append_chunk(write: Callable[[bytes], int], path: Path, base: int, sequence: int) -> int:
@@ -332,47 +322,3 @@ def _renumber(data: bytearray, base: int, sequence: int, name: str) -> None:
         raise Corrupt(f"{name} has 32-bit decode times", file=name, place=tfdt)
     at = tfdt + 8
     struct.pack_into(">Q", data, at, struct.unpack_from(">Q", data, at)[0] + base)
-
-
-async def generate_clip(ffmpeg: Ffmpeg, file: Path, *, duration_s: float = 20.0, size: str = "1280x720") -> None:
-    """Slow colours, a living automaton, a title, a clock and a chord: a first title where no film is at hand."""
-    usable = (ffmpeg.filters, ffmpeg.filters - {"drawtext"}, frozenset[str]())  # drawtext needs a font, too
-    for number, filters in enumerate(usable):
-        arguments = [
-            *clip_inputs(filters, duration_s, size),
-            *("-t", f"{duration_s:g}", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "48"),
-            *("-c:a", "aac", "-b:a", "96k", "-ac", "2", "-f", "mp4", str(file)),
-        ]
-        try:
-            await ffmpeg.run(arguments)
-        except EncodeFailed as error:
-            if error.reason == "disk_full" or number == len(usable) - 1:
-                raise
-        else:
-            return
-
-
-def clip_inputs(filters: frozenset[str], duration_s: float, size: str) -> list[str]:
-    """Ffmpeg's arguments up to the encoder: the best picture that these filters can draw."""
-    width, height = (int(side) for side in size.split("x"))
-    chord = "+".join(f"0.12*sin(2*PI*{hertz}*t)*(0.6+0.4*sin(2*PI*t/{beat}))" for hertz, beat in CHORD)
-    sound = ["-f", "lavfi", "-i", f"aevalsrc='{chord}':s=48000:d={duration_s:g}"]
-    if "gradients" not in filters:
-        return ["-f", "lavfi", "-i", f"testsrc2=size={size}:rate=24", *sound]
-    colours = "c0=0x0b1d51:c1=0x7b2d8b:c2=0xff6f61:c3=0x1f7a8c"
-    sky = f"gradients=size={width // 4}x{height // 4}:rate=24:n=4:speed=0.012:{colours}:duration={duration_s:g}"
-    smooth = f"[0:v]scale={width}:{height}:flags=bilinear,format=yuv420p[sky]"  # drawn small: a sixteenth of the time
-    inputs, graph, last = ["-f", "lavfi", "-i", sky], smooth, "sky"
-    if "life" in filters:
-        cells = f"life=size={width // 8}x{height // 8}:rate=12:mold=12:life_color=white:death_color=0x8fd3fe:ratio=0.12:seed=7"
-        inputs += ["-f", "lavfi", "-i", cells]
-        scaled = f"[1:v]fps=24,scale={width}:{height}:flags=neighbor,format=yuv420p[cells]"
-        graph += f";{scaled};[sky][cells]blend=all_mode=screen:all_opacity=0.45[alive]"
-        last = "alive"
-    if "drawtext" in filters:
-        title = f"drawtext=text='Fourplane':fontcolor=white:fontsize={height // 8}:x=(w-tw)/2:y=h*0.38"
-        time = f"drawtext=text='%{{pts\\:hms}}':fontcolor=white@0.8:fontsize={height // 18}:x=(w-tw)/2:y=h*0.56"
-        graph += f";[{last}]{title},{time}[named]"
-        last = "named"
-    number = 2 if "life" in filters else 1
-    return [*inputs, *sound, "-filter_complex", graph, "-map", f"[{last}]", "-map", f"{number}:a"]

@@ -41,9 +41,14 @@ class Ffmpeg(msgspec.Struct, frozen=True):
         return read_source("\n".join(lines), file.name)
 
     async def run(
-        self, arguments: Sequence[str], *, on_time: Callable[[float], None] | None = None, nice: int = 0
+        self,
+        arguments: Sequence[str],
+        *,
+        on_time: Callable[[float], None] | None = None,
+        nice: int = 0,
+        folder: Path | None = None,
     ) -> None:
-        """Run to the end; `on_time` hears the seconds of film done. Raises EncodeFailed or Rejected (broken input).
+        """Run to the end in `folder`; `on_time` hears the seconds of film done. Raises EncodeFailed or Rejected (broken input).
 
         Cancelling the caller ends the child.
         """
@@ -58,7 +63,7 @@ class Ffmpeg(msgspec.Struct, frozen=True):
                 words.append(line.strip())
 
         head = [self.path, "-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-progress", "pipe:1"]
-        child = await processes.start([*head, *arguments], on_line=hear, nice=nice)
+        child = await processes.start([*head, *arguments], on_line=hear, nice=nice, cwd=folder)
         code = await child.wait()
         if code != 0:
             raise _failure(code, list(words))

@@ -5,7 +5,10 @@ defines them, not the encoder's wish. Rungs are listed from the smallest, so tha
 of its own; every rung has an I-frame playlist for scrubbing, whose entries are byte ranges of the same segments.
 """
 
-from fourplane.streaming.packaging import TitleIndex, Track
+from collections.abc import Sequence
+
+from fourplane.streaming.captions import PIECE_S, language_name, language_tag
+from fourplane.streaming.packaging import Caption, TitleIndex, Track
 
 HEAD = "#EXTM3U\n#EXT-X-VERSION:7\n"
 
@@ -16,7 +19,10 @@ def master(index: TitleIndex, *, steering_uri: str = "", pathways: tuple[tuple[s
     if steering_uri:
         lines.append(f'#EXT-X-CONTENT-STEERING:SERVER-URI="{steering_uri}",PATHWAY-ID="{pathways[0][0]}"')
     for pathway, prefix in pathways:
-        lines += [_sound(track, prefix, pathway, first=not at) for at, track in enumerate(index.audio)]
+        heard = zip(index.audio, names([track.language for track in index.audio], "Sound"), strict=True)
+        lines += [_sound(track, name, prefix, pathway, first=not at) for at, (track, name) in enumerate(heard)]
+        written = zip(index.captions, names([one.language for one in index.captions], "Text"), strict=True)
+        lines += [_caption(caption, name, prefix, pathway) for caption, name in written]
     for pathway, prefix in pathways:
         for track in index.video:
             lines += [_variant(index, track, pathway), f"{prefix}{track.name}.m3u8"]
@@ -57,13 +63,40 @@ def key_frames(index: TitleIndex, track: Track) -> str:
     return "\n".join([*lines, "#EXT-X-ENDLIST\n"])
 
 
-def _sound(track: Track, prefix: str, pathway: str, *, first: bool) -> str:
+def captions(index: TitleIndex, caption: Caption) -> str:
+    """The playlist of one text track: WebVTT in pieces of one length."""
+    count = max(1, -int(-index.duration_s // PIECE_S))
+    lines = [f"{HEAD}#EXT-X-TARGETDURATION:{int(PIECE_S)}", "#EXT-X-MEDIA-SEQUENCE:0", "#EXT-X-PLAYLIST-TYPE:VOD"]
+    for number in range(count):
+        left_s = max(0.001, min(PIECE_S, index.duration_s - number * PIECE_S))
+        lines += [f"#EXTINF:{left_s:.3f},", f"{caption.name}/{number}.vtt"]
+    return "\n".join([*lines, "#EXT-X-ENDLIST\n"])
+
+
+def names(languages: Sequence[str], usual: str) -> list[str]:
+    """What people read of tracks in these languages: no name twice, as a group of renditions demands."""
+    found: list[str] = []
+    for language in languages:
+        name = language_name(language) if language and not language.startswith("track") else usual
+        same = sum(1 for other in found if other == name or other.startswith(f"{name} ("))
+        found.append(f"{name} ({same + 1})" if same else name)
+    return found
+
+
+def _sound(track: Track, name: str, prefix: str, pathway: str, *, first: bool) -> str:
     choice = "YES" if first else "NO"
-    language = f'LANGUAGE="{track.language}",' if track.language else ""
-    name = track.language or ("Sound" if first else track.name)
+    known = bool(track.language) and not track.language.startswith("track")
+    language = f'LANGUAGE="{language_tag(track.language)}",' if known else ""
     return (
         f'#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="{_group(pathway)}",NAME="{name}",{language}DEFAULT={choice},'
         f'AUTOSELECT=YES,CHANNELS="{track.channels}",URI="{prefix}{track.name}.m3u8"'
+    )
+
+
+def _caption(caption: Caption, name: str, prefix: str, pathway: str) -> str:
+    return (
+        f'#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="{_texts(pathway)}",NAME="{name}",LANGUAGE="{caption.language}",'
+        f'DEFAULT=NO,AUTOSELECT=YES,FORCED=NO,URI="{prefix}{caption.name}.m3u8"'
     )
 
 
@@ -77,6 +110,7 @@ def _variant(index: TitleIndex, track: Track, pathway: str) -> str:
         f"RESOLUTION={track.width}x{track.height},FRAME-RATE={track.fps:.3f}"
     )
     line += f',AUDIO="{_group(pathway)}"' if sounds else ""
+    line += f',SUBTITLES="{_texts(pathway)}"' if index.captions else ""
     return line + (f',PATHWAY-ID="{pathway}"' if pathway else "")
 
 
@@ -94,3 +128,7 @@ def _key_frames(track: Track, prefix: str, pathway: str) -> str:
 
 def _group(pathway: str) -> str:
     return f"sound-{pathway}" if pathway else "sound"
+
+
+def _texts(pathway: str) -> str:
+    return f"text-{pathway}" if pathway else "text"

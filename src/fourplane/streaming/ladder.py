@@ -1,4 +1,4 @@
-"""Which sizes and rates a source is encoded at: the bitrate ladder.
+"""Which sizes and rates a source is encoded at when nobody looked at it closely: the fixed ladder (`per_title` looks).
 
 The top rung is the source's own height (never enlarged), the others follow the usual steps down to a start rung that a bad
 connection can play. Rates scale with the pixels per second to the power 0.75 around 3 Mb/s for 720p24, the relation that
@@ -20,7 +20,8 @@ class Rung(msgspec.Struct, frozen=True):
     width: int
     height: int
     cap_kbps: int
-    crf: int = 23
+    crf: float = 0.0  # 0: the codec's usual one
+    vmaf: float = 0.0  # as the per-title search predicts it; 0: nobody looked
 
 
 def ladder_for(width: int, height: int, fps: float, *, rungs_max: int = 5, height_max: int = 2160) -> tuple[Rung, ...]:

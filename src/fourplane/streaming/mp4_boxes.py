@@ -140,6 +140,14 @@ def _track(data: bytes, moov: _Box, name: str) -> Init:
         avcc = _find(data, inner, (b"avcC",), name)
         codec = f"{entry.kind.decode()}.{data[avcc.start + 1 : avcc.start + 4].hex()}"
         return Init(moov.end, "video", codec, timescale, width, height, default_duration=default)
+    if entry.kind == b"av01":
+        width, height = struct.unpack_from(">HH", data, entry.start + 24)
+        av1c = _find(data, _Box(entry.kind, entry.start + 78, entry.end), (b"av1C",), name)
+        codec = _av1_codec(data[av1c.start : av1c.start + 4])
+        return Init(moov.end, "video", codec, timescale, width, height, default_duration=default)
+    if entry.kind == b"Opus":
+        channels = struct.unpack_from(">H", data, entry.start + 16)[0]
+        return Init(moov.end, "audio", "opus", timescale, 0, 0, channels, 48_000, default)
     if entry.kind == b"mp4a":
         channels = struct.unpack_from(">H", data, entry.start + 16)[0]
         rate = struct.unpack_from(">I", data, entry.start + 24)[0] >> 16
@@ -151,6 +159,14 @@ def _track(data: bytes, moov: _Box, name: str) -> Init:
 
 def _span(box: _Box) -> tuple[int, int]:
     return box.start, box.end
+
+
+def _av1_codec(config: bytes) -> str:
+    """`av01.0.05M.08` from profile, level, tier and bit depth of an av1C box."""
+    profile, level = config[1] >> 5, config[1] & 31
+    tier = "H" if config[2] & 0x80 else "M"
+    depth = (12 if config[2] & 0x20 else 10) if config[2] & 0x40 else 8
+    return f"av01.{profile}.{level:02d}{tier}.{depth:02d}"
 
 
 def _audio_codec(esds: bytes) -> str:

@@ -1,7 +1,7 @@
 """The origin: turns a path of a published version into bytes of blobs, and says how long they may be kept.
 
     /v/<title>/<version>/master.m3u8 | manifest.mpd | <track>.m3u8 | <track>.iframes.m3u8 | poster.jpg | sprite.jpg | scrub.vtt
-    /v/<title>/<version>/<track>/init.mp4 | <track>/<number>.m4s
+    /v/<title>/<version>/<track>/init.mp4 | <track>/<number>.m4s | <captions>.vtt | <captions>.m3u8 | <captions>/<number>.vtt
 
 A version never changes, so everything may be kept for a year (`immutable`); its entity tag is version and path.
 The origin answers whole objects; ranges are the CDN nodes' work. Indexes in use are kept in memory, `INDEXES_MAX` of them.
@@ -14,6 +14,7 @@ import msgspec
 from fourplane.foundation.errors import NotFound
 from fourplane.state.contracts import Blobs
 from fourplane.streaming import dash, hls
+from fourplane.streaming.captions import PIECE_S, piece
 from fourplane.streaming.packaging import TitleIndex, Track, blob_key, load_index
 
 INDEXES_MAX = 256
@@ -71,18 +72,16 @@ class Origin:
 
     async def _body(self, index: TitleIndex, name: str) -> bytes:
         match name.split("/"):
-            case ["master.m3u8"]:
-                return hls.master(index).encode()
-            case ["manifest.mpd"]:
-                return dash.manifest(index).encode()
-            case ["scrub.vtt"] if index.sprite_every_s:
-                return scrub_vtt(index).encode()
+            case [file] if file.endswith((".m3u8", ".mpd")) or file == "scrub.vtt":
+                return _written(index, file).encode()
             case ["poster.jpg" | "sprite.jpg"]:
                 return await self._blobs.get(blob_key(index.title, index.version, name))
-            case [playlist] if playlist.endswith(".iframes.m3u8"):
-                return hls.key_frames(index, index.track(playlist.removesuffix(".iframes.m3u8"))).encode()
-            case [playlist] if playlist.endswith(".m3u8"):
-                return hls.media(index, index.track(playlist.removesuffix(".m3u8"))).encode()
+            case [file] if file.endswith(".vtt"):
+                return await self._text(index, file.removesuffix(".vtt"))
+            case [caption, part] if part.endswith(".vtt") and part[:-4].isdecimal() and len(part) < 10:
+                if int(part[:-4]) * PIECE_S < index.duration_s:
+                    text = (await self._text(index, caption)).decode(errors="replace")
+                    return piece(text, int(part[:-4])).encode()
             case [track, "init.mp4"]:
                 return await self._range(index, index.track(track), 0, index.track(track).init_size)
             case [track, part] if part.endswith(".m4s") and part[:-4].isdecimal():
@@ -92,9 +91,31 @@ class Origin:
                     return await self._range(index, index.track(track), segments[number].offset, segments[number].size)
         raise NotFound("no such object", code="no_such_object")
 
+    async def _text(self, index: TitleIndex, name: str) -> bytes:
+        return await self._blobs.get(blob_key(index.title, index.version, f"{index.caption(name).name}.vtt"))
+
     async def _range(self, index: TitleIndex, track: Track, offset: int, size: int) -> bytes:
         key = blob_key(index.title, index.version, f"{track.name}.mp4")
         return await self._blobs.get(key, start=offset, end=offset + size)
+
+
+def _written(index: TitleIndex, file: str) -> str:
+    """A manifest or list that is written from the index; raises NotFound."""
+    match file:
+        case "master.m3u8":
+            return hls.master(index)
+        case "manifest.mpd":
+            return dash.manifest(index)
+        case "scrub.vtt" if index.sprite_every_s:
+            return scrub_vtt(index)
+    name, _, kind = file.rpartition(".")
+    if kind == "m3u8" and name.startswith("captions_"):
+        return hls.captions(index, index.caption(name))
+    if kind == "m3u8" and name.endswith(".iframes"):
+        return hls.key_frames(index, index.track(name.removesuffix(".iframes")))
+    if kind == "m3u8":
+        return hls.media(index, index.track(name))
+    raise NotFound("no such object", code="no_such_object")
 
 
 def scrub_vtt(index: TitleIndex) -> str:

@@ -12,6 +12,8 @@ import msgspec
 
 from fourplane.foundation.errors import Corrupt, NotFound
 from fourplane.state.contracts import Blobs
+from fourplane.streaming.captions import language_tag
+from fourplane.streaming.encode_plan import SPRITE_COLUMNS
 from fourplane.streaming.encoding import Encoded
 from fourplane.streaming.mp4_boxes import index_file
 
@@ -43,6 +45,7 @@ class Track(msgspec.Struct, frozen=True):
     language: str = ""
     channels: int = 0
     sample_rate: int = 0
+    vmaf: float = 0.0  # as the search for the title's ladder predicts it; 0: nobody looked
 
     def duration_s(self) -> float:
         """How long the track plays."""
@@ -68,6 +71,13 @@ class Track(msgspec.Struct, frozen=True):
         return max(round(peak + 0.5), self.average_bps())
 
 
+class Caption(msgspec.Struct, frozen=True):
+    """One text track: `name` is its file without `.vtt`."""
+
+    name: str
+    language: str  # RFC 5646, such as en
+
+
 class TitleIndex(msgspec.Struct, frozen=True):
     """Everything a manifest needs to know of one version."""
 
@@ -79,6 +89,14 @@ class TitleIndex(msgspec.Struct, frozen=True):
     sprite_every_s: float = 0.0
     sprite_columns: int = 10
     schema: int = SCHEMA
+    captions: tuple[Caption, ...] = ()
+
+    def caption(self, name: str) -> Caption:
+        """The text track of this name; raises NotFound."""
+        for caption in self.captions:
+            if caption.name == name:
+                return caption
+        raise NotFound(f"no text track {name[:40]!r}", code="no_such_track")
 
     def track(self, name: str) -> Track:
         """The track of this name; raises NotFound."""
@@ -90,7 +108,7 @@ class TitleIndex(msgspec.Struct, frozen=True):
     @property
     def video(self) -> list[Track]:
         """Rungs from the smallest to the largest."""
-        return sorted((track for track in self.tracks if track.kind == "video"), key=lambda track: track.height)
+        return sorted((track for track in self.tracks if track.kind == "video"), key=_order)
 
     @property
     def audio(self) -> list[Track]:
@@ -103,7 +121,11 @@ class TitleIndex(msgspec.Struct, frozen=True):
         return max(1, int(longest + 0.5))
 
 
-def index_track(path: Path, name: str, *, fps: float = 0.0, language: str = "") -> Track:
+def _order(track: Track) -> tuple[int, int]:
+    return track.height, track.average_bps()
+
+
+def index_track(path: Path, name: str, *, fps: float = 0.0, language: str = "", vmaf: float = 0.0) -> Track:
     """Read the boxes of one finished track file; raises Corrupt when a segment could not be played on its own."""
     with path.open("rb") as file:
         init, fragments = index_file(file, name)
@@ -130,6 +152,7 @@ def index_track(path: Path, name: str, *, fps: float = 0.0, language: str = "") 
         language,
         init.channels,
         init.sample_rate,
+        vmaf,
     )
 
 
@@ -137,11 +160,14 @@ def index_title(title: str, version: str, encoded: Encoded) -> TitleIndex:
     """The index of finished files; reads boxes, so call it off the loop for long films."""
     plan = encoded.plan
     fps = plan.rate[0] / plan.rate[1]
-    tracks = [index_track(path, rung.name, fps=fps) for rung, path in encoded.video]
+    tracks = [index_track(path, rung.name, fps=fps, vmaf=rung.vmaf) for rung, path in encoded.video]
     tracks += [index_track(path, path.stem, language=language) for language, path in encoded.audio]
     length = max(track.duration_s() for track in tracks)
     every = encoded.sprite_every_s if encoded.sprite is not None else 0.0
-    return TitleIndex(title, version, length, tuple(tracks), encoded.poster is not None, every)
+    captions = tuple(Caption(made.path.stem, language_tag(made.language)) for made in encoded.captions)
+    return TitleIndex(
+        title, version, length, tuple(tracks), encoded.poster is not None, every, SPRITE_COLUMNS, SCHEMA, captions
+    )
 
 
 def blob_key(title: str, version: str, name: str) -> str:
@@ -159,6 +185,9 @@ async def publish(blobs: Blobs, index: TitleIndex, encoded: Encoded) -> int:
         if picture is not None:
             key = blob_key(index.title, index.version, picture.name)
             total += (await blobs.put_file(key, picture, media_type="image/jpeg")).size
+    for caption in encoded.captions:
+        key = blob_key(index.title, index.version, caption.path.name)
+        total += (await blobs.put_file(key, caption.path, media_type="text/vtt")).size
     content = msgspec.json.encode(index)
     await blobs.put(blob_key(index.title, index.version, "index.json"), content, media_type="application/json")
     return total + len(content)

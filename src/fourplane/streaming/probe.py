@@ -19,6 +19,7 @@ _TBR = re.compile(r"(\d+(?:\.\d+)?)(k?) tbr")
 _SAR = re.compile(r"SAR (\d+):(\d+)")
 _RATE = re.compile(r"(\d+) Hz")
 _ROTATION = re.compile(r"rotation of (-?\d+(?:\.\d+)?) degrees")
+TEXTS = frozenset({"subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text"})  # those that are not pictures
 _LAYOUTS = {"mono": 1, "stereo": 2, "2.1": 3, "quad": 4, "5.0": 5, "5.1": 6, "7.1": 8}
 
 
@@ -32,6 +33,14 @@ class AudioStream(msgspec.Struct, frozen=True):
     language: str = ""
 
 
+class CaptionStream(msgspec.Struct, frozen=True):
+    """One text track of the source; `number` counts its subtitle streams."""
+
+    number: int
+    codec: str
+    language: str = ""
+
+
 class Source(msgspec.Struct, frozen=True):
     """The picture and sound of a source file; width and height as shown (rotation and pixel shape applied)."""
 
@@ -42,6 +51,7 @@ class Source(msgspec.Struct, frozen=True):
     codec: str
     audio: tuple[AudioStream, ...] = ()
     variable_rate: bool = False
+    captions: tuple[CaptionStream, ...] = ()
 
 
 def check_file(path: Path, *, bytes_max: int) -> int:
@@ -77,7 +87,13 @@ def read_source(text: str, name: str) -> Source:
         width, height = height, width
     audio = tuple(_sound(found) for found in streams if found[3] == "Audio")
     codec = videos[0][4].split(maxsplit=1)[0].rstrip(",")
-    return Source(length, width, height, fps, codec, audio, variable)
+    texts = [found for found in streams if found[3] == "Subtitle"]
+    captions = tuple(
+        CaptionStream(number, kind, "" if found[2] in {None, "und"} else found[2])
+        for number, found in enumerate(texts)
+        if (kind := found[4].split(maxsplit=1)[0].rstrip(",")) in TEXTS
+    )
+    return Source(length, width, height, fps, codec, audio, variable, captions)
 
 
 def _picture(line: str, name: str) -> tuple[int, int, float, bool]:

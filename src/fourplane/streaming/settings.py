@@ -9,6 +9,10 @@ class EncodingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a source becomes renditions."""
 
     preset: str = "veryfast"
+    video_codec: str = "h264"  # or av1
+    audio_codec: str = "aac"  # or opus
+    per_title: bool = True  # look at samples of the film (VMAF) to choose its rungs
+    per_title_from_s: float = 30.0  # a shorter film is encoded at the fixed ladder before it could be judged
     rungs_max: int = 5
     height_max: int = 2160
     segment_s: float = 2.0

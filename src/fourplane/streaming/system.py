@@ -13,8 +13,8 @@ from fourplane.foundation.telemetry import Histogram, Registry
 from fourplane.service.tokens import Signer
 from fourplane.state.contracts import Blobs, Sql
 from fourplane.streaming import ffmpeg
+from fourplane.streaming.clip import generate_clip
 from fourplane.streaming.delivery import Delivery
-from fourplane.streaming.encoding import generate_clip
 from fourplane.streaming.jobs import Job, Jobs
 from fourplane.streaming.origin import Origin
 from fourplane.streaming.playback import Entitlement, MediaGuard, Playback

@@ -10,7 +10,8 @@ from tests.journeys.streaming.rig import QUICK, house
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.encoding import Encode, generate_clip
+from fourplane.streaming.clip import generate_clip
+from fourplane.streaming.encoding import Encode
 from fourplane.streaming.ffmpeg import EncodeFailed
 
 LONG_S = 50.0  # three chunks

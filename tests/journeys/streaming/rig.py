@@ -23,7 +23,7 @@ from fourplane.streaming.app import Streaming
 from fourplane.streaming.settings import TREE, EncodingSettings, StreamingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICK = EncodingSettings(preset="ultrafast", rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64)
+QUICK = EncodingSettings(preset="ultrafast", per_title=False, rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64)
 
 
 def run(main):

@@ -12,7 +12,7 @@ from fourplane.foundation.errors import Conflict, Misconfigured
 from fourplane.simulator.crowds import Plan, Tally, Target
 from fourplane.simulator.crowds.streaming import StreamingCrowd
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.encoding import generate_clip
+from fourplane.streaming.clip import generate_clip
 from fourplane.streaming.settings import TREE, StreamingSettings
 
 GRACE_S = 3.0

@@ -7,7 +7,7 @@ import pytest
 
 from fourplane.foundation.errors import Misconfigured
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.encoding import generate_clip
+from fourplane.streaming.clip import generate_clip
 
 
 @pytest.mark.parametrize("missing", [frozenset(), {"drawtext"}, {"life", "drawtext"}, {"gradients"}])

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from fourplane.streaming.encoding import exact_rate
+from fourplane.streaming.encode_plan import exact_rate
 from fourplane.streaming.ladder import ladder_for
 
 

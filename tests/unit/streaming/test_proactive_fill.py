@@ -9,7 +9,7 @@ from fourplane.edge.http_client import HttpClient
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Misconfigured
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.encoding import generate_clip
+from fourplane.streaming.clip import generate_clip
 from fourplane.streaming.packaging import MediaSegment, TitleIndex, Track
 from fourplane.streaming.proactive_fill import plan
 
