@@ -177,7 +177,15 @@ async def books(commerce, cards):
         "rare left": min((await commerce.inventory.levels()).values()),
         "charged is ordered": balances["EUR"]["merchant"] == (sold[0][0] or 0) and balances["EUR"]["held"] == 0,
         "races": commerce.statistics().races,
+        "per commit": per_commit(commerce.coordinator._shared),
+        "per payment commit": per_commit(cards._shared),
     }
+
+
+def per_commit(shared):
+    """How many callers shared a commit."""
+    figures = shared.statistics()
+    return round(figures.callers / max(1, figures.commits), 1)
 
 
 class Server:

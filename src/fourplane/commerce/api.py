@@ -238,8 +238,9 @@ class Api:
             raise Rejected("an order needs the header Idempotency-Key", code="key_missing")
         account = call.identity.account_id if call.identity else 0
         order = await self._store.place(_cart_id(call), attempt, call.body, account=account)
-        body = msgspec.json.encode(_order_view(order))
-        headers = {"location": f"/commerce/api/orders/{order.id}", "cache-control": "no-store"}
+        view = _order_view(order)
+        body = msgspec.json.encode(view)
+        headers = {"location": f"/commerce/api/orders/{view.id}", "cache-control": "no-store"}
         return Reply(body, status=201, media_type="application/json", headers=headers)
 
     async def orders(self, call: Call[None]) -> OrderPage:

@@ -17,7 +17,7 @@ Invariants (`check`): the ledger's sum is `on_hand`; the holds' sum is `held`; 0
 Source: Gray and Reuter, Transaction Processing (1992), escrow; CASES.md C9. Cost: one grouped commit per step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -93,6 +93,7 @@ class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     hold_s: float = 120.0
     attempts_max: int = 12
     ends_keep_s: float = 86_400.0
+    shelf_max: int = 100_000
 
 
 class Adjustment(msgspec.Struct, frozen=True):
@@ -143,6 +144,42 @@ class InventoryStatistics(msgspec.Struct, frozen=True):
     races: int
 
 
+class Shelf:
+    """What the one writer of a shard remembers of its rows, so that a checkout need not read them: a hint, never a verdict.
+
+    It is too low between a hold and its refusal, and forgets a sku whenever something else than a hold happens to it; whether
+    there is enough is always decided by the statement that holds.
+    """
+
+    __slots__ = ("_levels", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._levels: dict[str, dict[str, int]] = {}
+        self._most = most
+
+    def find(self, sku: str) -> dict[str, int] | None:
+        """Free pieces by warehouse as last known."""
+        return self._levels.get(sku)
+
+    def put(self, sku: str, levels: dict[str, int]) -> None:
+        """Remember what the rows say."""
+        if len(self._levels) >= self._most:
+            self._levels.clear()
+        self._levels[sku] = levels
+
+    def take(self, pieces: "Sequence[Piece]") -> None:
+        """These are being held."""
+        for piece in pieces:
+            levels = self._levels.get(piece.sku)
+            if levels is not None and piece.warehouse in levels:
+                levels[piece.warehouse] = max(0, levels[piece.warehouse] - piece.quantity)
+
+    def forget(self, skus: Iterable[str]) -> None:
+        """Look at the rows next time."""
+        for sku in skus:
+            self._levels.pop(sku, None)
+
+
 class InventoryShard:
     """The one writer of one shard."""
 
@@ -152,6 +189,7 @@ class InventoryShard:
         self._ids = ids
         self._epoch = 0
         self._pieces: dict[int, list[Piece]] = {}
+        self._shelf = Shelf(settings.shelf_max)
         self.holds = self.sold = self.released = self.refused = self.races = 0
 
     async def open(self) -> None:
@@ -190,6 +228,7 @@ class InventoryShard:
             if conflict.fields.get("label") == "epoch":
                 raise Conflict("this shard has a new owner", code="not_owner") from conflict
             raise Conflict("more is on hold than would be left", code="stock_held") from conflict
+        self._shelf.forget(adjustment.sku for adjustment in adjustments)
 
     async def available(self, sku: str) -> int:
         """How many could be held now, over all warehouses."""
@@ -217,7 +256,7 @@ class InventoryShard:
             try:
                 await self._sql.commit([*draft.fences, *rendered(draft.statements)])
             except Conflict as conflict:
-                self._pieces.pop(transaction.id, None)
+                self._shelf.forget(piece.sku for piece in self._pieces.pop(transaction.id, ()))
                 await self._explain(conflict, str(transaction.id))
                 if held := await self._held(transaction.id):
                     self._pieces[transaction.id] = held
@@ -245,11 +284,12 @@ class InventoryShard:
             rows.append(Row(_PUT_HOLD, (number, sku, warehouse, quantity, expires, *who)))
             rows.append(Row(_RESERVE, (sku, warehouse, quantity)))
         self._pieces[number] = pieces
+        self._shelf.take(pieces)
         return Draft(rows, pieces, (self._fence(),))
 
     async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - one shape
         """Raise unless it was a lost race for stock; then another draft may find other pieces."""
-        self._pieces.pop(transaction.id, None)
+        self._shelf.forget(piece.sku for piece in self._pieces.pop(transaction.id, ()))
         await self._explain(conflict, str(transaction.id))
         lost = conflict.fields.get("label") == "stock"
         self.races += lost
@@ -278,7 +318,9 @@ class InventoryShard:
 
     async def abort(self, transaction: Transaction) -> None:
         """Give the hold back and refuse it for ever."""
+        self._shelf.forget(piece.sku for piece in self._pieces.get(transaction.id, ()))
         pieces = await self._finish(transaction.id, "released", _RELEASE)
+        self._shelf.forget(piece.sku for piece in pieces)
         self.released += sum(piece.quantity for piece in pieces)
 
     async def in_doubt(self, coordinator: str) -> list[Transaction]:
@@ -307,6 +349,7 @@ class InventoryShard:
         except Conflict:
             if not await self._outcome(f"{reason}:{reference}"):
                 raise
+        self._shelf.forget(piece.sku for piece in pieces)
 
     async def sold_in(self, transaction: int) -> list[Piece]:
         """What one transaction sold, by the ledger."""
@@ -367,8 +410,12 @@ class InventoryShard:
         """One warehouse for everything where one has it, the nearest first; else each line from the nearest that have some."""
         free: dict[str, dict[str, int]] = {}
         for want in wanted:
-            rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", want.sku)
-            levels = free[want.sku] = {str(warehouse): int(count or 0) for warehouse, count in rows}
+            levels = self._shelf.find(want.sku)
+            if levels is None or sum(levels.values()) < want.quantity:  # only the rows may say no
+                rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", want.sku)
+                levels = {str(warehouse): int(count or 0) for warehouse, count in rows}
+                self._shelf.put(want.sku, levels)
+            free[want.sku] = levels
             left = sum(levels.values())
             if left < want.quantity:
                 self.refused += 1

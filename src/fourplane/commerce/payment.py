@@ -65,6 +65,8 @@ class PaymentDeclined(Rejected):
 class Payments:
     """The participant, and refunds afterwards."""
 
+    votes_in_time = True  # `authorise_s`, `attempts` times
+
     def __init__(self, settings: PaymentSettings, *, sql: Sql, gateway: PaymentGateway, switch: Switch) -> None:
         self._settings = settings
         self._sql = sql

@@ -78,9 +78,10 @@ class BuiltInCarrier:
         standard, express = _BASE[zone]
         kilos = -(-weight_g // 1_000)
         free = goods >= self._settings.free_from.get(currency, 1 << 62)
+        more = kilos - 2 if kilos > 2 else 0
         return [
-            Rate("standard", "Standard", 0 if free else standard + 40 * max(0, kilos - 2), currency, 2, 4),
-            Rate("express", "Express", express + 90 * max(0, kilos - 2), currency, 1, 1),
+            Rate("standard", "Standard", 0 if free else standard + 40 * more, currency, 2, 4),
+            Rate("express", "Express", express + 90 * more, currency, 1, 1),
         ]
 
     def choose(self, rate_id: str, rates: Sequence[Rate]) -> Rate:

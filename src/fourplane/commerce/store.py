@@ -42,13 +42,15 @@ class Meter:
 
     def enter(self) -> float:
         """Count one piece of work and when it began; raises Unavailable while stopped."""
-        self.requests += 1
-        try:
-            self.switch.check()
-        except Unavailable:
-            self.errors += 1
-            raise
+        self.count()
         return clock.monotonic_s()
+
+    def count(self) -> None:
+        """Count one piece of work; raises Unavailable while stopped."""
+        self.requests += 1
+        if not self.switch.on:
+            self.errors += 1
+            self.switch.check()
 
     def leave(self, began: float) -> None:
         """The work that began then is done."""
@@ -232,16 +234,17 @@ class Store:
         """Order and pay, exactly once per attempt."""
         boxes = self.boxes
         began = boxes.order.enter()
-        started = [(box, box.enter()) for box in (boxes.inventory, boxes.payment, boxes.shipping)]
+        for box in (boxes.inventory, boxes.payment, boxes.shipping):
+            box.count()
         try:
             order, _ = await self.checkout.place(cart_id, attempt, request, account=account)
         except FourplaneError as error:
             if error.http_status >= 500:
                 boxes.order.errors += 1
             raise
-        for box, when in started:
-            box.leave(when)
-        boxes.order.leave(began)
+        took = clock.monotonic_s() - began
+        for box in (boxes.order, boxes.inventory, boxes.payment, boxes.shipping):
+            box.latency.record(took)
         return order
 
     async def order(self, order_id: str, cart_id: str, identity: Identity | None) -> Order:

@@ -50,7 +50,10 @@ class Transaction(msgspec.Struct, frozen=True):
 
 
 class Participant(Protocol):
-    """Somebody who can promise. All three calls are idempotent per transaction id and durable when they return."""
+    """Somebody who can promise. All three calls are idempotent per transaction id and durable when they return.
+
+    One that bounds the time of its own votes may say so with an attribute `votes_in_time = True`.
+    """
 
     async def prepare(self, transaction: Transaction, work: object) -> object:
         """Promise to be able to commit, also after a crash; the value goes to the caller. Any error is a no."""
@@ -359,6 +362,8 @@ class Coordinator:
         local = [branch for branch in branches if branch.participant in self._local]
         if len(local) == len(branches):
             return await self._promise(transaction, local)
+        if len(branches) == 1 and getattr(self._participants[branches[0].participant], "votes_in_time", False):
+            return {branches[0].participant: await self._vote(transaction, branches[0])}
         try:
             async with asyncio.timeout(self._settings.prepare_s):
                 results = await self._promise(transaction, local) if local else {}
