@@ -439,6 +439,8 @@ def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str
         settings = _placed(settings)
         address = f"http://{settings.http.listener.host}:{settings.http.listener.port}"
         folder.announce(address)
+        if "messaging" in settings.systems:
+            certificate.ensure_certificate(settings.data / "secrets")  # once, for all workers
         fleet = Fleet(
             _ports(settings),
             lambda worker: run_loop(_serve(worker, settings, demo=demo)),

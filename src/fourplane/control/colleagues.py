@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from fourplane.control.desk import Desk, NodeCard, NodeNumbers, WorkerFigures, restore
+from fourplane.control.merged_nodes import added, merged
 from fourplane.control.nodes import Figures, Node, Switch
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
@@ -68,8 +69,15 @@ class Colleagues:
     """A lifecycle part. `adopt` is called once for each system that lives elsewhere, when its owner first answers."""
 
     def __init__(
-        self, desks: Mapping[int, Desk], *, registry: Registry, adopt: Callable[[str, Sequence[Node]], None]
+        self,
+        desks: Mapping[int, Desk],
+        *,
+        registry: Registry,
+        adopt: Callable[[str, Sequence[Node]], None],
+        own: Mapping[str, Sequence[Node]] | None = None,
     ) -> None:
+        """`own`: the boxes of this worker; a system that several workers run is adopted with figures of all."""
+        self._lists = {system: [nodes] for system, nodes in (own or {}).items()}
         self._colleagues = [Colleague(slot, desk) for slot, desk in sorted(desks.items())]
         self._registry = registry
         self._adopt = adopt
@@ -101,7 +109,8 @@ class Colleagues:
         found: dict[str, object] = {}
         for colleague in self._colleagues:
             for name, text in (await colleague.desk.statistics()).items():
-                found[name] = msgspec.json.decode(text)
+                told = msgspec.json.decode(text)
+                found[name] = added(found[name], told) if name in found else told
         return found
 
     async def metrics(self) -> Registry:
@@ -138,7 +147,9 @@ class Colleagues:
         if colleague.cards is None:
             colleague.cards = await colleague.desk.cards()
             for system, cards in colleague.cards.items():
-                self._adopt(system, [_node(colleague, system, card) for card in cards])
+                lists = self._lists.setdefault(system, [])
+                lists.append([_node(colleague, system, card) for card in cards])
+                self._adopt(system, merged(lists))
         while colleague.orders:
             system, node_id, running = colleague.orders[0]
             await colleague.desk.switch(system, node_id, running=running)

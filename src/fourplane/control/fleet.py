@@ -47,7 +47,8 @@ IDLE_S = 3_600.0
 READY_MAX = 1 << 16
 COLLECT_AFTER = (20_000, 20, 50)  # a worker holds many long-lived objects: look at them less often
 PR_SET_PDEATHSIG = 1
-NEIGHBOUR_WAYS = ("requests", "calls")
+ANY_SLOT = -1
+NEIGHBOUR_WAYS = ("requests", "calls", "connections")
 DATABASE_SUFFIXES = (".db", ".sqlite", "-wal", ".wal")
 
 Say = Callable[[str], None]
@@ -56,6 +57,7 @@ Say = Callable[[str], None]
 class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 1
     placement: dict[str, int] = {}  # system: slot; without it the systems take turns
+    shards: dict[str, int] = {}  # system: into how many shards it is cut, chosen when a data folder is made
     ready_s: float = 120.0
     drain_s: float = 30.0
     restarts: IntensitySettings = IntensitySettings(count_max=5, period_s=60.0)
@@ -68,7 +70,7 @@ class Port(msgspec.Struct, frozen=True):
     host: str
     port: int
     setting: str
-    slot: int = -1  # only this worker's; -1: everybody's
+    slot: int = ANY_SLOT  # only this worker's
 
 
 class Worker:
@@ -340,7 +342,7 @@ def limit_native_threads() -> None:
 
 
 def neighbour_path(folder: Path, slot: int, kind: str) -> str:
-    """Where the worker of a slot is asked by the others: `requests` are HTTP, `calls` are rpc."""
+    """Where the worker of a slot is asked by the others: `requests` are HTTP, `calls` rpc, `connections` passed sockets."""
     return str(folder / f"{slot}.{kind}")
 
 
@@ -361,7 +363,8 @@ def bind_ports(
             neighbours.mkdir(mode=0o700, parents=True, exist_ok=True)
             for slot, sockets in enumerate(bound):
                 for kind in NEIGHBOUR_WAYS:
-                    sockets[kind] = network.bind_unix(neighbour_path(neighbours, slot, kind))
+                    bind = network.bind_passing if kind == "connections" else network.bind_unix
+                    sockets[kind] = bind(neighbour_path(neighbours, slot, kind))
     except BaseException:
         for sockets in bound:
             for one in sockets.values():

@@ -2,10 +2,11 @@
 
 With one worker nothing here does anything. With more, every shard (placement.py) has one owner: its worker holds the shard's
 file lock and has raised its epoch before it opens a store, and only it opens them. Everybody else reaches what the owner has
-through its two Unix sockets, which the parent process holds so that callers wait while it restarts:
+through its Unix sockets, which the parent process holds so that callers wait while it restarts:
 
-    requests   HTTP requests and WebSockets as they came (edge/neighbour.py, edge/tunnel.py)
-    calls      typed calls (service/rpc.py): accounts and payments from their owner, each worker's desk
+    requests      HTTP requests and WebSockets as they came (edge/neighbour.py, edge/tunnel.py)
+    calls         typed calls (service/rpc.py): accounts and payments from their owner, each worker's desk, messages (courier.py)
+    connections   client connections whose user is elsewhere (SCM_RIGHTS)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,19 @@ class Neighbourhood:
         """Whether this worker is the one that may open the shard."""
         return self.placement.slot_of(shard) == self.slot
 
+    def runs(self, system: str) -> bool:
+        """Whether this worker owns any shard of a system."""
+        return self.placement.runs(system, self.slot)
+
+    @property
+    def peers(self) -> Mapping[int, Peer]:
+        """The other workers, to be called."""
+        return self._peers
+
+    def way(self, slot: int) -> str:
+        """Where a slot takes connections."""
+        return neighbour_path(self._folder, slot, "connections")
+
     def elsewhere(self, path: str) -> Neighbour | None:
         """The worker that serves this path, None when it is this one."""
         return self._neighbours.get(self.placement.of_path(path)) if path not in ("/healthz", "/readyz") else None
@@ -110,21 +124,34 @@ class Neighbourhood:
         """The desk of the worker that owns a shard, which is not this one."""
         return remote(Desk, self._peers[self.placement.slot_of(shard)], "desk")
 
-    def colleagues(self, registry: Registry, adopt: Callable[[str, Sequence[Node]], None]) -> Colleagues:
-        """The part that listens to all others."""
+    def colleagues(
+        self,
+        registry: Registry,
+        adopt: Callable[[str, Sequence[Node]], None],
+        own: Mapping[str, Sequence[Node]],
+    ) -> Colleagues:
+        """The part that listens to all others; `own`: the boxes here, some of which others have too."""
         desks = {slot: remote(Desk, peer, "desk") for slot, peer in self._peers.items()}
-        return Colleagues(desks, registry=registry, adopt=adopt)
+        return Colleagues(desks, registry=registry, adopt=adopt, own=own)
 
     def serve(
-        self, registry: Registry, inherited: InheritedSocket | None, *, desk: Desk, services: Mapping[str, object]
+        self,
+        registry: Registry,
+        inherited: InheritedSocket | None,
+        *,
+        desk: Desk,
+        services: Mapping[str, object],
+        calls: Mapping[str, tuple[type, object, frozenset[str] | None]],
     ) -> None:
-        """Let the others call this worker's desk, and the accounts and payments where they are here; before the start."""
+        """Let the others call this worker's desk, the accounts and payments if they are here, and `calls`; before the start."""
         if self.alone:
             return
         server = self._server = RpcServer(
             registry, path=neighbour_path(self._folder, self.slot, "calls"), inherited=inherited
         )
         server.add("desk", Desk, desk)
+        for name, (source, target, only) in calls.items():
+            server.add(name, source, target, only=only)
         gate = EpochGate(self.grants[ACCOUNTS].epoch if ACCOUNTS in self.grants else 0)
         if ACCOUNTS in services:
             server.add(ACCOUNTS, Accounts, services[ACCOUNTS], only=remote_accounts.METHODS, gate=gate)

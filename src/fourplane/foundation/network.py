@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 BACKLOG = 4_096
+PASSED_BYTES_MAX = 128 << 10
+PASSED_AT_ONCE = 64
 
 InheritedSocket = socket.socket
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
@@ -70,6 +72,79 @@ def bind_unix(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return bound
+
+
+def bind_passing(path: str) -> socket.socket:
+    """A Unix socket through which other processes of this user pass connections; what lay at `path` is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - a socket's name
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    before = os.umask(0o177)
+    try:
+        bound.bind(path)
+        bound.setblocking(False)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.umask(before)
+    return bound
+
+
+def try_pass(path: str, message: bytes, connection: socket.socket) -> bool:
+    """Pass an open connection (SCM_RIGHTS) with up to PASSED_BYTES_MAX bytes to whoever holds `path`; False while it is full.
+
+    Raises OSError where nobody is. The caller's own copy stays open until it is closed.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        try:
+            sender.connect(path)
+            socket.send_fds(sender, [message], [connection.fileno()])
+        except BlockingIOError:
+            return False
+    return True
+
+
+def take_passed(receiver: socket.socket, taken: Callable[[bytes, socket.socket], None]) -> Callable[[], None]:
+    """Call `taken(message, connection)` for everything passed to `receiver`; call what is returned to stop."""
+    loop = asyncio.get_running_loop()
+
+    def ready() -> None:
+        for _ in range(PASSED_AT_ONCE):
+            try:
+                message, descriptors, _, _ = socket.recv_fds(receiver, PASSED_BYTES_MAX, 1)
+            except BlockingIOError:
+                return
+            if descriptors:
+                connection = socket.socket(fileno=descriptors[0])
+                connection.setblocking(False)
+                taken(message, connection)
+
+    def stop() -> None:
+        loop.remove_reader(receiver.fileno())
+
+    loop.add_reader(receiver.fileno(), ready)
+    return stop
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of one connection inside this machine."""
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    other.setblocking(False)
+    return one, other
+
+
+def duplicate(transport: asyncio.Transport) -> socket.socket:
+    """The connection of a transport once more, to be passed on; it stays open when the transport is aborted."""
+    return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+
+
+async def adopt(factory: Callable[[], P], connection: socket.socket) -> tuple[asyncio.Transport, P]:
+    """Serve a connection that was accepted elsewhere."""
+    transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
+    return transport, protocol
 
 
 async def listen_unix(factory: ProtocolFactory, path: str, *, inherited: socket.socket | None = None) -> asyncio.Server:

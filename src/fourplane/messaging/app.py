@@ -21,15 +21,19 @@ from fourplane.messaging.archive import MessageArchive
 from fourplane.messaging.client_stream import Streams
 from fourplane.messaging.diagram import diagram
 from fourplane.messaging.group_chat import GroupChat
+from fourplane.messaging.handover import Handover
 from fourplane.messaging.media import Media
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import ServerQueries
 from fourplane.messaging.settings import MessagingSettings
 from fourplane.messaging.tcp_stream import TcpStream
+from fourplane.messaging.user_shards import ROOMS, Rooms, Spread, UserShards
 from fourplane.messaging.user_store import UserStore
 from fourplane.messaging.web_stream import WebStream
 from fourplane.messaging.xml_stream import StreamError
 from fourplane.service.accounts import Accounts
+from fourplane.service.courier import METHODS, Courier
+from fourplane.service.courier import SERVICE as COURIER
 from fourplane.service.tokens import Signer
 from fourplane.state.contracts import Blobs, Records
 
@@ -88,14 +92,20 @@ class Messaging:
         blobs: Blobs | None = None,
         signer: Signer | None = None,
         sockets: Mapping[str, socket.socket] | None = None,
+        spread: Spread | None = None,
     ) -> None:
-        """`certificate_hash` (see authentication.py) offers SCRAM with channel binding; `blobs` and `signer` offer uploads."""
+        """`certificate_hash` (see authentication.py) offers SCRAM with channel binding; `blobs` and `signer` offer uploads.
+
+        `spread`: this is one of several workers that share the users; `records` holds its own shards.
+        """
         self._settings = settings
         self._registry = registry
         self._tls = tls
         self._sockets = sockets or {}  # bound by the parent process: "xmpp" and "xmpps"
         self.store = UserStore(records, settings.offline_s)
         self.router = Router(settings, store=self.store, accounts=accounts, ids=ids, registry=registry)
+        self.shards = UserShards(self.router, spread) if spread is not None else None
+        self.router.shards = self.shards
         self.queries = ServerQueries(self.router)
         AccountData(self.router, self.queries)
         if settings.archive:
@@ -104,13 +114,19 @@ class Messaging:
         self.router.services[self.groups.domain] = self.groups
         self.queries.items.append((self.groups.domain, "Groups"))
         self.media: Media | None = None
+        upload = f"upload.{settings.domains[0]}"
         if blobs is not None and signer is not None:
-            self.media = Media(
-                self.router, f"upload.{settings.domains[0]}", blobs=blobs, signer=signer, registry=registry
-            )
-            self.router.services[self.media.domain] = self.media
-            self.queries.items.append((self.media.domain, "Media"))
+            self.media = Media(self.router, upload, blobs=blobs, signer=signer, registry=registry)
+            self.router.services[upload] = self.media
+        elif self.shards is not None and self.shards.slot != self.shards.shards.home:
+            self.router.far_domains = frozenset((upload,))
+        if self.media is not None or self.router.far_domains:
+            self.queries.items.append((upload, "Media"))
         self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
+        if self.shards is not None and spread is not None and spread.connections is not None:
+            self.streams.handover = Handover(
+                self.streams, self.shards, way=spread.way, inherited=spread.connections, tls=tls
+            )
         self._servers: list[asyncio.Server] = []
         self.port = 0
         self.tls_port = 0
@@ -120,6 +136,10 @@ class Messaging:
         settings = self._settings
         self.store.start(tasks)
         self.router.start(tasks)
+        if self.shards is not None:
+            await self.shards.courier.start(tasks)
+        if self.streams.handover is not None:
+            self.streams.handover.start()
         if self.media is not None:
             self.media.start(tasks)
         server = await network.listen(self._stream, settings.host, settings.port, inherited=self._sockets.get("xmpp"))
@@ -137,11 +157,15 @@ class Messaging:
         """Take no new connection, finish the writes that were accepted, and tell the clients to come back."""
         for server in self._servers:
             server.close()
+        if self.streams.handover is not None:
+            self.streams.handover.stop()
         await self.store.wait_written()
         for stream in list(self.streams.open.values()):
             stream.fail(StreamError("system-shutdown"))
         self.streams.flush()
         await self.store.wait_written()
+        if self.shards is not None:
+            await self.shards.courier.drain()
 
     async def stop(self) -> None:
         for server in self._servers:
@@ -149,6 +173,14 @@ class Messaging:
         for stream in list(self.streams.open.values()):
             stream.fail(StreamError("system-shutdown"))
         await clock.sleep(0)
+        if self.shards is not None:
+            await self.shards.courier.stop()
+
+    def calls(self) -> dict[str, tuple[type, object, frozenset[str] | None]]:
+        """What the other workers of this system may call, by name: class, object, methods."""
+        if self.shards is None:
+            return {}
+        return {COURIER: (Courier, self.shards.courier, METHODS), ROOMS: (Rooms, Rooms(self.groups), None)}
 
     def doors(self) -> list[Door]:
         """The web client, its socket, and what it must know."""

@@ -119,6 +119,11 @@ def parse_first(message: bytes, plus: bool, *, plus_offered: bool) -> FirstMessa
     return FirstMessage(flag + b"," + authzid + b",", name, fields[b"r"], bare)
 
 
+def claimed(message: bytes) -> str:
+    """Whom a first SCRAM message names, whatever else it says; raises SaslError."""
+    return _name(_fields(message.split(b",", 2)[-1]).get(b"n", b""))
+
+
 def parse_plain(message: bytes) -> tuple[str, str]:
     """User name and password of a PLAIN message; raises SaslError."""
     parts = message.split(b"\0")

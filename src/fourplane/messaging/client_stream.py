@@ -2,7 +2,7 @@
 
 Two shells carry it: tcp_stream.py (STARTTLS or TLS from the start) and web_stream.py (RFC 7395). Phases only go forward:
 OPENING (a header is awaited) and READY (stanzas) alternate until login is complete; SESSION is a bound resource; ENDED
-takes nothing more. While a step waits (`_wait_for`), what comes stays in `_backlog`; when that is much, reading is paused.
+takes nothing more. While a step waits (`wait_for`), what comes stays in `_backlog`; when that is much, reading is paused.
 
 Backpressure: a stream whose reader is slow is `congested`; whoever writes to it is paused until it has caught up or was
 disconnected after `stalled_s`. Reasons for a pause are counted by name, reading goes on when none is left.
@@ -10,22 +10,26 @@ disconnected after `stalled_s`. Reasons for a pause are counted by name, reading
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError, Rejected
-from fourplane.messaging import inline_login, login, stanzas
-from fourplane.messaging.addresses import parse
-from fourplane.messaging.inline_login import Wish
-from fourplane.messaging.login import BIND_NS, SASL2_NS, SASL_NS, TLS_NS, Login, Offer
+from fourplane.foundation.errors import FourplaneError
+from fourplane.foundation.network import InheritedSocket
+from fourplane.messaging import login, stanzas
+from fourplane.messaging.login import TLS_NS, Offer
 from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_login import StreamLogin
 from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.user_session import UserSession
-from fourplane.messaging.xml_stream import IQ, Framer, FramerStack, Stanza, StreamError
+from fourplane.messaging.xml_stream import Framer, FramerStack, Stanza, StreamError
+
+if TYPE_CHECKING:
+    from fourplane.messaging.handover import Handover
 
 STREAM_ERRORS_NS = "urn:ietf:params:xml:ns:xmpp-streams"
+STARTTLS = f"{TLS_NS} starttls"
 SM_ENABLE = f"{SM} enable"
 SM_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"
 BACKLOG_MAX = 4  # stanzas of one client that wait for a step of its login before it is paused
@@ -50,6 +54,7 @@ class Streams:
         self.settings = router.settings
         self.binding = certificate_der_hash
         self.tls_offered = tls_offered
+        self.handover: Handover | None = None  # of users who are in other workers
         self.framers = FramerStack(router.settings.depth_max, router.settings.attributes_max)
         self.open: dict[int, ClientStream] = {}
         self.opened_count = 0
@@ -58,6 +63,7 @@ class Streams:
         self.bytes_in = self.bytes_out = 0
         self._dirty: list[ClientStream] = []
         self._number = 0
+        self._offers: dict[bool, tuple[Offer, bytes]] = {}
 
     def add(self, stream: "ClientStream") -> int:
         """Count a new connection; its number."""
@@ -65,6 +71,15 @@ class Streams:
         self.opened_count += 1
         self.open[self._number] = stream
         return self._number
+
+    def offer(self, *, secure: bool) -> tuple[Offer, bytes]:
+        """What a connection may use to log in, and how it is told."""
+        found = self._offers.get(secure)
+        if found is None:
+            required = self.settings.tls_required
+            made = Offer(secure=secure, starttls=self.tls_offered, tls_required=required, binding=self.binding)
+            found = self._offers[secure] = (made, made.features(tls_required=required))
+        return found
 
     def mark(self, stream: "ClientStream") -> None:
         """`stream` has something to write: all such streams are written together at the end of this tick."""
@@ -93,7 +108,6 @@ class ClientStream:
         "_slowed",
         "_stall",
         "_stanza_max",
-        "_wish",
         "acknowledges",
         "congested",
         "name",
@@ -119,8 +133,7 @@ class ClientStream:
         self._stanza_max = streams.settings.stanza_max_before_login
         self.out: list[bytes] = []
         self._out_bytes = 0
-        self._login: Login | None = None
-        self._wish: Wish | None = None
+        self._login: StreamLogin | None = None
         self._framer: Framer | None = None
         self._backlog: deque[Stanza] | None = None
         self._paused_for: frozenset[str] = frozenset()
@@ -212,6 +225,21 @@ class ClientStream:
             self.end()
         elif failure is not None:
             self.fail(failure)
+
+    def go_on(self, *, secure: bool, peer: str) -> None:
+        """Go on where another worker passed this connection: the opening was spoken, a login is awaited."""
+        self.secure, self.peer, self.opened = secure, peer, True
+        self.phase = Phase.READY
+        self._login = StreamLogin(self, self.streams.offer(secure=secure)[0])
+
+    def detach(self) -> tuple[InheritedSocket, Callable[[bool], None]]:
+        """What to pass to another worker, and whom to tell whether it was; raises Unavailable when the client is gone."""
+        raise NotImplementedError
+
+    def left(self) -> None:
+        """The connection is somebody else's now."""
+        self.phase = Phase.ENDED
+        self._release()
 
     def fail(self, error: StreamError) -> None:
         """Tell the client what was wrong with its stream, then close it."""
@@ -311,10 +339,10 @@ class ClientStream:
         if self.name:
             self.send(login.features_after_login(settings.stanza_max))
             return
-        offer = self._offer()
+        offer, features = self.streams.offer(secure=self.secure)
         if self._login is None:
-            self._login = Login(self.streams.router, offer)
-        self.send(offer.features(tls_required=settings.tls_required))
+            self._login = StreamLogin(self, offer)
+        self.send(features)
 
     def _session_stanzas(self, complete: list[Stanza]) -> None:
         router = self.streams.router
@@ -342,30 +370,36 @@ class ClientStream:
             if self.phase is Phase.SESSION:
                 self._session_stanzas(complete[index:])
                 return
+            if self.streams.handover is not None and self._passes(self.streams.handover, complete[index:]):
+                return
             try:
                 self._before_session(stanza)
             except StreamError as error:
                 self.fail(error)
+            except FourplaneError as error:
+                self.fail(StreamError("internal-server-error", error.message))
             if self._has_turned() or self._has_queued(complete[index + 1 :]):
                 return
 
+    def _passes(self, handover: "Handover", complete: list[Stanza]) -> bool:
+        """Whether the user these words come from is in another worker; then the connection goes there with them."""
+        if self.name:
+            return False
+        rest = b"".join(stanza.raw for stanza in complete[1:])
+        if self._framer is not None:
+            rest += self._framer.unfinished
+        if not handover.try_pass(self, complete[0], rest):
+            return False
+        self._backlog = deque()
+        return True
+
     def _before_session(self, stanza: Stanza) -> None:
-        name = stanza.name
-        if not self.name:
-            if name == f"{TLS_NS} starttls" and not self.secure and self.streams.tls_offered:
-                self._start_tls()
-            elif name.startswith(f"{SASL_NS} ") and self._login is not None:
-                self._wait_for(self._authenticate(self._login, stanza))
-            elif name.startswith(f"{SASL2_NS} ") and self._login is not None:
-                self._wait_for(self._authenticate_inline(self._login, stanza))
-            else:
-                raise StreamError("not-authorized", "log in first")
-        elif name == f"{SM} resume":
-            self._resume_session(stanza)
-        elif name == IQ and stanza.children == [f"{BIND_NS} bind"]:
-            self._wait_for(self._bind(stanza))
+        if stanza.name == STARTTLS and not self.name and not self.secure and self.streams.tls_offered:
+            self._start_tls()
+        elif self._login is not None:
+            self._login.take(stanza)
         else:
-            raise StreamError("not-authorized", "bind a resource first")
+            raise StreamError("not-authorized", "log in first")
 
     def _has_turned(self) -> bool:
         """Whether the last stanza ended the stream or began a new one."""
@@ -378,120 +412,28 @@ class ClientStream:
         self._backlog.extend(rest)
         return True
 
-    async def _authenticate(self, exchange: Login, stanza: Stanza) -> None:
-        kind = stanza.name.partition(" ")[2]
-        step = await exchange.step(kind, stanza.attributes.get("mechanism", ""), login.sasl_text(stanza))
-        if self.phase is Phase.ENDED:
-            return
-        self.send(step.written())
-        if step.name:
-            self._proved(step.name)
-            self._reopen()
-        elif step.kind == "failure":
-            self.streams.login_failures += 1
+    @property
+    def ended(self) -> bool:
+        """Nothing is taken or sent any more."""
+        return self.phase is Phase.ENDED
 
-    async def _authenticate_inline(self, exchange: Login, stanza: Stanza) -> None:
-        """XEP-0388: the exchange, and on success everything the client wished for."""
-        router = self.streams.router
-        if stanza.name == f"{SASL2_NS} authenticate":
-            self._wish = wish = inline_login.read_wish(stanza)
-            if wish.mechanism == login.FAST_MECHANISM and exchange.offer.mechanisms:
-                step = await inline_login.by_token(router, exchange, wish)
-            else:
-                step = await exchange.step("auth", wish.mechanism, wish.text)
-        elif self._wish is not None:
-            step = await exchange.step(stanza.name.partition(" ")[2], "", login.sasl_text(stanza))
-        else:
-            raise StreamError("not-authorized", "log in first")
-        if self.phase is Phase.ENDED:
-            return
-        if step.kind == "success":
-            await self._succeed(step)
-            return
-        self.send(inline_login.written(step))
-        if step.kind == "failure":
-            self.streams.login_failures += 1
-
-    async def _succeed(self, step: login.Step) -> None:
-        router, wish, self._wish = self.streams.router, self._wish, None
-        assert wish is not None
-        self._proved(step.name)
-        inner = await inline_login.token_for(router, step.name, wish)
-        jid = f"{step.name}@{router.settings.domains[0]}"
-        resumed: UserSession | None = None
-        if wish.resume is not None:
-            resumed, answer = login.resume(router, step.name, wish.resume)
-            inner += answer
-        if resumed is None and wish.bind:
-            session = await self._new_session(inline_login.resource_for(wish))
-            jid = session.address.full
-            enabled = login.enable_management(router, session, wish.manage) if wish.manage is not None else b""
-            inner += f"<bound xmlns='{login.BIND2_NS}'>".encode() + enabled + b"</bound>"
-            if wish.carbons:
-                session.carbons = True
-                session.user.carbon_count += 1
-            if wish.inactive:
-                session.quiet = {}
-        elif resumed is not None:
-            jid = resumed.address.full
-        self.send(inline_login.success(step, jid, inner))
-        if resumed is not None:
-            self._become(resumed)
-            resumed.attach(self)
-        else:
-            self.send(login.features_after_login(self.streams.settings.stanza_max))
-
-    def _proved(self, name: str) -> None:
+    def proved(self, name: str) -> None:
+        """The client has proved to be `name`."""
         self.name = name
-        self._login = None
         self.streams.login_count += 1
 
-    async def _bind(self, stanza: Stanza) -> None:
-        try:
-            session = await self._new_session(login.requested_resource(stanza))
-        except StreamError:
-            raise
-        except FourplaneError as error:
-            own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
-            self.send(stanzas.error_reply(own, stanzas.condition_of(error), error.message))
-            return
-        self.send(login.bound(stanza, session.address))
-
-    async def _new_session(self, resource: str) -> UserSession:
-        """Bind `resource`; raises StreamError when the stream must end, another error when the client may try again."""
-        router = self.streams.router
-        address = parse(f"{self.name}@{router.settings.domains[0]}/{resource}")
-        user = await router.user(address, proved=True)
-        if self.phase is Phase.ENDED:
-            raise StreamError("connection-timeout")
-        if user is None:
-            raise StreamError("not-authorized", "the account is gone")
-        if len(user.sessions) >= router.settings.sessions_per_user_max and resource not in user.sessions:
-            raise Rejected("too many connections of this account", code="resource_constraint")
-        if router.session_count >= router.settings.sessions_max:
-            raise StreamError("resource-constraint", "this server is full")
-        session = UserSession(user, address, self)
-        user.attach(session)
-        router.session_count += 1
-        self._become(session)
-        return session
-
-    def _resume_session(self, stanza: Stanza) -> None:
-        session, answer = login.resume(self.streams.router, self.name, stanza)
-        self.send(answer)
-        if session is not None:
-            self._become(session)
-            session.attach(self)
-
-    def _become(self, session: UserSession) -> None:
+    def become(self, session: UserSession) -> None:
+        """The stream carries `session` from now on."""
         self.session = session
+        self._login = None
         self.phase = Phase.SESSION
         self._stanza_max = self.streams.settings.stanza_max
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _wait_for(self, step: Coroutine[Any, Any, None]) -> None:
+    def wait_for(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take no further stanza until `step` has ended."""
         self._backlog = deque()
         self.streams.router.spawn(self._waiting(step))
 
@@ -548,19 +490,11 @@ class ClientStream:
         self._deadline = None
         self.fail(StreamError("connection-timeout", "the login took too long"))
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
         """The client sends a new header now."""
         self.phase = Phase.OPENING
         self.opened = False
         self._framer = None
-
-    def _offer(self) -> Offer:
-        return Offer(
-            secure=self.secure,
-            starttls=self.streams.tls_offered,
-            tls_required=self.streams.settings.tls_required,
-            binding=self.streams.binding,
-        )
 
     def _start_tls(self) -> None:
         raise StreamError("unsupported-stanza-type")

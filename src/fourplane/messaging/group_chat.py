@@ -6,6 +6,7 @@ their session ends, because joining is directed presence (presence.py).
 """
 
 import struct
+from contextlib import suppress
 from xml.etree import ElementTree as ET
 
 from fourplane.foundation import clock
@@ -72,10 +73,24 @@ class GroupChat:
         """Address and title of the rooms that may be found."""
         found = {room.address.bare: room for room in self.rooms.values() if room.configuration.public}
         listed = {bare: room.configuration.title or room.address.local for bare, room in found.items()}
-        for name in await self.router.store.names(INDEX):
-            if name not in self.rooms:
-                listed.setdefault(name, name.partition("@")[0])
+        shards = self.router.shards
+        for index in (INDEX,) if shards is None else shards.own_indexes(INDEX):
+            for name in await self.router.store.names(index):
+                if name not in self.rooms:
+                    listed.setdefault(name, name.partition("@")[0])
         return sorted(listed.items())
+
+    async def all_public_rooms(self) -> list[tuple[str, str]]:
+        """The same of all workers; of one that does not answer, none."""
+        found = await self.public_rooms()
+        for far in self.router.shards.far_rooms if self.router.shards is not None else ():
+            with suppress(FourplaneError):
+                found += await far.public_rooms()
+        return sorted(found)
+
+    def _index(self, bare: str) -> str:
+        """The partition that lists a room."""
+        return INDEX if self.router.shards is None else self.router.shards.index_of(INDEX, bare)
 
     def save(self, room: Room) -> None:
         """Keep a persistent room; forget one that is no longer persistent."""
@@ -85,10 +100,10 @@ class GroupChat:
             store.write(bare, [Put(b"room", room.stored())])
             hidden = not room.configuration.public
             key = b"n/" + bare.encode()[:500]
-            store.write(INDEX, [Delete(key) if hidden else Put(key, bytes([SCHEMA]) + bare.encode())])
+            store.write(self._index(bare), [Delete(key) if hidden else Put(key, bytes([SCHEMA]) + bare.encode())])
         else:
             store.write(bare, [Delete(b"room")])
-            store.write(INDEX, [Delete(b"n/" + bare.encode()[:500])])
+            store.write(self._index(bare), [Delete(b"n/" + bare.encode()[:500])])
 
     def destroy(self, room: Room, reason: str) -> None:
         """Everybody leaves, nothing stays."""
@@ -99,7 +114,8 @@ class GroupChat:
             room.leave(occupant)
         self.rooms.pop(room.address.bare, None)
         self.router.store.write(room.address.bare, [Delete(b"room")])
-        self.router.store.write(INDEX, [Delete(b"n/" + room.address.bare.encode()[:500])])
+        bare = room.address.bare
+        self.router.store.write(self._index(bare), [Delete(b"n/" + bare.encode()[:500])])
 
     def send(self, occupant: Occupant, data: bytes, delivery: Delivery | None = None) -> None:
         """Hand bytes to the client of an occupant."""
@@ -107,6 +123,9 @@ class GroupChat:
         user = self.router.users.get(occupant.address.bare)
         session = user.sessions.get(occupant.address.resource) if user is not None else None
         if session is None:
+            shards = self.router.shards
+            if shards is not None and user is None and shards.is_far(occupant.address):
+                shards.push(occupant.address, data)
             return
         session.send(data)
         stream = session.stream

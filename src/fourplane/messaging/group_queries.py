@@ -118,7 +118,7 @@ def _check_may_invite(room: Room, occupant: Occupant | None) -> None:
 
 async def _list_rooms(groups: "GroupChat", delivery: Delivery) -> None:
     try:
-        rooms = await groups.public_rooms()
+        rooms = await groups.all_public_rooms()
     except FourplaneError as error:
         groups.router.bounce(delivery, stanzas.condition_of(error), error.message)
         return

@@ -26,9 +26,11 @@ from fourplane.messaging.login import BIND2_NS, FAST_MECHANISM, FAST_NS, SASL2_N
 from fourplane.messaging.routing import Router
 from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.xml_stream import Stanza
+from fourplane.service.passwords import ScramKeys
 from fourplane.state.contracts import Delete, Put
 
 SCHEMA = 1
+KEYS = "SCRAM-SHA-256"  # whose digest a token is bound to
 TOKEN_BYTES = 24
 TAG_MAX = 64
 AGENT_MAX = 200
@@ -97,23 +99,62 @@ def success(step: Step, jid: str, inner: bytes) -> bytes:
     return f"<success xmlns='{SASL2_NS}'>{data}{who}".encode() + inner + b"</success>"
 
 
-async def by_token(router: Router, exchange: Login, wish: Wish) -> Step:
-    """Check HT-SHA-256-NONE: `name NUL HMAC(token, "Initiator")`; raises StreamError after too many failures."""
+def try_token(router: Router, exchange: Login, wish: Wish) -> Step | None:
+    """Check HT-SHA-256-NONE (`name NUL HMAC(token, "Initiator")`) when the token is remembered, None when it must be read.
+
+    Raises StreamError after too many failures.
+    """
     try:
-        name, _, proof = sasl.decode(wish.text).partition(b"\0")
-        local = addresses.prepare_local(name.decode())
+        local, proof = _claim(wish)
+        remembered = router.credentials.remembered(local, KEYS)
+        value = router.credentials.remembered_token(local, _key(wish.agent))
+        if remembered is None or value is None:
+            return None
         router.accounts.admit_login(local)
-        found = await _stored(router, local, wish.agent)
-        token = found[1] if found is not None else b"\0"
-        right = hmac.compare_digest(hmac.digest(token, b"Initiator", "sha256"), proof)
-        router.accounts.note_login(local, succeeded=right and found is not None)
-        if found is None or not right:
-            return exchange.failed(SaslError("not-authorized"))
-        return Step("success", hmac.digest(token, b"Responder", "sha256"), local)
+        return _checked(router, exchange, local, proof, _valid(value, _digest_of(remembered)))
     except SaslError as error:
         return exchange.failed(error)
     except (FourplaneError, UnicodeDecodeError):
         return exchange.failed(SaslError("not-authorized"))
+
+
+async def by_token(router: Router, exchange: Login, wish: Wish) -> Step:
+    """The same with the store's token."""
+    try:
+        local, proof = _claim(wish)
+        router.accounts.admit_login(local)
+        return _checked(router, exchange, local, proof, await _stored(router, local, wish.agent))
+    except SaslError as error:
+        return exchange.failed(error)
+    except (FourplaneError, UnicodeDecodeError):
+        return exchange.failed(SaslError("not-authorized"))
+
+
+def _claim(wish: Wish) -> tuple[str, bytes]:
+    name, _, proof = sasl.decode(wish.text).partition(b"\0")
+    return addresses.prepare_local(name.decode()), proof
+
+
+def _checked(router: Router, exchange: Login, local: str, proof: bytes, found: tuple[int, bytes] | None) -> Step:
+    token = found[1] if found is not None else b"\0"
+    right = hmac.compare_digest(hmac.digest(token, b"Initiator", "sha256"), proof)
+    router.accounts.note_login(local, succeeded=right and found is not None)
+    if found is None or not right:
+        return exchange.failed(SaslError("not-authorized"))
+    return Step("success", hmac.digest(token, b"Responder", "sha256"), local)
+
+
+def try_token_for(router: Router, name: str, wish: Wish) -> bytes | None:
+    """Nothing to hand out, when that can be said without reading or writing; None otherwise."""
+    if not wish.agent or not (wish.token or wish.forget or wish.fast):
+        return b""
+    if wish.token or wish.forget:
+        return None
+    value = router.credentials.remembered_token(name, _key(wish.agent))
+    if value is None:
+        return None
+    ends_us = _HEAD.unpack_from(value)[1]
+    return b"" if ends_us - clock.now_us() > int(router.settings.fast_s * 1e6) // 2 else None
 
 
 async def token_for(router: Router, name: str, wish: Wish) -> bytes:
@@ -122,7 +163,9 @@ async def token_for(router: Router, name: str, wish: Wish) -> bytes:
     if not wish.agent:
         return b""
     if wish.forget:
+        router.credentials.forget_token(name, key)
         await router.store.written(bare, [Delete(key)])
+        router.credentials.forget_token(name, key)
         return b""
     lifetime_us = int(router.settings.fast_s * 1e6)
     if not wish.token:
@@ -136,6 +179,7 @@ async def token_for(router: Router, name: str, wish: Wish) -> bytes:
     ends_us = clock.now_us() + lifetime_us
     value = _HEAD.pack(SCHEMA, ends_us, digest) + token
     await router.store.written(bare, [Put(key, value, ttl_s=router.settings.fast_s)])
+    router.credentials.remember_token(name, key, value)
     return f"<token xmlns='{FAST_NS}' expiry='{stanzas.timestamp(ends_us)}' token='{token.decode()}'/>".encode()
 
 
@@ -146,16 +190,23 @@ async def _stored(router: Router, name: str, agent: str) -> tuple[int, bytes] | 
     value = await router.store.value(f"{name}@{router.settings.domains[0]}", _key(agent))
     if value is None:
         return None
-    schema, ends_us, digest = _HEAD.unpack_from(value)
+    router.credentials.remember_token(name, _key(agent), value)
+    return _valid(value, await _key_digest(router, name))
+
+
+def _valid(value: bytes, digest: bytes | None) -> tuple[int, bytes] | None:
+    schema, ends_us, written_for = _HEAD.unpack_from(value)
     assert schema == SCHEMA, f"token schema {schema}"
-    if ends_us <= clock.now_us() or digest != await _key_digest(router, name):
-        return None
-    return ends_us, value[_HEAD.size :]
+    return None if ends_us <= clock.now_us() or digest != written_for else (ends_us, value[_HEAD.size :])
 
 
 async def _key_digest(router: Router, name: str) -> bytes | None:
-    keys = await router.accounts.scram_keys(name, "SCRAM-SHA-256")
-    return hashlib.sha256(keys.stored_key).digest() if keys is not None else None
+    keys = await router.credentials.keys(name, KEYS)
+    return _digest_of(keys) if keys is not None else None
+
+
+def _digest_of(keys: ScramKeys) -> bytes:
+    return hashlib.sha256(keys.stored_key).digest()
 
 
 def _key(agent: str) -> bytes:

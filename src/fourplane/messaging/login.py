@@ -5,13 +5,15 @@ stream takes no further stanza. A wrong name and a wrong password look the same 
 """
 
 import base64
+import re
+from functools import lru_cache
 from typing import Literal
 from xml.etree import ElementTree as ET
 
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected, Unauthenticated
+from fourplane.foundation.errors import FourplaneError, Rejected, Unauthenticated
 from fourplane.messaging import addresses, stanzas
 from fourplane.messaging import authentication as sasl
 from fourplane.messaging.addresses import Address
@@ -21,6 +23,7 @@ from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.stream_management import StreamManagement
 from fourplane.messaging.user_session import UserSession
 from fourplane.messaging.xml_stream import IQ, Stanza, StreamError
+from fourplane.service.passwords import ScramKeys
 
 SASL_NS = "urn:ietf:params:xml:ns:xmpp-sasl"
 TLS_NS = "urn:ietf:params:xml:ns:xmpp-tls"
@@ -35,6 +38,7 @@ INLINE = (
     f"<fast xmlns='{FAST_NS}'><mechanism>{FAST_MECHANISM}</mechanism></fast>"
 )
 NONCE_BYTES = 18
+_RESOURCE = re.compile(rb"-bind['\"] ?><resource>([A-Za-z0-9._\-]{1,200})</resource></bind></iq>$")
 RESOURCE_BYTES = 8
 
 
@@ -72,6 +76,7 @@ class Offer:
         return "".join(parts).encode()
 
 
+@lru_cache(maxsize=16)
 def features_after_login(stanza_max: int) -> bytes:
     """`<stream:features/>` of an authenticated stream."""
     return (
@@ -105,13 +110,12 @@ class Step(msgspec.Struct, frozen=True):
 class Login:
     """The SASL exchange of one connection."""
 
-    __slots__ = ("_failures", "_mechanism", "_name", "_offer", "_router", "_scram")
+    __slots__ = ("_failures", "_name", "_offer", "_router", "_scram")
 
     def __init__(self, router: Router, offer: Offer) -> None:
         self._router = router
         self._offer = offer
         self._scram: Scram | None = None
-        self._mechanism = ""
         self._name = ""
         self._failures = 0
 
@@ -120,25 +124,45 @@ class Login:
         """What was offered on this connection."""
         return self._offer
 
-    async def step(self, kind: str, mechanism: str, text: str) -> Step:
-        """Handle `auth` (with its mechanism), `response` or `abort` and its base64 text.
+    def try_step(self, kind: str, mechanism: str, text: str) -> Step | None:
+        """Handle `auth` (with its mechanism), `response` or `abort` and its base64 text; None when `begin` must fetch something.
 
         Raises StreamError after too many failures.
         """
         try:
             if kind == "auth":
-                return await self._begin(mechanism, text)
+                return self._try_begin(mechanism, text)
             if kind == "response" and self._scram is not None:
                 return self._finish(text)
             return self.failed(SaslError("aborted" if kind == "abort" else "malformed-request"))
-        except Overloaded as error:
-            return self.failed(SaslError("temporary-auth-failure", error.message))
-        except SaslError as error:
-            return self.failed(error)
-        except (Unauthenticated, Rejected):
-            return self.failed(SaslError("not-authorized"))
         except FourplaneError as error:
-            return self.failed(SaslError("temporary-auth-failure", error.message))
+            return self._refused(error)
+
+    async def begin(self, mechanism: str, text: str) -> Step:
+        """The first message, after `try_step` found that it needs the store or a password hash."""
+        accounts, router = self._router.accounts, self._router
+        try:
+            message = sasl.decode(text)
+            if mechanism == "PLAIN":
+                name, password = sasl.parse_plain(message)
+                account = await accounts.verify_password(name, password)
+                return Step("success", name=account.name)
+            hash_name = mechanism.removesuffix("-PLUS")
+            keys = await router.credentials.keys(self._name, hash_name)
+            return self._challenge(keys or accounts.scram_decoy(self._name, hash_name))
+        except FourplaneError as error:
+            return self._refused(error)
+
+    def _refused(self, error: FourplaneError) -> Step:
+        match error:
+            case StreamError():
+                raise error
+            case SaslError():
+                return self.failed(error)
+            case Unauthenticated() | Rejected():
+                return self.failed(SaslError("not-authorized"))
+            case _:
+                return self.failed(SaslError("temporary-auth-failure", error.message))
 
     def failed(self, error: SaslError) -> Step:
         """Count a failed exchange; raises StreamError when there were too many."""
@@ -147,35 +171,24 @@ class Login:
             raise StreamError("policy-violation", "too many failed logins")
         return Step("failure", condition=error.condition, text=error.text)
 
-    async def _begin(self, mechanism: str, text: str) -> Step:
-        self._mechanism = mechanism
+    def _try_begin(self, mechanism: str, text: str) -> Step | None:
         self._scram = None
         if mechanism not in self._offer.mechanisms:
             weak = mechanism == "PLAIN"
             raise SaslError("encryption-required" if weak and not self._offer.secure else "invalid-mechanism")
-        message = sasl.decode(text)
-        accounts = self._router.accounts
         if mechanism == "PLAIN":
-            name, password = sasl.parse_plain(message)
-            account = await accounts.verify_password(name, password)
-            return Step("success", name=account.name)
-        scram = Scram(mechanism, self._offer.binding, plus_offered=bool(self._offer.binding))
+            return None
+        scram = self._scram = Scram(mechanism, self._offer.binding, plus_offered=bool(self._offer.binding))
         if not text.strip():
-            self._scram = scram
             return Step("challenge")
-        return await self._challenge(scram, message)
+        self._name = scram.first(sasl.decode(text))
+        self._router.accounts.admit_login(self._name)
+        keys = self._router.credentials.remembered(self._name, mechanism.removesuffix("-PLUS"))
+        return self._challenge(keys) if keys is not None else None
 
-    async def _challenge(self, scram: Scram, message: bytes) -> Step:
-        accounts = self._router.accounts
-        hash_name = self._mechanism.removesuffix("-PLUS")
-        self._name = scram.first(message)
-        accounts.admit_login(self._name)
-        keys = await accounts.scram_keys(self._name, hash_name)
-        if keys is None:
-            keys = accounts.scram_decoy(self._name, hash_name)
-        challenge = scram.challenge(keys, clock.token_bytes(NONCE_BYTES))
-        self._scram = scram
-        return Step("challenge", challenge)
+    def _challenge(self, keys: ScramKeys) -> Step:
+        assert self._scram is not None
+        return Step("challenge", self._scram.challenge(keys, clock.token_bytes(NONCE_BYTES)))
 
     def _finish(self, text: str) -> Step:
         assert self._scram is not None
@@ -193,6 +206,9 @@ def requested_resource(stanza: Stanza) -> str:
     """The resource a bind request asks for, or a random one; raises Rejected."""
     if stanza.name != IQ or stanza.attributes.get("type") != "set" or stanza.children != [f"{BIND_NS} bind"]:
         raise Rejected("a resource must be bound first", code="not_authorized")
+    plain = _RESOURCE.search(stanza.raw)
+    if plain is not None:
+        return plain.group(1).decode()
     element: ET.Element = stanzas.payload(stanza)[1]
     asked = element.findtext(f"{{{BIND_NS}}}resource") or ""
     return addresses.prepare_resource(asked) if asked else clock.token_bytes(RESOURCE_BYTES).hex()
@@ -239,4 +255,7 @@ def _sm_failed(condition: str) -> bytes:
 
 def sasl_text(stanza: Stanza) -> str:
     """The text of a SASL element."""
-    return stanzas.tree(stanza).text or ""
+    raw = stanza.raw
+    if b"&" in raw or b"<!" in raw or stanza.children:
+        return stanzas.tree(stanza).text or ""
+    return stanzas.inner(raw).decode()

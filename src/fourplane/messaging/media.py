@@ -17,7 +17,6 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, NotFound, Rejected, TooLarge, Unauthenticated
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
-from fourplane.messaging import stanzas
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import INFO, ITEMS, Request
@@ -78,8 +77,10 @@ class Media:
             return
         if stanza.attributes["type"] in {"result", "error"}:
             return
-        name, element = stanzas.payload(stanza)
-        request = Request(self._router, delivery, element, None)
+        if len(stanza.children) != 1:
+            raise Rejected("an iq request has exactly one child", code="bad_request")
+        name = stanza.children[0]
+        request = Request(self._router, delivery, None)
         if stanza.attributes["type"] == "set" or name not in {INFO, ITEMS, f"{UPLOAD} request"}:
             request.refuse("service-unavailable")
         elif name == INFO:

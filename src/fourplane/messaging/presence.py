@@ -127,7 +127,7 @@ def _first_presence(user: "User", session: "UserSession") -> None:
         address = router.parse(contact.jid)
         if address is None:
             continue
-        if address.domain not in router.domains:
+        if address.domain not in router.domains or (router.shards is not None and router.shards.is_far(address)):
             _send(user, b"<presence type='probe'" + session.from_attribute + b"/>", session.address, address)
             continue
         peer = router.users.get(address.bare)
@@ -164,7 +164,7 @@ def _to_subscribers(user: "User", raw: bytes, sender: Address) -> None:
         address = router.parse(contact.jid)
         if address is None:
             continue
-        if address.domain not in domains:
+        if address.domain not in domains or (router.shards is not None and router.shards.is_far(address)):
             _send(user, raw, sender, address)
             continue
         peer = users.get(address.bare)

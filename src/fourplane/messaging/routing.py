@@ -11,7 +11,7 @@ stanza is handled in the tick in which it came. Users without sessions stay in m
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -23,6 +23,7 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram, Registry
 from fourplane.messaging import stanzas
 from fourplane.messaging.addresses import Address, parse, try_parse
+from fourplane.messaging.credentials import Credentials
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES
 from fourplane.messaging.settings import MessagingSettings
@@ -31,6 +32,9 @@ from fourplane.messaging.user_session import UserSession
 from fourplane.messaging.user_store import UserStore
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza, StreamError
 from fourplane.service.accounts import Accounts
+
+if TYPE_CHECKING:
+    from fourplane.messaging.user_shards import UserShards
 
 RESTARTS_MAX = 5
 RESTARTS_S = 10.0
@@ -98,11 +102,14 @@ class Router:
         self.settings = settings
         self.store = store
         self.accounts = accounts
+        self.credentials = Credentials(accounts, seconds=settings.credentials_s, count_max=settings.credentials_max)
         self.ids = ids
         self.registry = registry
         self.domains = frozenset(settings.domains)
         self.users: dict[str, User] = {}
         self.services: dict[str, Service] = {}
+        self.shards: UserShards | None = None  # where users are, when they are in several workers
+        self.far_domains: frozenset[str] = frozenset()  # of services that are only in another worker
         self.queries: Queries | None = None
         self.counts = RouterCounts()
         self.switches = Switches()
@@ -184,6 +191,13 @@ class Router:
                 self._to_server(delivery)
             return
         service = self.services.get(to.domain)
+        if (
+            self.shards is not None
+            and (service is not None or to.domain in self.far_domains)
+            and self.shards.is_far(to)
+        ):
+            self.shards.forward(delivery)
+            return
         if service is None:
             self.bounce(delivery, "remote-server-not-found")
             return
@@ -199,7 +213,9 @@ class Router:
             return
         user = self.users.get(delivery.to.bare)
         if user is None:
-            if delivery.stanza.name == IQ or _wakes(delivery.stanza):
+            if self.shards is not None and self.shards.is_far(delivery.to):
+                self.shards.forward(delivery)
+            elif delivery.stanza.name == IQ or _wakes(delivery.stanza):
                 self._load(delivery)
             return
         if user.mailbox is not None:

@@ -42,15 +42,22 @@ ACCOUNT_FEATURES = ["http://jabber.org/protocol/disco#info", "http://jabber.org/
 class Request:
     """One iq request: who asks, about which account, and how to answer."""
 
-    __slots__ = ("_delivery", "element", "kind", "router", "session", "user")
+    __slots__ = ("_delivery", "_element", "kind", "router", "session", "user")
 
-    def __init__(self, router: Router, delivery: Delivery, element: ET.Element, user: User | None) -> None:
+    def __init__(self, router: Router, delivery: Delivery, user: User | None) -> None:
         self.router = router
         self.session: UserSession | None = delivery.source
         self.user = user  # the account asked about; None: the server
         self.kind = delivery.stanza.attributes["type"]
-        self.element = element
+        self._element: ET.Element | None = None
         self._delivery = delivery
+
+    @property
+    def element(self) -> ET.Element:
+        """The payload as a tree, built when somebody looks; raises Rejected."""
+        if self._element is None:
+            self._element = stanzas.payload(self._delivery.stanza)[1]
+        return self._element
 
     @property
     def delivery(self) -> Delivery:
@@ -146,7 +153,9 @@ class ServerQueries:
         if kind in {"result", "error"}:
             return
         try:
-            name, element = stanzas.payload(stanza)
+            if len(stanza.children) != 1:
+                raise Rejected("an iq request has exactly one child", code="bad_request")
+            name = stanza.children[0]
             handler = table.get((kind, name))
             if handler is None:
                 other = "get" if kind == "set" else "set"
@@ -155,7 +164,7 @@ class ServerQueries:
                 return
             if "to" in stanza.attributes and not delivery.to.local and name in {INFO, ITEMS}:
                 user = None
-            request = Request(self._router, delivery, element, user)
+            request = Request(self._router, delivery, user)
             if name in {INFO, ITEMS}:
                 self._discover(request, name)
             else:
@@ -236,7 +245,7 @@ def _roster_get(request: Request) -> None:
     user = request.account()
     if request.session is not None:
         request.session.interested = True
-    asked = request.element.get("ver")
+    asked = request.element.get("ver") if b"ver" in request.delivery.stanza.raw else None
     if asked is not None and asked == str(user.version):
         request.answer()
         return

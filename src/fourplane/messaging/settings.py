@@ -21,6 +21,8 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     attributes_max: int = 64
     login_s: float = 60.0  # from connecting to a bound resource
     fast_s: float = 14 * 86_400.0  # how long a token for quick logins (XEP-0484) lives
+    credentials_s: float = 5.0  # how long keys and tokens are remembered, and a changed password may go unnoticed
+    credentials_max: int = 100_000
     login_attempts_max: int = 5
     sessions_per_user_max: int = 20
     sessions_max: int = 200_000

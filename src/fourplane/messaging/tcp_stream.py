@@ -3,10 +3,14 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from typing import cast
 
+from fourplane.foundation import network
+from fourplane.foundation.errors import Unavailable
 from fourplane.messaging.client_stream import ClientStream, Phase, Streams
 from fourplane.messaging.login import TLS_NS
+from fourplane.messaging.relay import copy_between
 from fourplane.messaging.xml_stream import StreamError, read_header
 
 HEADER_MAX = 8_192
@@ -58,6 +62,28 @@ class TcpStream(ClientStream, asyncio.Protocol):
     def resume_writing(self) -> None:
         self.writing_resumed()
 
+    def detach(self) -> tuple[socket.socket, Callable[[bool], None]]:
+        """The connection itself, or with TLS (or something unsent) one end of a pair that will be copied."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise Unavailable("the client is gone", code="closed")
+        itself = transport.get_extra_info("ssl_object") is None and not transport.get_write_buffer_size()
+        near, passed = (None, network.duplicate(transport)) if itself else network.pair()
+
+        def done(taken: bool) -> None:  # noqa: FBT001 - one word
+            if not taken:
+                if near is not None:
+                    near.close()
+                self.fail(StreamError("remote-connection-failed", "the worker of this user does not answer"))
+                return
+            self.left()
+            if near is None:
+                transport.abort()
+            else:
+                self.streams.router.spawn(copy_between(transport, near))
+
+        return passed, done
+
     def _take_header(self, data: bytes) -> None:
         self._header_bytes += data
         if self._upgrading:
@@ -82,7 +108,7 @@ class TcpStream(ClientStream, asyncio.Protocol):
             raise StreamError("unsupported-stanza-type")
         transport.pause_reading()
         transport.write(f"<proceed xmlns='{TLS_NS}'/>".encode())
-        self._reopen()
+        self.reopen()
         self._login = None
         self._upgrading = True
         self.streams.router.spawn(self._secure(transport, tls))

@@ -169,6 +169,10 @@ class UserSession:
         self._owed[self._hold_next] = self.management.handled
         return self._hold_next
 
+    def owes(self) -> int:
+        """How many stanzas of this client are passed on and not safe yet."""
+        return len(self._owed)
+
     def settle(self, token: int) -> None:
         """A passed-on stanza is safe: with its reader, or on disk."""
         if self._owed.pop(token, None) is not None:

@@ -1,12 +1,16 @@
 """A client over WebSocket (RFC 7395): every message is one stanza, the stream opens with `<open/>` and ends with `<close/>`."""
 
 import asyncio
+from collections.abc import Callable
 
 from fourplane.edge.routes import SocketSession
-from fourplane.foundation.errors import FourplaneError
+from fourplane.foundation import network
+from fourplane.foundation.errors import FourplaneError, Unavailable
+from fourplane.foundation.network import InheritedSocket
 from fourplane.messaging import stanzas
 from fourplane.messaging.client_stream import ClientStream, Phase, Streams
 from fourplane.messaging.login import Offer
+from fourplane.messaging.relay import copy_messages
 from fourplane.messaging.xml_stream import CLIENT, FRAMING, STREAMS, StreamError
 
 CONTENT = f" xmlns='{CLIENT}'".encode()
@@ -16,12 +20,13 @@ KINDS = (b"<message", b"<presence", b"<iq")
 class WebStream(ClientStream):
     """One WebSocket; `run` lives as long as it does."""
 
-    __slots__ = ("_closing", "_readable", "_socket")
+    __slots__ = ("_closing", "_passed", "_readable", "_socket")
 
     def __init__(self, streams: Streams, socket: SocketSession) -> None:
         super().__init__(streams)
         self._socket = socket
         self._closing = False
+        self._passed: InheritedSocket | None = None  # our end, when another worker goes on with it
         self._readable = asyncio.Event()
         self._readable.set()
         self.peer = socket.peer
@@ -37,9 +42,29 @@ class WebStream(ClientStream):
                 self.streams.bytes_in += len(data)
                 self._take_message(data)
                 await self._readable.wait()
+                if self._passed is not None:
+                    await copy_messages(self._socket, self._passed)
+                    return
             await self._socket.close()
         finally:
             self.lost()
+
+    def detach(self) -> tuple[InheritedSocket, Callable[[bool], None]]:
+        """One end of a pair through which messages will be copied."""
+        if self._closing:
+            raise Unavailable("the client is gone", code="closed")
+        near, passed = network.pair()
+
+        def done(taken: bool) -> None:  # noqa: FBT001 - one word
+            if taken:
+                self.left()
+                self._passed = near
+                self._readable.set()
+            else:
+                near.close()
+                self.fail(StreamError("remote-connection-failed", "the worker of this user does not answer"))
+
+        return passed, done
 
     def _take_message(self, data: bytes) -> None:
         head = data.lstrip()

@@ -22,6 +22,8 @@ PRIMER = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabb
 RETIRE_BYTES = 8 << 20
 SPARE_MAX = 64
 TOKEN_MAX = 64 * 1024
+HEADERS_REMEMBERED_MAX = 1_000
+HEADER_REMEMBERED_BYTES = 500
 SPACE = b" \t\r\n"
 
 MESSAGE = "jabber:client message"
@@ -129,6 +131,11 @@ class Framer:
             self._keep_rest(rest, size_max)
         return self._out
 
+    @property
+    def unfinished(self) -> bytes:
+        """The bytes of a stanza that is not complete yet."""
+        return b"" if self.idle else self._buffer
+
     def accepted(self) -> list[Stanza]:
         """Stanzas that were complete and right before the error that `feed` raised."""
         place = self._parser.ErrorByteIndex if self._parser.ErrorByteIndex >= 0 else self._fed
@@ -211,7 +218,7 @@ class FramerStack:
     def shared(self) -> Framer:
         """An idle parser for one `feed`; call `taken` when it is not idle afterwards."""
         framer = self._shared
-        if framer is None or framer.worn:
+        if framer is None or framer.worn or framer.closed:
             framer = self._shared = self.borrow()
         return framer
 
@@ -247,8 +254,24 @@ class _RootSeenError(Exception):
     """Stops expat at the root element."""
 
 
+_known_headers: dict[bytes, dict[str, str]] = {}  # clients of one kind all send the same
+
+
 def read_header(data: bytes, size_max: int) -> Header | None:
     """The stream's opening tag in `data`, or None while it is incomplete; raises StreamError when it is no XMPP stream."""
+    end = data.find(b">", data.find(b"<stream")) + 1
+    known = _known_headers.get(data[:end])
+    if known is not None:
+        return Header(known, data[end:])
+    found = _read_header(data, size_max)
+    if found is not None and found.rest == data[end:] and end <= HEADER_REMEMBERED_BYTES:
+        if len(_known_headers) >= HEADERS_REMEMBERED_MAX:
+            _known_headers.clear()
+        _known_headers[data[:end]] = found.attributes
+    return found
+
+
+def _read_header(data: bytes, size_max: int) -> Header | None:
     parser = ParserCreate("UTF-8", " ")
     found: list[tuple[str, dict[str, str], int]] = []
     declared: dict[str | None, str] = {}

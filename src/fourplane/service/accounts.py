@@ -173,6 +173,7 @@ class Accounts:
         self._sessions.forget(account.id)
         return Account(account.id, account.name, account.tenant, frozenset(text.split()))
 
+    @idempotent
     async def scram_keys(self, name: str, mechanism: str, *, tenant: str = "main") -> ScramKeys | None:
         """Keys for a SCRAM exchange, None for an unknown account or mechanism; see `scram_decoy`."""
         try:
@@ -194,12 +195,8 @@ class Accounts:
 
     def scram_decoy(self, name: str, mechanism: str, *, tenant: str = "main") -> ScramKeys:
         """Keys that no password fits but that look the same each time, so that an unknown name does not show."""
-        seed = f"{tenant}\0{name}\0{mechanism}".encode("utf-8", "surrogatepass")
-        size = 32 if MECHANISMS.get(mechanism) == "sha256" else 20
-        salt, stored, server = (
-            hmac.digest(self._decoy, purpose + seed, "sha256") for purpose in (b"salt", b"stored", b"server")
-        )
-        return ScramKeys(salt[:SALT_BYTES], self._settings.scram_iterations, stored[:size], server[:size])
+        iterations = self._settings.scram_iterations
+        return decoy_keys(self._decoy, name, mechanism, tenant=tenant, iterations=iterations)
 
     def admit_login(self, name: str, *, tenant: str = "main") -> None:
         """Raise Overloaded while `name` must wait; for exchanges that verify elsewhere (SCRAM)."""
@@ -207,7 +204,7 @@ class Accounts:
 
     def note_login(self, name: str, *, tenant: str = "main", succeeded: bool) -> None:
         """Tell how an exchange that was verified elsewhere ended."""
-        key = _throttle_key(name, tenant)
+        key = throttle_key(name, tenant)
         if succeeded:
             self._throttle.succeeded(key)
             self._logins += 1
@@ -300,7 +297,7 @@ class Accounts:
         return self._decoy_hash
 
     def _admit(self, name: str, tenant: str) -> str:
-        key = _throttle_key(name, tenant)
+        key = throttle_key(name, tenant)
         wait_s = self._throttle.wait_s(key, clock.monotonic_s())
         if wait_s > 0:
             self._throttled += 1
@@ -350,7 +347,17 @@ def _scram_statements(account_id: int, keys: PasswordKeys) -> list[Statement]:
     ]
 
 
-def _throttle_key(name: str, tenant: str) -> str:
+def decoy_keys(secret: bytes, name: str, mechanism: str, *, tenant: str, iterations: int) -> ScramKeys:
+    """Keys that no password fits, always the same for the same name and secret."""
+    seed = f"{tenant}\0{name}\0{mechanism}".encode("utf-8", "surrogatepass")
+    size = 32 if MECHANISMS.get(mechanism) == "sha256" else 20
+    salt, stored, server = (
+        hmac.digest(secret, purpose + seed, "sha256") for purpose in (b"salt", b"stored", b"server")
+    )
+    return ScramKeys(salt[:SALT_BYTES], iterations, stored[:size], server[:size])
+
+
+def throttle_key(name: str, tenant: str) -> str:
     try:
         return f"{tenant}\0{normal_name(name)}"
     except Rejected:
