@@ -97,17 +97,10 @@ class _Run:
         match expression:
             case Number(value):
                 return value
-            case Selector():
-                ids = self._select(expression)
-                return self._labelled(ids, self._collected(ids, expression.range_s))
-            case Rate(of, per_second):
-                ids = self._select(of)
-                counters = self._windows.table.is_counter[ids]
-                if not counters.all():
-                    raise Rejected(f"{of.name} is a gauge: rate and increase are for counters", code="bad_query")
-                over_s = of.range_s or self._step_s
-                values = self._collected(ids, of.range_s)
-                return self._labelled(ids, values / over_s if per_second else values)
+            case Selector() | Rate():
+                ids = self._selected(expression)
+                entries = self._windows.table.entries
+                return _Part([entries[number].labels for number in ids.tolist()], self._values(ids, expression))
             case Quantile():
                 return self._quantile(expression)
             case Grouped():
@@ -122,46 +115,86 @@ class _Run:
             case Operation(sign, left, right):
                 return _operate(sign, self._evaluate(left), self._evaluate(right))
 
-    def _select(self, selector: Selector) -> Ids:
-        return self._windows.table.select(selector.name, selector.matchers)
+    def _selected(self, of: Selector | Rate) -> Ids:
+        selector = of if isinstance(of, Selector) else of.of
+        ids = self._windows.table.select(selector.name, selector.matchers)
+        if isinstance(of, Rate) and not self._windows.table.is_counter[ids].all():
+            raise Rejected(f"{selector.name} is a gauge: rate and increase are for counters", code="bad_query")
+        return ids
+
+    def _values(self, ids: Ids, of: Selector | Rate) -> Table:
+        if isinstance(of, Selector):
+            return self._collected(ids, of.range_s)
+        values = self._collected(ids, of.of.range_s)
+        return values / (of.of.range_s or self._step_s) if of.per_second else values
 
     def _collected(self, ids: Ids, range_s: int) -> Table:
         """For each output step and series: counters summed over the range that ends there, gauges' last value in it."""
         over_s = range_s or self._step_s
+        steps = self._steps(len(ids), over_s)
         if not self.times or not len(ids):
             return np.full((len(ids), len(self.times)), np.nan)
-        steps = self._tier.between(self.times[0] - over_s, self.times[-1])
-        self._cells += len(steps) * len(ids)
-        if self._cells > CELLS_MAX:
-            raise Rejected(f"the query reads more than {CELLS_MAX:,} numbers; narrow it", code="query_too_wide")
         nothing = np.zeros((0, len(ids)), dtype=np.float32)
         table: NDArray[np.float32] = np.stack([_picked(step, ids) for step in steps]) if steps else nothing
-        begins = np.array([step.at for step in steps])
-        ends = np.array(self.times)
-        first = np.searchsorted(begins, ends - over_s, side="left")
-        past = np.searchsorted(begins, ends, side="left")
         counters = self._windows.table.is_counter[ids]
-        values = np.full((len(ids), len(ends)), np.nan)
+        values = np.full((len(ids), len(self.times)), np.nan)
         if counters.any():
-            sums = np.concatenate(
-                [np.zeros((1, int(counters.sum()))), np.nan_to_num(table[:, counters]).cumsum(axis=0)]
-            )
-            values[counters] = np.where((past > first)[:, None], sums[past] - sums[first], np.nan).T
+            values[counters] = self._sums(table[:, counters], steps, over_s)
         if not counters.all():
-            values[~counters] = _last_known(table[:, ~counters], first, past).T
+            values[~counters] = _last_known(table[:, ~counters], *self._ranges(steps, over_s)).T
         return values
 
-    def _labelled(self, ids: Ids, values: Table) -> _Part:
-        entries = self._windows.table.entries
-        return _Part([entries[number].labels for number in ids.tolist()], values)
+    def _steps(self, series: int, over_s: int) -> list[Step]:
+        """The steps a query needs, counted against its bound."""
+        steps = self._tier.between(self.times[0] - over_s, self.times[-1]) if self.times else []
+        self._cells += len(steps) * series
+        if self._cells > CELLS_MAX:
+            raise Rejected(f"the query reads more than {CELLS_MAX:,} numbers; narrow it", code="query_too_wide")
+        return steps
+
+    def _ranges(self, steps: list[Step], over_s: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each output step the first row of its range and the one past it."""
+        begins, ends = np.array([step.at for step in steps]), np.array(self.times)
+        first = np.searchsorted(begins, ends - over_s, side="left")
+        return first, np.searchsorted(begins, ends, side="left")
+
+    def _sums(self, table: NDArray[np.float32] | Table, steps: list[Step], over_s: int) -> Table:
+        """Rows of increments summed over the range of each output step."""
+        first, past = self._ranges(steps, over_s)
+        sums = np.concatenate([np.zeros((1, table.shape[1])), np.nan_to_num(table).cumsum(axis=0, dtype=np.float64)])
+        summed: Table = np.where((past > first)[:, None], sums[past] - sums[first], np.nan).T
+        return summed
+
+    def _summed_groups(self, ids: Ids, of: Selector | Rate, group: NDArray[np.int64], groups: int) -> Table:
+        """The sum of counters by group, added up before anything else is done: 5 ms a step for a million series."""
+        selector = of if isinstance(of, Selector) else of.of
+        over_s = selector.range_s or self._step_s
+        steps = self._steps(len(ids), over_s)
+        table = np.zeros((len(steps), groups))
+        for row, step in enumerate(steps):
+            table[row] = np.bincount(group, weights=np.nan_to_num(_picked(step, ids)), minlength=groups)
+        values = self._sums(table, steps, over_s)
+        return values / over_s if isinstance(of, Rate) and of.per_second else values
 
     def _grouped(self, grouped: Grouped) -> _Part:
+        if isinstance(grouped.of, Selector | Rate):
+            return self._grouped_series(grouped, grouped.of)
         part = self._table(self._evaluate(grouped.of))
         keys = [tuple(pair for pair in labels if pair[0] in grouped.by) for labels in part.labels]
         names = list(dict.fromkeys(keys))
         index = {name: number for number, name in enumerate(names)}
         group = np.array([index[key] for key in keys], dtype=np.int64)
         return _Part(names, _aggregate(grouped.function, part.values, group, len(names)))
+
+    def _grouped_series(self, grouped: Grouped, of: Selector | Rate) -> _Part:
+        """The same for what is read as it is: series are grouped by their columns, no label is looked at."""
+        ids = self._selected(of)
+        if not len(ids):
+            return _Part([], np.zeros((0, len(self.times))))
+        group, names = self._windows.table.groups(ids, grouped.by)
+        if grouped.function == "sum" and self._windows.table.is_counter[ids].all():
+            return _Part(names, self._summed_groups(ids, of, group, len(names)))
+        return _Part(names, _aggregate(grouped.function, self._values(ids, of), group, len(names)))
 
     def _quantile(self, wanted: Quantile) -> _Part:
         table = self._windows.table
@@ -203,13 +236,17 @@ def _last_known(table: NDArray[np.float32], first: NDArray[np.int64], past: NDAr
 
 def _aggregate(function: str, values: Table, group: NDArray[np.int64], groups: int) -> Table:
     known = ~np.isnan(values)
-    count = np.zeros((groups, values.shape[1]))
-    np.add.at(count, group, known)
+    steps = range(values.shape[1])
+
+    def summed(of: Table) -> Table:
+        columns = [np.bincount(group, weights=of[:, step], minlength=groups) for step in steps]
+        return np.stack(columns, axis=1) if columns else np.zeros((groups, 0))
+
+    count = summed(known.astype(np.float64))
     if function == "count":
         return np.where(count > 0, count, np.nan)
     if function in {"sum", "avg"}:
-        total = np.zeros((groups, values.shape[1]))
-        np.add.at(total, group, np.where(known, values, 0.0))
+        total = summed(np.where(known, values, 0.0))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(count > 0, total / count if function == "avg" else total, np.nan)
     worst = math.inf if function == "min" else -math.inf

@@ -122,15 +122,18 @@ class SeriesTable:
         """For each series the number of its group, and what the groups are called."""
         if not by or not len(ids):
             return np.zeros(len(ids), dtype=np.int64), [()]
-        columns = [self._codes(label)[ids].astype(np.int64) for label in by]
-        found, first, group = np.unique(np.stack(columns), axis=1, return_index=True, return_inverse=True)
-        del found
-        names = [self.texts(ids[index : index + 1], label)[0] for index in first.tolist() for label in by]
-        width = len(by)
-        return group.reshape(-1), [
-            tuple((label, text) for label, text in zip(by, names[at : at + width], strict=True) if text)
-            for at in range(0, len(names), width)
+        combined = np.zeros(len(ids), dtype=np.int64)  # the codes of all labels as one number
+        for label in by:
+            codes = self._codes(label)[ids].astype(np.int64) + 1
+            combined = np.unique(combined, return_inverse=True)[1] if len(by) > 1 else combined
+            combined = combined * (int(codes.max()) + 1) + codes
+        _, first, group = np.unique(combined, return_index=True, return_inverse=True)
+        texts = [self.texts(ids[first], label) for label in by]
+        names = [
+            tuple((label, text) for label, text in zip(by, each, strict=True) if text)
+            for each in zip(*texts, strict=True)
         ]
+        return group.reshape(-1), names
 
     def _matching(self, matcher: Matcher) -> NDArray[np.bool_]:
         codes = self._codes(matcher.label)[: len(self)]
