@@ -6,9 +6,11 @@ child on embedded stores in a folder of its own, stock beside orders as in a dep
 is a bare socket protocol, so that on shared cores the server gets what there is. Three figures per round: checkouts per second
 of wall time, per CPU second of the server, and the order request's latency. `race` lets ten thousand buyers fight for ten
 pieces. `page` asks for one product page. After the rounds the books must balance: stock ledger, orders and money tell the same
-story.
+story. With `--peers` the same checkouts run on PostgreSQL (fsync on), and django-oscar's on the same server program beside them;
+what cannot be installed is skipped with its reason. `read` times one product from memory and from the snapshot that the processes
+of a machine share.
 
-    python benchmarks/commerce.py [--rounds 3] [--seconds 4] [--connections 64] [--profile FILE]
+    python benchmarks/commerce.py [--rounds 3] [--seconds 4] [--connections 64] [--peers] [--profile FILE]
 """
 
 import argparse
@@ -24,11 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from fourplane.commerce.app import Commerce, CommerceSettings
+from fourplane.commerce.catalog import Product, Variant
 from fourplane.commerce.inventory import Adjustment
 from fourplane.commerce.promotions import Promotion
 from fourplane.edge.gateway import Gateway, GatewaySettings
@@ -101,9 +106,10 @@ class Sampler:
         Path(path).write_text("\n".join(lines))
 
 
-async def serve(folder, profile):
+async def serve(folder, profile, database):
     registry, ids = Registry(), IdGenerator()
-    stores = Stores(StoresSettings(), data=Path(folder))
+    engines = {"sql": database, "records": database} if database else {}
+    stores = Stores(StoresSettings(**engines), data=Path(folder))
     cards = CardSimulator(await stores.sql("payments"), ids=ids)
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
     commerce = Commerce(
@@ -191,8 +197,9 @@ def per_commit(shared):
 class Server:
     """The child and its pipe."""
 
-    def __init__(self, folder, profile=""):
+    def __init__(self, folder, profile="", database=""):
         arguments = [sys.executable, __file__, "--serve", folder, *(["--profile", profile] if profile else [])]
+        arguments += ["--database", database] if database else []
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = json.loads(self.process.stdout.readline())
 
@@ -340,24 +347,56 @@ async def pages(facts, seconds, count):
     return done
 
 
+def reads(products=100_000, looks=200_000):
+    """One product by id, Zipf 1.1 over all: from the decoded objects of a process, and from the machine's shared snapshot."""
+    from fourplane.commerce.snapshot import Snapshot, write
+
+    numbers = np.minimum(np.random.default_rng(1).zipf(1.1, looks) - 1, products - 1).tolist()
+    ids = [f"product-{number:06d}" for number in range(products)]
+    product = Product(
+        1, "x", "x", "A plain thing", "What it is.", "things", "plain", [Variant("x", {}, {"EUR": 1_000})]
+    )
+    decoded = {name: msgspec.structs.replace(product, id=name) for name in ids}
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "products.snapshot"
+        write(path, ((name, msgspec.msgpack.encode(one)) for name, one in decoded.items()))
+        with Snapshot(path) as snapshot:
+            decoder = msgspec.msgpack.Decoder(Product)
+            for title, find in (
+                ("in process", decoded.get),
+                ("shared", lambda name: decoder.decode(snapshot.find(name))),
+            ):
+                spent = array("q", bytes(8 * looks))
+                for at, number in enumerate(numbers):
+                    name = ids[number]
+                    began = time.perf_counter_ns()
+                    find(name)
+                    spent[at] = time.perf_counter_ns() - began
+                late = np.sort(np.frombuffer(spent, dtype=np.int64))
+                figures[title] = {"p50 us": late[looks // 2] / 1e3, "p99 us": late[int(looks * 0.99)] / 1e3}
+    return figures
+
+
 def quantile(sorted_values, share):
     return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))] * 1e3
 
 
-def run(options: argparse.Namespace) -> dict:
-    """Measure and return the table."""
-    rounds = []
+def measured(options, database=""):
+    """Rounds of checkouts, the race, pages and the books of one server."""
+    rounds, profile = [], getattr(options, "profile", "")
+    seconds = getattr(options, "seconds", 0.5 if getattr(options, "quick", False) else SECONDS)
+    connections_count = getattr(options, "connections", CONNECTIONS)
+    buyers = getattr(options, "buyers", 500 if getattr(options, "quick", False) else BUYERS)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(folder, getattr(options, "profile", ""))
+        server = Server(folder, profile, database)
         try:
-            asyncio.run(checkouts(server.facts, 1.0, options.connections, 999_999))
-            if getattr(options, "profile", ""):
+            asyncio.run(checkouts(server.facts, 1.0, connections_count, 999_999))
+            if profile:
                 server.ask("profile")
-            for number in range(options.rounds):
+            for number in range(min(options.rounds, ROUNDS)):
                 cpu = server.ask("cpu")
-                done, took, late, other = asyncio.run(
-                    checkouts(server.facts, options.seconds, options.connections, number)
-                )
+                done, took, late, other = asyncio.run(checkouts(server.facts, seconds, connections_count, number))
                 cpu = server.ask("cpu") - cpu
                 rounds.append(
                     {
@@ -369,37 +408,68 @@ def run(options: argparse.Namespace) -> dict:
                         "other": other,
                     }
                 )
-            if getattr(options, "profile", ""):
+            if profile:
                 server.ask("profiled")
-            statuses = asyncio.run(race(server.facts, options.buyers, options.connections))
+            statuses = asyncio.run(race(server.facts, buyers, connections_count))
             cpu = server.ask("cpu")
-            shown = asyncio.run(pages(server.facts, options.seconds / 2, options.connections))
+            shown = asyncio.run(pages(server.facts, seconds / 2, connections_count))
             page_rate = shown / (server.ask("cpu") - cpu)
             checked = server.ask("check")
         finally:
             server.stop()
+    middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0] if key != "other"}
+    return {
+        "connections": connections_count,
+        "median": middle | {"pages/cpu s": page_rate},
+        "other": [one["other"] for one in rounds],
+        "race": {"buyers": buyers, "pieces": PIECES, "statuses": statuses},
+        "books": checked,
+    }
+
+
+def with_peers(options):
+    """Ours and django-oscar, each on a PostgreSQL of its own."""
+    from peers import commerce_oscar, postgres
+
+    found = {}
+    try:
+        with postgres.running() as url:
+            found["ours on PostgreSQL"] = measured(options, url)
+        with postgres.running() as url, tempfile.TemporaryDirectory() as folder:
+            found["django-oscar"] = commerce_oscar.measure(folder, url, python=os.environ.get("FOURPLANE_OSCAR", ""))
+    except (OSError, subprocess.SubprocessError) as error:
+        return found | {"skipped": repr(error)[:300]}
+    peer = found["django-oscar"].get("checkouts/s", 0.0)
+    if peer:
+        found["times django-oscar on PostgreSQL"] = found["ours on PostgreSQL"]["median"]["checkouts/s"] / peer
+    return found
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Measure and return the table."""
+    figures = measured(options)
     began = time.process_time()
     sum(number * number for number in range(1_000_000))
     probe_ns = (time.process_time() - began) * 1e3
-    middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0] if key != "other"}
-    return {
+    middle = figures["median"]
+    result = {
         "system": "commerce",
         "machine": {"python": platform.python_version(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "probe ns": probe_ns,  # one turn of a generator loop on this machine now; about 60 where nothing else runs
-        "connections": options.connections,
-        "median": middle | {"pages/cpu s": page_rate},
-        "rounds": rounds,
-        "race": {"buyers": options.buyers, "pieces": PIECES, "statuses": statuses},
-        "books": checked,
+        **figures,
+        "read": reads(),
         "bars": BARS,
         "passed": {
             "checkouts/s": middle["checkouts/s"] >= BARS["checkouts/s"],
             "p99 ms": middle["p99 ms"] <= BARS["p99 ms"],
-            "pages/cpu s": page_rate >= BARS["pages/cpu s"],
-            "no oversell": statuses.get(201) == PIECES,
-            "books": checked["charged is ordered"] and checked["placing"] == 0,
+            "pages/cpu s": middle["pages/cpu s"] >= BARS["pages/cpu s"],
+            "no oversell": figures["race"]["statuses"].get(201) == PIECES,
+            "books": figures["books"]["charged is ordered"] and figures["books"]["placing"] == 0,
         },
     }
+    if getattr(options, "peers", False):
+        result["peers"] = with_peers(options)
+    return result
 
 
 def main() -> None:
@@ -409,14 +479,16 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--buyers", type=int, default=BUYERS)
     parser.add_argument("--profile", default="")
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--serve", default="")
+    parser.add_argument("--database", default="")
     options = parser.parse_args()
     if options.serve:
         with contextlib.suppress(ImportError):
             import uvloop
 
             uvloop.install()
-        asyncio.run(serve(options.serve, options.profile))
+        asyncio.run(serve(options.serve, options.profile, options.database))
         return
     result = run(options)
     path = Path(__file__).parent / "results" / "commerce.json"
