@@ -5,13 +5,11 @@ payments, ids), builds the chosen systems, and puts one HTTP server with one gat
 starts all of it in this order and stops it in reverse. The parent process calls `up`, each worker runs `_serve`.
 """
 
-import asyncio
-import resource
+import importlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +20,7 @@ from fourplane.commerce.catalog_seed import enriched
 from fourplane.console.app import Console, ConsoleSettings
 from fourplane.console.demonstration import Demonstration
 from fourplane.control import exporters
+from fourplane.control import takeover as takeovers
 from fourplane.control.colleagues import Colleagues, import_elsewhere
 from fourplane.control.desk import Desk
 from fourplane.control.fleet import ANY_SLOT, Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
@@ -39,6 +38,7 @@ from fourplane.foundation import ids, processes
 from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle, Tasks
+from fourplane.foundation.processes import memory_mb, run_loop
 from fourplane.foundation.telemetry import Registry
 from fourplane.foundation.watchdog import Watchdog, WatchdogSettings
 from fourplane.messaging.app import Messaging
@@ -66,7 +66,7 @@ IMPORT_S_MAX = 6 * 3_600.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 CROWD_MAX = 20_000
 PRELOAD = ("numpy", "msgspec", "apsw")
-MIB = 1 << 20
+TAKEOVER_EXTRA_S = 15.0  # a step more than the drain of the version before
 
 T = TypeVar("T")
 Systems = dict[str, Streaming | Dispatch | Commerce | Messaging]
@@ -431,9 +431,17 @@ async def operator_link(deployment: Deployment) -> str:
     return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/api/operator?token={token}"
 
 
-def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str, str]], None]) -> int:
-    """Hold the data folder, bind the ports, fork the workers, and stay until they end; the exit code."""
-    folder = data_folder.hold(settings.data)
+def up(
+    settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str, str]], None], takeover: bool = False
+) -> int:
+    """Hold the data folder, bind the ports, fork the workers, and stay until they end; the exit code.
+
+    `takeover`: from the deployment that runs there, with its sockets (control/takeover.py).
+    """
+    for module in PRELOAD if takeover else ():
+        importlib.import_module(module)  # before the other one stops
+    wait_s = settings.fleet.drain_s + TAKEOVER_EXTRA_S
+    folder, inherited = takeovers.hold(settings.data, takeover=takeover, wait_s=wait_s, say=say)
     try:
         ensure_format(settings.data, program=f"fourplane {__version__}")
         settings = _placed(settings)
@@ -449,21 +457,12 @@ def up(settings: Settings, *, demo: bool, say: Say, announce: Callable[[dict[str
             preload=PRELOAD,
             on_ready=lambda facts: announce(facts[0]),
             neighbours=settings.data / NEIGHBOURS if settings.fleet.workers > 1 else None,
+            inherited=inherited,
+            give=lambda slots: takeovers.give(settings.data, slots),
         )
         return fleet.run()
     finally:
         folder.release()
-
-
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where it is installed, else on asyncio's own loop."""
-    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - an extra
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
 
 
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
@@ -580,10 +579,3 @@ def _crowd_password(path: Path) -> str:
 def _steps(progress: Progress) -> Callable[[float, str], None]:
     """A share and a line of text as the control socket sends them."""
     return lambda share, text: progress({"share": share, "text": text})
-
-
-def memory_mb() -> float:
-    """Resident memory of this process."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize() / MIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -129,8 +129,13 @@ class Fleet:
         preload: Iterable[str] = (),
         on_ready: Callable[[list[dict[str, str]]], None] | None = None,
         neighbours: Path | None = None,
+        inherited: Sequence[Mapping[str, socket.socket]] = (),
+        give: Callable[[Sequence[dict[str, socket.socket]]], bool] | None = None,
     ) -> None:
-        """`neighbours`: a folder for the Unix sockets over which workers reach each other; None without any."""
+        """`neighbours`: a folder for the Unix sockets over which workers reach each other; None without any.
+
+        `inherited`: sockets of the version before, by slot and name; `give` passes ours to the next one (takeover.py).
+        """
         self._settings = settings or FleetSettings()
         if self._settings.workers < 1:
             raise Misconfigured("at least one worker is needed", setting="workers")
@@ -140,6 +145,8 @@ class Fleet:
         self._preload = tuple(preload)
         self._on_ready = on_ready
         self._neighbours = neighbours
+        self._inherited = inherited
+        self._give = give
         self._numbers: dict[str, int] = {}
         self._slots: list[_Slot] = []
         self._intensity = RestartIntensity(self._settings.restarts)
@@ -153,7 +160,7 @@ class Fleet:
         Raises Misconfigured for a port that cannot be bound, before anything starts.
         """
         limit_native_threads()
-        bound = bind_ports(self._ports, self._settings.workers, neighbours=self._neighbours)
+        bound = bind_ports(self._ports, self._settings.workers, neighbours=self._neighbours, inherited=self._inherited)
         self._numbers = {
             name: int(one.getsockname()[1])
             for sockets in bound
@@ -184,6 +191,8 @@ class Fleet:
             case Ended(pid=pid, code=code):
                 self._read_readiness()
                 self._ended(parent, next(slot for slot in self._slots if slot.pid == pid), code)
+            case Asked(signal=signal.SIGUSR1):
+                self._hand_over(parent)
             case Asked():
                 self._stop(parent, again=stopping)
             case None:
@@ -242,6 +251,16 @@ class Fleet:
             )
             self._exit_code = EXIT_TOO_MANY_RESTARTS
             self._stop(parent, again=False)
+
+    def _hand_over(self, parent: Parent) -> None:
+        """The next version asks for the sockets: pass them, then drain and end."""
+        if self._give is None or self._stopping_since is not None:
+            return
+        if self._give([slot.sockets for slot in self._slots]):
+            self._say("another version takes over; draining")
+            self._stop(parent, again=False)
+        else:
+            self._say("somebody asked to take over and did not take the sockets; going on")
 
     def _stop(self, parent: Parent, *, again: bool) -> None:
         if self._stopping_since is None:
@@ -347,29 +366,44 @@ def neighbour_path(folder: Path, slot: int, kind: str) -> str:
 
 
 def bind_ports(
-    ports: Sequence[Port], workers: int, *, neighbours: Path | None = None
+    ports: Sequence[Port],
+    workers: int,
+    *,
+    neighbours: Path | None = None,
+    inherited: Sequence[Mapping[str, socket.socket]] = (),
 ) -> list[dict[str, socket.socket]]:
     """One socket per worker and port, and one per worker and way between workers (NEIGHBOUR_WAYS).
 
+    What the version before had open is used again where number and slot are the same, the rest of it is closed.
     Raises Misconfigured in one line naming port, setting and owner when it is taken.
     """
+    left = [dict(sockets) for sockets in inherited] + [{} for _ in range(workers - len(inherited))]
     bound: list[dict[str, socket.socket]] = [{} for _ in range(workers)]
     try:
         for port in ports:
-            number = _claim(port)
-            for sockets in bound if port.slot < 0 else (bound[port.slot],):
-                sockets[port.name] = network.bind(port.host, number, reuse_port=True)
+            here = {int(one[port.name].getsockname()[1]) for one in left if port.name in one}
+            number = next((one for one in here if port.port in {0, one}), 0) or _claim(port)
+            for slot in range(workers) if port.slot < 0 else (port.slot,):
+                found = left[slot].get(port.name)
+                if found is not None and found.getsockname()[1] == number:
+                    bound[slot][port.name] = left[slot].pop(port.name)
+                else:
+                    bound[slot][port.name] = network.bind(port.host, number, reuse_port=True)
         if neighbours is not None:
             neighbours.mkdir(mode=0o700, parents=True, exist_ok=True)
             for slot, sockets in enumerate(bound):
                 for kind in NEIGHBOUR_WAYS:
                     bind = network.bind_passing if kind == "connections" else network.bind_unix
-                    sockets[kind] = bind(neighbour_path(neighbours, slot, kind))
+                    found = left[slot].pop(kind, None)
+                    sockets[kind] = bind(neighbour_path(neighbours, slot, kind)) if found is None else found
     except BaseException:
         for sockets in bound:
             for one in sockets.values():
                 one.close()
         raise
+    for rest in left:
+        for one in rest.values():
+            one.close()
     return bound
 
 

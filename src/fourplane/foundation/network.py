@@ -10,12 +10,13 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 BACKLOG = 4_096
 PASSED_BYTES_MAX = 128 << 10
 PASSED_AT_ONCE = 64
+PASSED_SOCKETS_MAX = 253  # the kernel's bound for one message
 
 InheritedSocket = socket.socket
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
@@ -126,6 +127,36 @@ def take_passed(receiver: socket.socket, taken: Callable[[bytes, socket.socket],
 
     loop.add_reader(receiver.fileno(), ready)
     return stop
+
+
+def pass_sockets(path: str, message: bytes, sockets: Sequence[socket.socket], *, timeout_s: float) -> None:
+    """Pass open sockets to the process that waits at `path`; blocks at most `timeout_s`, raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
+        way.settimeout(timeout_s)
+        way.connect(path)
+        socket.send_fds(way, [message], [one.fileno() for one in sockets])
+
+
+def take_sockets(path: str, ask: Callable[[], None], *, timeout_s: float) -> tuple[bytes, list[socket.socket]]:
+    """Wait at `path`, ask, and take the sockets that come; blocks at most `timeout_s`, raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - a socket's name
+    before = os.umask(0o177)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(path)
+            door.listen(1)
+            door.settimeout(timeout_s)
+            ask()
+            way, _ = door.accept()
+            with way:
+                way.settimeout(timeout_s)
+                message, descriptors, _, _ = socket.recv_fds(way, PASSED_BYTES_MAX, PASSED_SOCKETS_MAX)
+    finally:
+        os.umask(before)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 - a socket's name
+    return message, [socket.socket(fileno=one) for one in descriptors]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

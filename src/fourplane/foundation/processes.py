@@ -10,14 +10,16 @@ not exist: `start` raises Unavailable there.
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import sys
 import threading
+import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -27,8 +29,11 @@ from fourplane.foundation.errors import NotFound, Unavailable
 LINE_MAX = 64 * 1024  # a longer line is cut: a program's output must not fill our memory
 CHUNK = 64 * 1024
 GRACE_S = 5.0
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
+MIB = 1 << 20
+
+T = TypeVar("T")
 OnLine = Callable[[str], None]
 
 
@@ -163,6 +168,29 @@ def become(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(argv[0], list(argv), os.environ | (env or {}))  # noqa: S606 - that is the purpose
+
+
+def pause(seconds: float) -> None:
+    """Sleep in a process that has no loop."""
+    time.sleep(seconds)
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where it is installed, else on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - an extra
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+def memory_mb() -> float:
+    """Resident memory of this process."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize() / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def own_pid() -> int:

@@ -21,6 +21,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, metavar="N", help="HTTP port (default 8000; 0 takes any free one)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the data folder (default ./data)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes")
+    parser.add_argument(
+        "--takeover", action="store_true", help="take the place of what runs on the data folder; nobody is refused"
+    )
     settings.add(parser)
 
 
@@ -35,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"Fourplane {__version__} starts {', '.join(chosen.systems)} with data in {chosen.data}", flush=True)
     announce = _announce_json if options.json else _announce
-    return compose.up(chosen, demo=options.demo, say=_say, announce=announce)
+    return compose.up(chosen, demo=options.demo, say=_say, announce=announce, takeover=options.takeover)
 
 
 def _chosen(loaded: "Settings", options: argparse.Namespace) -> "Settings":
