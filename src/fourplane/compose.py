@@ -33,6 +33,7 @@ from fourplane.dispatch.app import Dispatch, DispatchSettings
 from fourplane.edge import certificate
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
+from fourplane.edge.passing import HttpPassing, Passing
 from fourplane.edge.routes import Door, StaticFolder
 from fourplane.foundation import ids, processes
 from fourplane.foundation.errors import Misconfigured, Rejected
@@ -130,6 +131,9 @@ class Deployment:
         self._signer: Signer
         self._watchdog: Watchdog
         self._colleagues: Colleagues | None = None
+        self._passing: Passing | None = None
+        if "connections" in self.sockets:
+            self._passing = Passing(self.sockets["connections"], self.neighbourhood.way)
         self._metrics: MetricsStore | None = None
 
     async def build(self) -> "Deployment":
@@ -179,6 +183,10 @@ class Deployment:
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
             self.lifecycle.add("neighbours", for_others)
         self.lifecycle.add("http", self.server)
+        if self._passing is not None:
+            passing = self.server.passing = HttpPassing(self._passing, self.server, near.placement.of_path, near.slot)
+            self.lifecycle.add("passing", passing)
+            self.lifecycle.add("passed", self._passing)
         self.lifecycle.add("watchdog", self._watchdog)
         if near.owns(CONSOLE):
             self.lifecycle.add("demonstration", self.demo)
@@ -315,9 +323,7 @@ class Deployment:
             blobs=await self.stores.blobs("messaging") if home else None,
             signer=self._signer,
             sockets=self.sockets,
-            spread=None
-            if spread is None
-            else Spread(spread, near.slot, near.peers, near.way, self.sockets.get("connections")),
+            spread=None if spread is None else Spread(spread, near.slot, near.peers, self._passing),
         )
 
     async def _records(self, system: str, spread: ShardMap | None) -> Records:

@@ -200,3 +200,30 @@ def test_orders_acknowledged_before_a_kill_are_there_after_it(pair, shard):
 def test_verbs_reach_systems_in_any_worker(pair):
     made = verb(pair, "users", "add", "grace", said="a long enough word\n")
     assert made["name"] == "grace"
+
+
+def test_a_connection_moves_to_the_worker_whose_work_it_brings(pair):
+    async def main():
+        clients = [fresh_client(pair, connections=1) for _ in range(12)]
+        for _ in range(4):
+            for path in ("/commerce/api/products?limit=1", "/messaging/api/configuration"):
+                for client in clients:
+                    for _ in range(4):
+                        assert (await call(client, "GET", path))[0] == 200
+        before = await forwarded(pair)
+        for client in clients:
+            for _ in range(10):
+                assert (await call(client, "GET", "/messaging/api/configuration"))[0] == 200
+        assert await forwarded(pair) - before < 10, "nearly all of 120 were answered where they came in"
+        for client in clients:
+            client.close()
+
+    asyncio.run(main())
+
+
+async def forwarded(pair):
+    """How many requests one worker has taken for another."""
+    client = fresh_client(pair)
+    _, text = await call(client, "GET", "/metrics")
+    client.close()
+    return sum(int(n) for n in re.findall(r'http_requests_total\{server="neighbours",worker="\d"\} (\d+)', text.decode()))

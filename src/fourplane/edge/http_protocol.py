@@ -91,6 +91,7 @@ class HttpProtocol(asyncio.Protocol):
         "_write_waiter",
         "deadline_tick",
         "exchange",
+        "far",
         "gone",
         "peer",
         "request",
@@ -108,6 +109,7 @@ class HttpProtocol(asyncio.Protocol):
         self.exchange: AsgiExchange | None = None
         self.session: WebSocketSession | Tunnel | None = None
         self.gone = False
+        self.far = -1  # the other worker whose work the last request was
         self.peer = ""
         self.write_paused = False
         self.deadline_tick = 0
@@ -458,7 +460,19 @@ class HttpProtocol(asyncio.Protocol):
             self._finish_connection()
             return
         self._rest_for_next()
+        if self.server.passing is not None and not self._held:
+            self.server.passing.answered(self)
         self._continue_held()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing of a request or an answer is here."""
+        return (
+            self._mode is HTTP
+            and self._phase is IDLE
+            and self.exchange is None
+            and not (self._held or self.gone or self.server.draining or self.transport.is_closing())
+        )
 
     def socket_opened(self, session: "WebSocketSession | Tunnel") -> None:
         """The handshake is out: what the peer sent meanwhile, and all that follows, are frames."""

@@ -19,9 +19,10 @@ from fourplane.edge.http_protocol import HttpProtocol
 from fourplane.edge.http_request import HotHandler, HttpRequest
 from fourplane.edge.listener import Listener, ListenerSettings
 from fourplane.edge.neighbour import peer_of
+from fourplane.edge.passing import HttpPassing
 from fourplane.edge.routes import Priority
 from fourplane.edge.websocket import SocketDoor, serve_socket
-from fourplane.foundation import clock
+from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Misconfigured
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -90,6 +91,7 @@ class HttpServer:
         self.head_ticks = self.deadlines.ticks(settings.head_s_max)
         self.seen: dict[bytes, bytes] = {}  # whole plain GETs seen lately, and their targets
         self.draining = False
+        self.passing: HttpPassing | None = None  # to other workers
         self.scheme = "https" if tls is not None else "http"
         self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
         self._app = app
@@ -206,6 +208,11 @@ class HttpServer:
             sockets=self._socket_count,
             refused=dict(self._refused),
         )
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serve a connection that another worker accepted, at rest between two requests."""
+        _, protocol = await network.adopt(lambda: HttpProtocol(self), connection)
+        protocol.deadline_tick = self.deadlines.now + self.idle_ticks
 
     # -- called by connections
 

@@ -123,10 +123,8 @@ class Messaging:
         if self.media is not None or self.router.far_domains:
             self.queries.items.append((upload, "Media"))
         self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
-        if self.shards is not None and spread is not None and spread.connections is not None:
-            self.streams.handover = Handover(
-                self.streams, self.shards, way=spread.way, inherited=spread.connections, tls=tls
-            )
+        if self.shards is not None and spread is not None and spread.passing is not None:
+            self.streams.handover = Handover(self.streams, self.shards, passing=spread.passing, tls=tls)
         self._servers: list[asyncio.Server] = []
         self.port = 0
         self.tls_port = 0
@@ -138,8 +136,6 @@ class Messaging:
         self.router.start(tasks)
         if self.shards is not None:
             await self.shards.courier.start(tasks)
-        if self.streams.handover is not None:
-            self.streams.handover.start()
         if self.media is not None:
             self.media.start(tasks)
         server = await network.listen(self._stream, settings.host, settings.port, inherited=self._sockets.get("xmpp"))
@@ -157,8 +153,6 @@ class Messaging:
         """Take no new connection, finish the writes that were accepted, and tell the clients to come back."""
         for server in self._servers:
             server.close()
-        if self.streams.handover is not None:
-            self.streams.handover.stop()
         await self.store.wait_written()
         for stream in list(self.streams.open.values()):
             stream.fail(StreamError("system-shutdown"))

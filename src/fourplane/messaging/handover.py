@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from fourplane.edge.passing import Passing
 from fourplane.edge.routes import SocketSession
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import FourplaneError
@@ -34,6 +34,7 @@ from fourplane.messaging.xml_stream import Stanza
 if TYPE_CHECKING:
     from fourplane.messaging.client_stream import ClientStream, Streams
 
+KIND = "xmpp"
 TRY_S = 0.01
 TRY_UNTIL_S = 20.0
 
@@ -58,28 +59,14 @@ class Handover:
         streams: "Streams",
         shards: UserShards,
         *,
-        way: Callable[[int], str],
-        inherited: socket.socket,
+        passing: Passing,
         tls: ssl.SSLContext | None,
     ) -> None:
-        """`way`: the path of the socket through which a slot takes connections; `inherited`: our own."""
-        self.passed = self.taken = 0
         self._streams = streams
         self._shards = shards
-        self._way = way
-        self._inherited = inherited
+        self._passing = passing
         self._tls = tls
-        self._stop: Callable[[], None] | None = None
-
-    def start(self) -> None:
-        """Take what others pass."""
-        self._stop = network.take_passed(self._inherited, self._arrived)
-
-    def stop(self) -> None:
-        """Take no more; what comes waits for the next process."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+        passing.takes(KIND, self._arrived)
 
     def try_pass(self, stream: "ClientStream", stanza: Stanza, rest: bytes) -> bool:
         """Pass the connection of `stream` on if `stanza` names a user who is elsewhere; `rest`: what came behind it."""
@@ -107,17 +94,13 @@ class Handover:
         message = msgspec.msgpack.encode(Passed(kind, stream.secure, stream.peer, first))
         until = clock.monotonic_s() + TRY_UNTIL_S
         try:
-            while True:
-                with contextlib.suppress(OSError):
-                    if network.try_pass(self._way(slot), message, connection):
-                        break
+            while not self._passing.try_pass(slot, KIND, message, connection):
                 if clock.monotonic_s() > until:
                     done(False)
                     return
                 await clock.sleep(TRY_S)
         finally:
             connection.close()
-        self.passed += 1
         done(True)
 
     def _arrived(self, message: bytes, connection: socket.socket) -> None:
@@ -126,7 +109,6 @@ class Handover:
         except msgspec.MsgspecError:
             connection.close()
             return
-        self.taken += 1
         self._streams.router.spawn(self._take(told, connection))
 
     async def _take(self, told: Passed, connection: socket.socket) -> None:

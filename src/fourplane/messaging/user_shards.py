@@ -11,12 +11,12 @@ waits until the receiver's worker says that the stanza is safe, which there mean
 """
 
 import re
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
+from fourplane.edge.passing import Passing
 from fourplane.foundation.errors import FourplaneError
 from fourplane.messaging import addresses, stanzas
 from fourplane.messaging.addresses import Address
@@ -64,8 +64,7 @@ class Spread(msgspec.Struct, frozen=True):
     shards: ShardMap
     slot: int
     peers: Mapping[int, Peer]
-    way: Callable[[int], str]  # the path through which a slot takes connections
-    connections: socket.socket | None  # our own; None when there is nobody else
+    passing: Passing | None  # of connections; None when there is nobody else
 
 
 _encode = msgspec.msgpack.Encoder().encode
