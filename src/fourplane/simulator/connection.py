@@ -2,7 +2,8 @@
 
 Bytes written travel as one message per write and arrive in order. Flow control is real: past the high-water mark of
 unread bytes the writer is paused until the reader has taken them. The path of a message is the simulator's hot loop:
-`write` puts an entry straight into the loop's calendar, the loop hands it to `arrive`, and nothing else is made on the way.
+`write` puts an entry straight into the loop's calendar, the loop hands its content to `received`, and nothing else is made
+on the way.
 """
 
 import asyncio
@@ -10,15 +11,13 @@ from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from fourplane.simulator.calendar import SLOTS_PER_S, Entry
+from fourplane.simulator.calendar import SLOTS_PER_S
 
 if TYPE_CHECKING:
     from fourplane.simulator.network import Fabric
 
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
-LARGE = 8 * 1024  # a message of this size goes into the digest at once, so that little is kept alive
-SEEN_MAX = 512
 
 
 class SimulatedSocket:
@@ -48,42 +47,52 @@ class SimulatedTls:
 
 
 class SimulatedTransport(asyncio.Transport):
-    """One end of a connection."""
+    """One end of a connection.
+
+    Both directions have a quick way, open as long as nothing is special: `is_quick_out` when the end may write and the way is
+    known and plain, `is_quick_in` when its protocol takes bytes at once. Whatever changes one of these calls `_review`.
+    """
 
     __slots__ = (
-        "__weakref__", "_buffered", "_calendar", "_closing", "_fabric", "_high", "_inbox", "_is_plain", "_jitter_s", "_known",
-        "_latency_s", "_loop", "_low", "_name", "_next_arrival", "_paused_writer", "_peer_name", "_random", "_reading",
-        "_unread", "_wrote_eof", "alive", "context", "encrypted", "held", "host", "number", "peer", "protocol",
+        "__weakref__", "_calendar", "_closing", "_fabric", "_high", "_inbox", "_is_buffered", "_is_paused", "_is_plain",
+        "_is_quick_out", "_is_reading", "_jitter_s", "_known", "_latency_s", "_limit", "_low", "_name", "_next_arrival",
+        "_peer_name", "_random", "_sent", "_wrote_eof", "alive", "context", "encrypted", "enter", "held", "host",
+        "is_quick_in", "is_waited_for", "number", "peer", "protocol", "received", "taken",
     )  # fmt: skip
 
     def __init__(self, fabric: "Fabric", name: tuple[str, int], peer_name: tuple[str, int], context: Context) -> None:
         super().__init__()
         self._fabric = fabric
-        self._loop = fabric.loop
         self._calendar = fabric.loop.calendar
         self._random = fabric.chance.random
         self.host = name[0]
         self.context = context
+        self.enter = context.run
         self.held: deque[bytes | Exception | None] | None = None  # made when a partition first holds something
         self._name = name
         self._peer_name = peer_name
         self.peer: SimulatedTransport | None = None
         self.protocol: Any = None
-        self._buffered = False
+        self.received: Any = None  # the protocol's data_received
+        self._is_buffered = False
         self.number = fabric.next_number()
         self.encrypted = False
         self.alive = True
         self._closing = False
         self._wrote_eof = False
-        self._unread = 0  # bytes sent that the peer's protocol has not taken
-        self._paused_writer = False
-        self._reading = True
+        self._sent = 0  # bytes written
+        self.taken = 0  # bytes the protocol of this end has taken
+        self._is_paused = False  # our protocol was told to write no more
+        self.is_waited_for = False  # the other end is paused until we have taken more
+        self._is_reading = True
         self._inbox: deque[bytes | None] | None = None  # made when the protocol first pauses
         self._next_arrival = 0.0
         self._high, self._low = HIGH_WATER, LOW_WATER
+        self._limit = HIGH_WATER  # up to where may be written before asking what the other end has taken
         self._known = -1  # the fabric's version of which the three below are
         self._latency_s = self._jitter_s = 0.0
         self._is_plain = True  # neither loss nor a bound of bandwidth, and not cut
+        self._is_quick_out = self.is_quick_in = False
 
     # -- what protocols call
 
@@ -97,36 +106,48 @@ class SimulatedTransport(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
-        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self.received = None if self._is_buffered else getattr(protocol, "data_received", None)
+        self._review()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self.protocol
         return protocol
 
     def write(self, data: Any) -> None:
+        if not self._is_quick_out:
+            self._write_slowly(data)
+            return
+        content = data if data.__class__ is bytes else bytes(data)
+        if not content:
+            return
+        self._sent = sent = self._sent + len(content)
+        calendar = self._calendar
+        at = calendar.now_s + self._latency_s + self._random() * self._jitter_s
+        if at < self._next_arrival:
+            at = self._next_arrival
+        else:
+            self._next_arrival = at
+        slot = int(at * SLOTS_PER_S)
+        entries = calendar.slots.get(slot)
+        if entries is None:
+            calendar.open(slot, (at, self.peer, content))
+        else:
+            entries.append((at, self.peer, content))
+        if sent > self._limit:
+            self._watch_high_water()
+
+    def _write_slowly(self, data: Any) -> None:
+        """The same while something is special: the way is not plain or not known yet, or something waits before it."""
         if self._closing or not self.alive or not data:
             return
         assert not self._wrote_eof, "write after write_eof"
-        content = data if type(data) is bytes else bytes(data)
-        self._unread += len(content)
-        if self._known == self._fabric.version and self._is_plain and not self.held:
-            # `send` in its shortest form
-            calendar = self._calendar
-            at = self._loop.virtual_s + self._latency_s + self._random() * self._jitter_s
-            at = max(at, self._next_arrival)
-            self._next_arrival = at
-            calendar.sequence += 1
-            slot = int(at * SLOTS_PER_S)
-            entries = calendar.slots.get(slot)
-            if entries is None:
-                calendar.open(slot, (at, calendar.sequence, self.peer, content))
-            else:
-                entries.append((at, calendar.sequence, self.peer, content))
-        else:
-            self.send(content)
-        if self._unread > self._high and not self._paused_writer:
-            self._paused_writer = True
-            self.protocol.pause_writing()
+        content = bytes(data)
+        self._sent += len(content)
+        self.send(content)
+        if self._sent > self._limit:
+            self._watch_high_water()
+        self._review()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -134,6 +155,7 @@ class SimulatedTransport(asyncio.Transport):
     def write_eof(self) -> None:
         if not self._wrote_eof and self.alive:
             self._wrote_eof = True
+            self._review()
             self.send(None)
 
     def can_write_eof(self) -> bool:
@@ -143,41 +165,46 @@ class SimulatedTransport(asyncio.Transport):
         if self._closing or not self.alive:
             return
         self._closing = True
+        self._review()
         if not self._wrote_eof:
             self._wrote_eof = True
             self.send(None)
-        self._loop.call_soon(self.lose, None, context=self.context)
+        self._fabric.loop.call_soon(self.lose, None, context=self.context)
 
     def abort(self) -> None:
         if not self.alive:
             return
         self._closing = True
+        self._review()
         self.send(ConnectionResetError("reset by peer"))
-        self._loop.call_soon(self.lose, None, context=self.context)
+        self._fabric.loop.call_soon(self.lose, None, context=self.context)
 
     def is_closing(self) -> bool:
         return self._closing or not self.alive
 
     def pause_reading(self) -> None:
-        self._reading = False
+        self._is_reading = False
+        self._review()
 
     def resume_reading(self) -> None:
-        if not self._reading:
-            self._reading = True
-            self._loop.call_soon(self._drain_inbox, context=self.context)
+        if not self._is_reading:
+            self._is_reading = True
+            self._review()
+            self._fabric.loop.call_soon(self._drain_inbox, context=self.context)
 
     def is_reading(self) -> bool:
-        return self._reading and self.alive
+        return self._is_reading and self.alive
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = HIGH_WATER if high is None else high
         self._low = self._high // 4 if low is None else low
+        self._limit = self._sent
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return (self._low, self._high)
 
     def get_write_buffer_size(self) -> int:
-        return self._unread if self._paused_writer else 0
+        return self._unread if self._is_paused else 0
 
     # -- on its way
 
@@ -197,15 +224,24 @@ class SimulatedTransport(asyncio.Transport):
         """Put `content` on its way; nothing sent earlier is overtaken, whatever jitter says."""
         if self._known != self._fabric.version:
             self._learn()
-        at = self._loop.virtual_s + self._latency_s + self._random() * self._jitter_s
+        at = self._calendar.now_s + self._latency_s + self._random() * self._jitter_s
         if not self._is_plain:
             at += self._fabric.detour_s(self.host, self._far, len(content) if isinstance(content, bytes) else 0)
         self._next_arrival = at = max(at, self._next_arrival)
         self._calendar.put(at, self.peer, content)
 
+    def forget_way(self) -> None:
+        """The way may have changed: ask before the next message."""
+        self._is_quick_out = False
+
     @property
     def _far(self) -> str:
         return self._peer_name[0]
+
+    @property
+    def _unread(self) -> int:
+        """Bytes sent that the peer's protocol has not taken."""
+        return self._sent - (self.peer.taken if self.peer is not None else 0)
 
     def _learn(self) -> None:
         """Ask the fabric for the way as it is now; once per change of it."""
@@ -214,61 +250,92 @@ class SimulatedTransport(asyncio.Transport):
         self._is_plain = not (way.cut or way.link.loss or way.link.bandwidth)
         self._known = self._fabric.version
 
-    def arrive(self, entry: Entry) -> None:
-        """Take what the other end sent, now; the loop calls this in the context of this end."""
+    def _review(self) -> None:
+        """Open or close the quick ways by what is so now."""
+        is_known = self._known == self._fabric.version and self._is_plain and not self.held
+        self._is_quick_out = is_known and self.alive and not self._closing and not self._wrote_eof
+        self.is_quick_in = self.received is not None and self.alive and self._is_reading and not self._inbox
+
+    def _watch_high_water(self) -> None:
+        """The allowance is used up: renew it by what the other end has taken, or let our protocol pause."""
+        unread = self._unread
+        if unread <= self._high:
+            self._limit = self._sent - unread + self._high
+        elif not self._is_paused:
+            self._is_paused = True
+            if self.peer is not None:
+                self.peer.is_waited_for = True
+            self.protocol.pause_writing()
+
+    # -- arrived
+
+    def arrive(self, content: bytes | Exception | None) -> None:
+        """Take what the other end sent when the quick way is closed; the loop calls this in the context of this end."""
         if not self.alive:
             return
-        content = entry[3]
         if isinstance(content, Exception):
             self.lose(content)
             return
-        seen = self._fabric.seen
-        seen.append(entry)
-        if content is None or not self._reading or self._inbox or self._buffered:
-            if self._inbox is None:
-                self._inbox = deque()
-            self._inbox.append(content)
-            if self._reading:
-                self._drain_inbox()
-            return
-        size = len(content)
-        if size > LARGE or len(seen) > SEEN_MAX:
-            self._fabric.settle_digest()
-        self.protocol.data_received(content)
-        peer = self.peer
-        if peer is not None:
-            peer._unread -= size  # noqa: SLF001 - the other end of the same connection
-            if peer._paused_writer:  # noqa: SLF001
-                peer.taken()
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(content)
+        if self._is_reading:
+            self._drain_inbox()
+        else:
+            self._review()
 
     def _drain_inbox(self) -> None:
-        while self._inbox and self._reading and self.alive:
+        while self._inbox and self._is_reading and self.alive:
             content = self._inbox.popleft()
             if content is None:
                 keep_open = self.protocol.eof_received()
                 if not keep_open:
                     self.close()
                 continue
-            receive(self.protocol, content)
-            peer = self.peer
-            if peer is not None:
-                peer._unread -= len(content)  # noqa: SLF001 - the other end of the same connection
-                peer.taken()
+            try:
+                receive(self.protocol, content)
+            except BaseException as error:  # noqa: BLE001 - told, as asyncio does
+                self.fails(error)
+            self.taken += len(content)
+            if self.is_waited_for:
+                self.tell_writer()
+        self._review()
 
-    def taken(self) -> None:
+    def tell_writer(self) -> None:
+        """The other end is paused: let it go on when enough was taken."""
+        peer = self.peer
+        if peer is not None and peer._unread <= peer._low:  # noqa: SLF001 - the other end of the same connection
+            self.is_waited_for = False
+            peer.may_write_again()
+
+    def may_write_again(self) -> None:
         """The peer's protocol has read some of our bytes."""
-        if self._paused_writer and self._unread <= self._low and self.alive:
-            self._paused_writer = False
-            self._loop.call_soon(self.protocol.resume_writing, context=self.context)
+        if self._is_paused and self.alive:
+            self._is_paused = False
+            self._fabric.loop.call_soon(self.protocol.resume_writing, context=self.context)
+
+    def fails(self, error: BaseException) -> None:
+        """The protocol raised while it took bytes: told to the loop and fatal for the connection, as in asyncio."""
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise error
+        if not isinstance(error, OSError):
+            told = {"message": "Fatal error: protocol.data_received() call failed.", "exception": error}
+            self._fabric.loop.call_exception_handler(told | {"transport": self, "protocol": self.protocol})
+        self.abort()
 
     def lose(self, error: Exception | None) -> None:
         """End this side; its protocol hears about it once."""
         if not self.alive:
             return
+        self.end()
+        self.protocol.connection_lost(error)
+
+    def end(self) -> None:
+        """Neither send nor take from now on."""
         self.alive = False
         self._closing = True
+        self._review()
         self._fabric.forget(self)
-        self.protocol.connection_lost(error)
 
 
 class SimulatedDatagram(asyncio.DatagramTransport):

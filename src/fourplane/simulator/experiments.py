@@ -92,7 +92,7 @@ class _Run:
             await self._recover()
             await stage.people.settle()
             self._states["after"] = self._steady()
-            self._note(await stage.people.check())
+            self._note(await stage.people.check() + self._uncaught())
         except (AssertionError, FourplaneError, RuntimeError) as error:
             self._note([f"run: {type(error).__name__}: {error}"])
         finally:
@@ -102,7 +102,7 @@ class _Run:
     async def _watch(self) -> None:
         while True:
             await clock.sleep(CHECK_S)
-            self._note(await self._stage.people.check())
+            self._note(await self._stage.people.check() + self._uncaught())
 
     async def _recover(self) -> None:
         """Wait until the system is up again; that it never comes is a broken promise."""
@@ -112,6 +112,10 @@ class _Run:
                 self._note([f"recovery: {self._stage.deployment.host} is not up after {RECOVER_S:g} s"])
                 return
             await clock.sleep(0.5)
+
+    def _uncaught(self) -> list[str]:
+        """What a loop of the machine would only log: an error which no part of the system expected."""
+        return [f"process: nobody caught {text}" for text in self._world.unhandled]
 
     def _note(self, violations: list[str]) -> None:
         for text in violations:

@@ -19,7 +19,7 @@ import ssl
 from asyncio import events
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar, cast
 
@@ -30,6 +30,18 @@ from fourplane.foundation.errors import FourplaneError
 from fourplane.simulator.calendar import Calendar, Entry
 from fourplane.simulator.connection import SimulatedTransport
 from fourplane.simulator.network import Fabric, SimulatedServer
+from fourplane.simulator.sequenced import (
+    Life,
+    SequencedFuture,
+    SequencedTask,
+    SimulatedHandle,
+    SimulatedTimer,
+    current_host,
+    fails,
+    is_dead,
+    life_now,
+    nowhere,
+)
 
 T = TypeVar("T")
 
@@ -37,27 +49,9 @@ START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_S_MAX = 24 * 3_600.0
 STEPS_MAX = 50_000_000
 BLOCKING_S = (0.000_1, 0.000_6)
-LOCAL_HOST = "local"
+UNHANDLED_MAX = 20
+SEEN_MAX = 512  # deliveries that may wait for the digest
 GARBAGE_STEPS = 250_000
-
-
-class Life:
-    """A host from its start to its crash; what runs on it belongs to the life in which it was started."""
-
-    __slots__ = ("dead", "host")
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.dead = False
-
-
-_nowhere = Life(LOCAL_HOST)
-_life: ContextVar[Life] = ContextVar("life", default=_nowhere)
-
-
-def current_host() -> str:
-    """The simulated host on which the caller runs."""
-    return _life.get().host
 
 
 class Stalled(FourplaneError):
@@ -72,31 +66,6 @@ class Endless(FourplaneError):
     code = "endless"
 
 
-class SequencedTask(asyncio.Task[T]):
-    """A task whose place in a set depends on when it was made, not on where it lies in memory."""
-
-    sequence: int
-    life: Life
-
-    def __hash__(self) -> int:
-        return self.sequence
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-class SequencedFuture(asyncio.Future[T]):
-    """The same for futures."""
-
-    sequence: int
-
-    def __hash__(self) -> int:
-        return self.sequence
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
 class VirtualSource:
     """Time and chance of one simulated world."""
 
@@ -108,10 +77,10 @@ class VirtualSource:
 
     def now_us(self) -> int:
         skew = self.skew_us.get(current_host(), 0) if self.skew_us else 0
-        return START_US + int(self._loop.virtual_s * 1e6) + skew
+        return START_US + int(self._loop.calendar.now_s * 1e6) + skew
 
     def monotonic_s(self) -> float:
-        return self._loop.virtual_s
+        return self._loop.calendar.now_s
 
     def cpu_s(self) -> float:
         return self._loop.virtual_s
@@ -128,14 +97,15 @@ class SimulatorLoop(asyncio.BaseEventLoop):
 
     def __init__(self, seed: int, *, virtual_s_max: float = VIRTUAL_S_MAX, steps_max: int = STEPS_MAX) -> None:
         super().__init__()
-        self.virtual_s = 0.0
         self.steps = 0
+        self._sequence = 0
         self.digest = blake2b(digest_size=16)
         self.calendar = Calendar()
         self.source = VirtualSource(self, seed)
         self.fabric = Fabric(self, random.Random(f"network of {seed}"), current_host)
         self.lives: dict[str, Life] = {}
         self.stall_s: dict[str, float] = {}  # by host: how much longer each job of a worker takes
+        self.unhandled: list[str] = []  # errors nobody caught, as asyncio would log them
         self._any_dead = False
         self._buried: list[SequencedTask[Any]] = []
         self._blocking_random = random.Random(f"blocking of {seed}")
@@ -147,39 +117,58 @@ class SimulatorLoop(asyncio.BaseEventLoop):
 
     # -- time and scheduling
 
+    @property
+    def virtual_s(self) -> float:
+        """Seconds since the world began."""
+        return self.calendar.now_s
+
     def time(self) -> float:
-        return self.virtual_s
+        return self.calendar.now_s
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = SimulatedTimer(when, callback, args, self, context)
         self.calendar.put(when, handle)
         return handle
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self.virtual_s + max(0.0, delay), callback, *args, context=context)
+        when = self.calendar.now_s + max(0.0, delay)
+        handle = SimulatedTimer(when, callback, args, self, context)
+        self.calendar.put(when, handle)
+        return handle
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = SimulatedHandle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers leave the heap when their time comes; nothing to count here."""
+        """Cancelled timers leave the calendar when their time comes; nothing to count here."""
 
     def next_sequence(self) -> int:
-        """The next number of this run; ties of time are broken by it."""
-        self.calendar.sequence += 1
-        return self.calendar.sequence
+        """The next number of this run: the hash of a task or a future."""
+        self._sequence += 1
+        return self._sequence
 
     def _run_once(self) -> None:
         ready: Any = self._ready  # type: ignore[attr-defined]
         if not ready:
             self._advance(ready)
-        for _ in range(len(ready)):
+        count = len(ready)
+        self.steps += count
+        for _ in range(count):
             handle = ready.popleft()
-            if handle._cancelled or (self._any_dead and self._is_dead(handle)):  # noqa: SLF001 - asyncio's own loop does
+            if handle._cancelled or (self._any_dead and is_dead(handle)):  # noqa: SLF001 - asyncio's own loop does
                 continue
-            self.steps += 1
-            handle._run()  # noqa: SLF001
+            try:
+                handle._context.run(handle._callback, *handle._args)  # noqa: SLF001
+            except BaseException as error:  # noqa: BLE001 - told, as asyncio does
+                fails(handle, error)
         if self.steps > self._collect_at:
             self._collect()
 
@@ -187,55 +176,63 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         """Go to the next moment at which something happens, until something is ready; messages are delivered here."""
         calendar = self.calendar
         while not ready and not self._stopping:  # type: ignore[attr-defined]
-            if (calendar.disordered or not calendar.now) and not calendar.turn():
+            now = calendar.turn()
+            if now is None:
                 raise Stalled("nothing is ready and no timer is set", virtual_s=round(self.virtual_s, 6))
-            entry = calendar.now.pop()
-            at, _, target, _ = entry
-            if target.__class__ is SimulatedTransport:
-                is_message = True
-            elif target._cancelled:  # noqa: SLF001
-                continue
-            else:
-                is_message = False
-            if at > self.virtual_s:
-                self.virtual_s = at
-                if at > self._virtual_s_max:
-                    raise Endless(f"past {self._virtual_s_max:.0f} virtual seconds", steps=self.steps)
-            if calendar.now and calendar.now[-1][0] <= at:
-                self._happen_together(entry)
-            elif is_message:
-                self.steps += 1
-                target.context.run(target.arrive, entry)
-            else:
-                self._happen(entry)
+            if now[-1][0] > self._virtual_s_max:
+                raise Endless(f"past {self._virtual_s_max:.0f} virtual seconds", steps=self.steps)
+            self._play(now, ready)
+            if len(self.fabric.seen) > SEEN_MAX:
+                self.fabric.settle_digest()
             if self.steps > self._collect_at:
                 self._collect()
 
-    def _happen_together(self, first: Entry) -> None:
-        """Everything of one moment, before anything that it makes ready."""
-        now, together = self.calendar.now, [first]
-        while now and now[-1][0] <= first[0]:
-            together.append(now.pop())
-        for entry in together:
-            self._happen(entry)
+    def _play(self, now: list[Entry], ready: Any) -> None:
+        """What happens in one slot of time, in order; everything of one moment before anything that it makes ready."""
+        calendar, seen = self.calendar, self.fabric.seen
+        at_s, steps = calendar.now_s, 0
+        while now:
+            entry = now.pop()
+            at, target, content = entry
+            is_message = target.__class__ is SimulatedTransport
+            if not is_message and target._cancelled:  # noqa: SLF001
+                continue
+            if at > at_s:
+                if ready or calendar.disordered:
+                    now.append(entry)
+                    break
+                at_s = calendar.now_s = at
+            steps += 1
+            if not is_message:
+                self._happen(target)
+            elif target.is_quick_in and content.__class__ is bytes:
+                seen.append(entry)
+                try:
+                    target.enter(target.received, content)
+                except BaseException as error:  # noqa: BLE001 - told, as asyncio does
+                    target.fails(error)
+                target.taken += len(content)
+                if target.is_waited_for:
+                    target.tell_writer()
+            else:
+                if target.alive and not isinstance(content, Exception):
+                    seen.append((at, target, content or b""))
+                target.enter(target.arrive, content)
+        self.steps += steps
 
-    def _happen(self, entry: Entry) -> None:
-        target = entry[2]
-        self.steps += 1
-        if target.__class__ is SimulatedTransport:
-            target.context.run(target.arrive, entry)
-        elif not target._cancelled and not (self._any_dead and self._is_dead(target)):  # noqa: SLF001
-            target._run()  # noqa: SLF001
+    def _happen(self, timer: asyncio.TimerHandle) -> None:
+        if self._any_dead and is_dead(timer):
+            return
+        try:
+            timer._context.run(timer._callback, *timer._args)  # type: ignore[attr-defined] # noqa: SLF001
+        except BaseException as error:  # noqa: BLE001 - told, as asyncio does
+            fails(timer, error)
 
     def _collect(self) -> None:
         self._collect_at = self.steps + GARBAGE_STEPS
         if self.steps > self._steps_max:
             raise Endless(f"{self.steps} steps", virtual_s=self.virtual_s)
         gc.collect()
-
-    def _is_dead(self, handle: asyncio.Handle) -> bool:
-        context: Context = handle._context  # type: ignore[attr-defined] # noqa: SLF001
-        return context.get(_life, _nowhere).dead
 
     def life_of(self, host: str) -> Life:
         """The life a host is in, dead or not."""
@@ -260,8 +257,12 @@ class SimulatorLoop(asyncio.BaseEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What asyncio would log; that nobody awaits what a crashed host began is the point of crashing it."""
-        if not (self._any_dead and "never retrieved" in str(context.get("message"))):
-            super().call_exception_handler(context)
+        if self._any_dead and "never retrieved" in str(context.get("message")):
+            return
+        error = context.get("exception")
+        if error is not None and len(self.unhandled) < UNHANDLED_MAX:
+            self.unhandled.append(f"{type(error).__name__}: {error}")
+        super().call_exception_handler(context)
 
     def _process_events(self, event_list: object) -> None:
         """There is no selector; kept because the base class names it."""
@@ -360,11 +361,11 @@ class World:
     def on(self, host: str, *, zone: str = "", region: str = "") -> Iterator[None]:
         """Everything started within the block runs on this host."""
         self.network.place(host, zone=zone, region=region)
-        before = _life.set(self._loop.life_of(host))
+        before = life_now.set(self._loop.life_of(host))
         try:
             yield
         finally:
-            _life.reset(before)
+            life_now.reset(before)
 
     def note(self, text: str) -> None:
         """Put a decision into the digest: what was matched, sold, delivered."""
@@ -387,6 +388,11 @@ class World:
         """Let new work run on a crashed host; what it was doing is gone."""
         if self._loop.life_of(host).dead:
             del self._loop.lives[host]
+
+    @property
+    def unhandled(self) -> list[str]:
+        """Errors of services and clients which nobody caught so far."""
+        return list(self._loop.unhandled)
 
     def is_down(self, host: str) -> bool:
         return self._loop.life_of(host).dead
@@ -435,12 +441,17 @@ def run(
 
 @contextmanager
 def _garbage_at_fixed_steps() -> Iterator[None]:
-    """Keep the collector from running when memory, not the seed, says so; the loop calls it."""
+    """Keep the collector from running when memory, not the seed, says so; the loop calls it.
+
+    What was there before the run is none of its garbage, so it is frozen: a collection costs what the run itself holds.
+    """
     was_on = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_on:
             gc.enable()
 
@@ -465,7 +476,7 @@ def _sequenced_task(
     # Built in two steps: __init__ registers the task in a set, so the number must be there before.
     task: SequencedTask[T] = SequencedTask.__new__(SequencedTask)
     task.sequence = loop.next_sequence()
-    task.life = _life.get() if context is None else context.get(_life, _nowhere)
+    task.life = life_now.get() if context is None else context.get(life_now, nowhere)
     task.__init__(work, loop=loop, name=None if name is None else str(name), context=context)  # type: ignore[misc]
     return task
 

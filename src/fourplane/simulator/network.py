@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ RETRANSMIT_S = 0.2
 GIVE_UP_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0", "::1", "")  # noqa: S104 - names to recognise, not to bind
 FIRST_FREE_PORT = 40_000
+_SUMS = struct.Struct("<5I")
+_number = attrgetter("number")
 
 
 class SimulatedServer(asyncio.AbstractServer):
@@ -101,7 +104,7 @@ class Fabric:
 
     def place(self, host: str, *, zone: str = "", region: str = "") -> None:
         """Say where a host stands; hosts of one zone are near each other."""
-        if zone or region or host not in self._places:
+        if host not in self._places or ((zone or region) and self._places[host] != (region, zone)):
             self._places[host] = (region, zone)
             self._changed()
 
@@ -147,8 +150,7 @@ class Fabric:
         for name in [name for name in self._datagrams if name[0] == host]:
             del self._datagrams[name]
         for transport in [transport for transport in self._transports if transport.host == host]:
-            transport.alive = False
-            self.forget(transport)
+            transport.end()
             peer = transport.peer
             if peer is not None and peer.alive and peer.host != host:
                 error: OSError = ConnectionResetError("the other host crashed")
@@ -193,6 +195,8 @@ class Fabric:
     def _changed(self) -> None:
         self.version += 1
         self._ways.clear()
+        for transport in self._transports:
+            transport.forget_way()
 
     # -- connections
 
@@ -268,17 +272,18 @@ class Fabric:
         return link.latency_s + self.chance.random() * link.jitter_s + self.detour_s(sender, receiver, 0)
 
     def settle_digest(self) -> None:
-        """Move what was collected into the loop's digest: times to the microsecond, ends, the CRC-32 of the bytes."""
+        """Move what was collected into the loop's digest: times to the microsecond, ends, bytes, as one CRC-32 of each."""
         seen = self.seen
-        if not seen:
+        count = len(seen)
+        if not count:
             return
-        self.delivered += len(seen)
-        times, _, receivers, contents = zip(*seen, strict=True)
-        joined = b"".join([content or b"" for content in contents])
-        update = self.loop.digest.update
-        update((np.array(times) * 1e6).astype(np.int64).tobytes())
-        update(np.array([receiver.number for receiver in receivers]).tobytes())
-        update(struct.pack("<II", len(joined), zlib.crc32(joined)))
+        self.delivered += count
+        times, receivers, contents = zip(*seen, strict=True)
+        moments = (np.fromiter(times, np.float64, count) * 1e6).astype(np.int64)
+        numbers = np.fromiter(map(_number, receivers), np.int64, count)
+        joined = b"".join(contents)
+        sums = zlib.crc32(moments.tobytes()), zlib.crc32(numbers.tobytes()), zlib.crc32(joined)
+        self.loop.digest.update(_SUMS.pack(count, len(joined), *sums))
         seen.clear()
 
     def next_number(self) -> int:

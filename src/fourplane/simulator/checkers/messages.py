@@ -11,7 +11,8 @@ class MessageBook:
     def __init__(self) -> None:
         self._sent: dict[str, tuple[str, str, int]] = {}
         self._acknowledged: set[str] = set()
-        self._seen: dict[str, list[str]] = {}  # by session of a reader, in order of arrival
+        self._seen: dict[str, set[str]] = {}  # by session of a reader
+        self._last: dict[tuple[str, str], int] = {}  # by session of a reader and sender: the highest number so far
         self._readers: dict[str, str] = {}
         self._broken: list[str] = []
 
@@ -30,13 +31,15 @@ class MessageBook:
             return
         if known[1] != reader:
             self._broken.append(f"messages: {reader} was shown {ident}, which was for {known[1]}")
-        before = self._seen.setdefault(session, [])
+        before = self._seen.setdefault(session, set())
         if ident in before:
             self._broken.append(f"messages: {reader} was shown {ident} twice in one session")
-        last = max((self._sent[one][2] for one in before if self._sent[one][0] == known[0]), default=-1)
-        if last > known[2]:
+        before.add(ident)
+        sender, _, number = known
+        last = self._last.get((session, sender), -1)
+        if last > number:
             self._broken.append(f"messages: {reader} was shown {ident} after number {last} of the same sender")
-        before.append(ident)
+        self._last[session, sender] = max(last, number)
         self._readers[ident] = reader
 
     def check(self, *, settled: bool) -> list[str]:

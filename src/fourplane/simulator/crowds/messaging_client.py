@@ -11,6 +11,7 @@ import hmac
 import ssl
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import cast
 from xml.etree import ElementTree as ET
 
@@ -22,6 +23,7 @@ from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Framer, Header
 INBOX_MAX = 10_000
 STANZA_MAX = 4 << 20
 ANSWER_S = 30.0
+SALTED_MAX = 20_000
 SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 
 
@@ -88,9 +90,7 @@ class XmppClient(asyncio.Protocol):
         challenge = await self._expect(f"{SASL} challenge")
         server_first = base64.b64decode(_text(challenge))
         fields = dict(part.split(b"=", 1) for part in server_first.split(b","))
-        salted = hashlib.pbkdf2_hmac(
-            "sha256", self.password.encode(), base64.b64decode(fields[b"s"]), int(fields[b"i"])
-        )
+        salted = _salted(self.password, fields[b"s"], int(fields[b"i"]))
         without_proof = b"c=biws,r=" + fields[b"r"]
         signed = bare + b"," + server_first + b"," + without_proof
         client_key = hmac.digest(salted, b"Client Key", "sha256")
@@ -261,6 +261,12 @@ class XmppClient(asyncio.Protocol):
                 raise Unauthenticated(f"the server refused {self.name}: {condition}", code=condition)
             raise Unavailable(f"expected {name}, got {stanza.raw[:200]!r}", code=condition)
         return stanza
+
+
+@lru_cache(maxsize=SALTED_MAX)
+def _salted(password: str, salt: bytes, iterations: int) -> bytes:
+    """The salted password, which RFC 5802 lets a client keep: whoever logs in again does not pay for it again."""
+    return hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), iterations)
 
 
 def _text(stanza: Stanza) -> str:

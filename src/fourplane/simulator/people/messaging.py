@@ -66,8 +66,9 @@ class MessagingPeople:
     async def settle(self) -> None:
         """Everybody is online, everything on its way arrives; some come back once more, to see what was kept for them."""
         for _ in range(2):
-            for person in self._people:
-                await self._come_until(person)
+            async with asyncio.TaskGroup() as group:
+                for person in self._people:
+                    group.create_task(self._come_until(person))
             await clock.sleep(SETTLE_S)
         self._settled = True
 
