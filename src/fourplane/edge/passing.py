@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fourplane.edge.http_server import HttpServer
 
 HTTP = "http"
+TRIES = 4  # turns of the loop to see the answer out
 
 Taken = Callable[[bytes, socket.socket], None]
 
@@ -111,7 +112,7 @@ class HttpPassing:
         elif connection.far != slot:
             connection.far = slot
         else:  # behind what this tick still writes
-            asyncio.get_running_loop().call_soon(self._leave, connection, slot)
+            asyncio.get_running_loop().call_soon(self._leave, connection, slot, TRIES)
 
     async def start(self, tasks: Tasks) -> None:
         self._tasks = tasks
@@ -122,16 +123,17 @@ class HttpPassing:
     async def stop(self) -> None:
         self._tasks = None
 
-    def _leave(self, connection: "HttpProtocol", slot: int) -> None:
+    def _leave(self, connection: "HttpProtocol", slot: int, tries: int) -> None:
         transport = connection.transport
-        if (
-            connection.at_rest
-            and transport.get_extra_info("ssl_object") is None
-            and not transport.get_write_buffer_size()
-        ):
-            with network.duplicate(transport) as passed:
-                if self._passing.try_pass(slot, HTTP, b"", passed):
-                    transport.abort()
+        if not connection.at_rest or transport.get_extra_info("ssl_object") is not None:
+            return
+        if transport.get_write_buffer_size():  # the loop writes in its own time
+            if tries > 1:
+                asyncio.get_running_loop().call_soon(self._leave, connection, slot, tries - 1)
+            return
+        with network.duplicate(transport) as passed:
+            if self._passing.try_pass(slot, HTTP, b"", passed):
+                transport.abort()
 
     def _taken(self, _: bytes, passed: socket.socket) -> None:
         if self._tasks is None or self._server.draining:

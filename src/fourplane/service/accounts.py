@@ -91,6 +91,7 @@ class Accounts:
         self._decoy = clock.token_bytes(SALT_BYTES)
         self._decoy_hash: WebHash | None = None
         self._logins = self._refused = self._throttled = 0
+        self.changes = 0  # of passwords and accounts in this process: whoever remembers keys forgets them then
 
     async def start(self, tasks: Tasks) -> None:
         """Make the tables, then sweep lapsed sessions every hour."""
@@ -163,6 +164,7 @@ class Accounts:
             ]
         )
         self._sessions.forget(account.id)
+        self.changes += 1
 
     @idempotent
     async def set_roles(self, account: Account, roles: Sequence[str]) -> Account:
@@ -235,6 +237,7 @@ class Accounts:
             ]
         )
         self._sessions.forget(account.id)
+        self.changes += 1
 
     async def operator_link(self) -> str:
         """A token that opens one operator session, once, within `sessions.link_lifetime_s`."""

@@ -38,6 +38,8 @@ METHODS: Final = frozenset(
     )
 )
 
+CHANGING: Final = frozenset(("delete", "set_password"))
+
 
 class RemoteAccounts:
     """Has the methods of `Accounts` named in `METHODS`."""
@@ -46,6 +48,7 @@ class RemoteAccounts:
         self._far = remote(Accounts, caller, SERVICE, only=METHODS)
         self._settings = (settings or AccountSettings()).sessions
         chosen = settings or AccountSettings()
+        self.changes = 0  # made from here, as in Accounts; the owner's and others' are noticed when memory lapses
         self._iterations = chosen.scram_iterations
         self._throttle = LoginThrottle(chosen.throttle)
         self._decoy = clock.token_bytes(SALT_BYTES)
@@ -54,6 +57,8 @@ class RemoteAccounts:
     def __getattr__(self, name: str) -> "Callable[..., Any]":
         if name not in METHODS:
             raise AttributeError(f"the accounts are in another worker: {name} is not possible from here")
+        if name in CHANGING:
+            self.changes += 1
         found: Callable[..., Any] = getattr(self._far, name)
         return found
 
