@@ -1,9 +1,9 @@
 """What a login needs of an account, remembered for a moment: SCRAM keys, and the tokens of quick logins.
 
 A phone that lost its network comes back several times within a few seconds, and one exchange asks more than once; that
-should not cost a read of the store per step. What was read is remembered for `credentials_s`, which is also how
-long another worker's change of a password may go unnoticed here (as with web sessions). That an account does not exist is
-never remembered. Bounded by `credentials_max`; when it is full it is dropped whole, as the table of addresses is.
+should not cost a read of the store per step. What was read is remembered for `credentials_s`, which is also how long
+another worker's change of a password may go unnoticed here (as with web sessions); one made here counts at once. That an
+account does not exist is never remembered. Bounded by `credentials_max`; when it is full it is dropped whole, as the table of addresses is.
 """
 
 from fourplane.foundation import clock
@@ -14,17 +14,21 @@ from fourplane.service.passwords import ScramKeys
 class Credentials:
     """The memory of one process."""
 
-    __slots__ = ("_accounts", "_keys", "_max", "_seconds", "_tokens")
+    __slots__ = ("_accounts", "_changes", "_keys", "_max", "_seconds", "_tokens")
 
     def __init__(self, accounts: Accounts, *, seconds: float, count_max: int) -> None:
         self._accounts = accounts
+        self._changes = accounts.changes
         self._seconds = seconds
         self._max = count_max
         self._keys: dict[tuple[str, str], tuple[ScramKeys, float]] = {}
         self._tokens: dict[tuple[str, bytes], tuple[bytes, float]] = {}
 
     def remembered(self, name: str, mechanism: str) -> ScramKeys | None:
-        """The keys of this name if they were read a moment ago."""
+        """The keys of this name if they were read a moment ago and no password was changed in this process since."""
+        if self._changes != self._accounts.changes:
+            self._changes = self._accounts.changes
+            self._keys.clear()
         found = self._keys.get((name, mechanism))
         return found[0] if found is not None and found[1] > clock.monotonic_s() else None
 
@@ -32,8 +36,9 @@ class Credentials:
         """The stored keys, None for an unknown account."""
         found = self.remembered(name, mechanism)
         if found is None:
+            changes = self._accounts.changes
             found = await self._accounts.scram_keys(name, mechanism)
-            if found is not None:
+            if found is not None and changes == self._accounts.changes:
                 if len(self._keys) >= self._max:
                     self._keys.clear()
                 self._keys[name, mechanism] = (found, clock.monotonic_s() + self._seconds)
@@ -53,8 +58,3 @@ class Credentials:
     def forget_token(self, name: str, key: bytes) -> None:
         """A token is gone."""
         self._tokens.pop((name, key), None)
-
-    def forget(self, name: str) -> None:
-        """The password of `name` was changed here."""
-        for pair in [pair for pair in self._keys if pair[0] == name]:
-            del self._keys[pair]
