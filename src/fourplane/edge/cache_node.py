@@ -505,8 +505,11 @@ class CacheNode:
         if fill.error is not None and (not fill.status or fill.done):
             raise fill.error
         if fill.entry is not None and (fill.done or not fill.status):
-            how = fill.how if fill.request is request else f"{fill.how}; collapsed"
+            first, visited = fill.request is request, fill.entry.visited
+            how = fill.how if first else f"{fill.how}; collapsed"
             if self.serve(connection, request, fill.entry, clock.now_us() / 1e6, how.encode()):
+                if first:
+                    fill.entry.visited = visited  # who brought it in is no proof that anybody comes back for it
                 return
             raise Unavailable("the stored response could not be read", code="disk")
         await self._stream(connection, request, fill)
@@ -541,7 +544,9 @@ class CacheNode:
             self._begin(None, plain, key, entry, alone=False)
 
     def prefetch(self, target: bytes, host: bytes = b"fill") -> Fill | None:
-        """Fill an object that nobody asked for yet; None when it is stored and fresh, or under way."""
+        """Fill an object that nobody asked for yet; None when it is stored and fresh, or under way. What is stored is kept for
+        one round of eviction, as if it had been asked for: that is the prediction.
+        """
         key = target if self._guard is None else self._guard(target)
         request = CacheRequest()
         request.method, request.target, request.host, request.fields = b"GET", target, host, [(b"host", host)]
@@ -549,6 +554,8 @@ class CacheNode:
             key = host + b"\0" + key
         entry = self._lookup(key, request)
         fresh = entry is not None and entry.freshness.left(clock.now_us() / 1e6) > 0
+        if entry is not None and fresh:
+            entry.visited = True
         if fresh or key in self._fills:
             return None
         return self._begin(None, request, key, entry, alone=False)

@@ -142,7 +142,7 @@ class ProactiveFill:
         """Fill one node at the bounded pace; the bytes that were really fetched."""
         node, spent = self._delivery.nodes[name], 0
         tokens: dict[str, str] = {}
-        for item in items:
+        for item in reversed(items):  # the most valuable comes last, so it would be the last to go
             title = item.path[: item.path.index("/", item.path.index("/", 3) + 1) + 1]
             if title not in tokens:
                 tokens[title] = self._signer.sign(AUDIENCE, {"path": title, "session": "fill"}, TOKEN_S)
@@ -158,6 +158,8 @@ class ProactiveFill:
             if under_way.error is not None or under_way.status != 200:
                 self._failed += 1
                 continue
+            if under_way.entry is not None:
+                under_way.entry.visited = True  # the prediction counts as one visit
             spent += item.bytes
             self._objects += 1
             self._bytes += item.bytes
