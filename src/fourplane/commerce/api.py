@@ -11,13 +11,11 @@ from typing import TypeVar
 import msgspec
 
 from fourplane.commerce.catalog import FACETS, SORTS, Product
-from fourplane.commerce.catalog_import import ImportReport, export_rows, import_rows, parse
 from fourplane.commerce.checkout import CartView, PlaceOrder
 from fourplane.commerce.orders import Order, OrderEvent
-from fourplane.commerce.pricing import Quote, market_of
+from fourplane.commerce.pricing import Market, Quote, market_of
 from fourplane.commerce.shipping import TrackingEvent
 from fourplane.commerce.store import Store
-from fourplane.commerce.webhooks import Endpoint, Webhooks
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route
 from fourplane.foundation import ids
 from fourplane.foundation.errors import Forbidden, Rejected
@@ -105,10 +103,29 @@ class OrderPage(msgspec.Struct, frozen=True):
     next: str = ""
 
 
-class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to post what happens to orders."""
+class Category(msgspec.Struct, frozen=True):
+    """A place in the tree: its path from the root, and how many products are there or below."""
 
-    url: str
+    path: list[str]
+    products: int
+
+
+class CategoryTree(msgspec.Struct, frozen=True):
+    """All places, parents before their children."""
+
+    categories: list[Category]
+
+
+class Suggested(msgspec.Struct, frozen=True):
+    """Phrases of the catalog, likeliest first."""
+
+    suggestions: list[str]
+
+
+class Noticed(msgspec.Struct, frozen=True):
+    """Whether a notice was new; one that was heard before changes nothing."""
+
+    new: bool
 
 
 class Level(msgspec.Struct, frozen=True):
@@ -121,9 +138,8 @@ class Level(msgspec.Struct, frozen=True):
 class Api:
     """Handlers over one `Store`."""
 
-    def __init__(self, store: Store, webhooks: Webhooks) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._webhooks = webhooks
 
     def doors(self) -> list[Door]:
         """All verbs of the API."""
@@ -131,8 +147,13 @@ class Api:
         user, critical = Priority.USER, Priority.CRITICAL
         return [
             Route("GET", f"{base}/products", self.products, "Search products", answer=ProductPage, priority=Priority.DEGRADED),
+            Route("GET", f"{base}/categories", self.categories, "The tree of categories with counts", answer=CategoryTree),
+            Route("GET", f"{base}/suggestions", self.suggestions, "What may be meant by a few letters", answer=Suggested,
+                  priority=Priority.DEGRADED),
             Route("GET", f"{base}/products/{{product_id}}", self.product, "One product", answer=ProductDetail),
             Route("GET", f"{base}/stock/{{sku}}", self.stock, "What is available of a sku", answer=Level),
+            Route("POST", f"{base}/payments/notices", self.notice, "The card network tells something (signed)", body=bytes,
+                  body_max=16_384, answer=Noticed, priority=critical),
             Route("POST", f"{base}/carts", self.new_cart, "A new cart", answer=NewCart, priority=user),
             Route("GET", f"{base}/carts/{{cart_id}}", self.cart, "A cart, priced", answer=CartView),
             Route("POST", f"{base}/carts/{{cart_id}}/lines", self.add, "Put into a cart", body=AddLine, answer=CartView),
@@ -144,46 +165,40 @@ class Api:
             Route("GET", f"{base}/orders", self.orders, "My orders", answer=OrderPage, access="user"),
             Route("GET", f"{base}/orders/{{order_id}}", self.order, "An order and its parcel", answer=OrderView),
             Route("POST", f"{base}/orders/{{order_id}}/cancel", self.cancel, "Cancel an order", answer=OrderView),
-            Route("GET", f"{base}/webhooks", self.webhooks, "Who hears of orders (operators)", access="operator"),
-            Route("POST", f"{base}/webhooks", self.new_webhook, "Tell an address of orders (operators)", body=NewWebhook,
-                  answer=Endpoint, access="operator"),
-            Route("DELETE", f"{base}/webhooks/{{webhook_id}}", self.remove_webhook, "Forget an address (operators)",
-                  access="operator"),
-            Route("POST", f"{base}/catalog/import", self.import_catalog, "Import a catalog file (operators)", body=bytes,
-                  body_max=256 << 20, answer=ImportReport, access="operator", priority=Priority.BULK),
-            Route("GET", f"{base}/catalog/export", self.export_catalog, "The catalog as JSON lines (operators)",
-                  access="operator", priority=Priority.BULK),
         ]  # fmt: skip
 
     async def products(self, call: Call[None]) -> ProductPage:
-        """Search by words and facets, with a cursor."""
+        """Search by words and facets, with a cursor; or several products at once by `ids`."""
         market = market_of(call.query.get("country", "US"))
         limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
         words = call.query.get("q", "")
         sort = call.query.get("sort", "relevance" if words else "popular")
         if sort not in SORTS:
             raise Rejected("unknown sort", code="bad_sort", known=sorted(SORTS))
+        if call.query.get("ids"):
+            several = await self._store.catalog.many(call.query["ids"].split(",")[:LIMIT_MAX])
+            return ProductPage([self._seen(product, market) for product in several], len(several), {})
         field, descending = SORTS[sort]
         offset = _cursor(call.query.get("cursor", ""))
         facets = {facet: [call.query[facet][:60]] for facet in FACETS if call.query.get(facet)}
         query = Query(words, facets, {}, field, descending, offset, limit, FACETS)
         products, total, counts, _ = await self._store.browse(query)
-        views = [
-            ProductView(
-                id=product.id,
-                name=product.name,
-                department=product.department,
-                style=product.style,
-                price=product.least_price(market.currency),
-                currency=market.currency,
-                image=product.image(),
-                in_stock=self._store.in_stock(product),
-            )
-            for product in products
-        ]
+        views = [self._seen(product, market) for product in products]
         more = offset + limit
         following = urlsafe_b64encode(str(more).encode()).decode() if more < total else ""
         return ProductPage(views, total, {name: dict(values) for name, values in counts.items()}, following)
+
+    def _seen(self, product: Product, market: Market) -> ProductView:
+        return ProductView(
+            id=product.id,
+            name=product.name,
+            department=product.department,
+            style=product.style,
+            price=product.least_price(market.currency),
+            currency=market.currency,
+            image=product.image(),
+            in_stock=self._store.in_stock(product),
+        )
 
     async def product(self, call: Call[None]) -> Reply:
         """One product; 304 when the client's copy is still right."""
@@ -238,7 +253,7 @@ class Api:
             raise Rejected("an order needs the header Idempotency-Key", code="key_missing")
         account = call.identity.account_id if call.identity else 0
         order = await self._store.place(_cart_id(call), attempt, call.body, account=account)
-        view = _order_view(order)
+        view = order_view(order)
         body = msgspec.json.encode(view)
         headers = {"location": f"/commerce/api/orders/{view.id}", "cache-control": "no-store"}
         return Reply(body, status=201, media_type="application/json", headers=headers)
@@ -250,43 +265,34 @@ class Api:
         before = ids.decode("order", cursor) if cursor else (1 << 63) - 1
         limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
         found = await self._store.orders.of_account(call.identity.account_id, before=before, limit=limit)
-        return OrderPage([_order_view(order) for order in found], found[-1].id if len(found) == limit else "")
+        return OrderPage([order_view(order) for order in found], found[-1].id if len(found) == limit else "")
 
     async def order(self, call: Call[None]) -> OrderView:
         """An order with its story and parcel; a guest proves it with the cart's id in the header X-Cart."""
         order, story, parcel, number = await self._store.order_story(
             call.params["order_id"], call.headers.get("x-cart", ""), call.identity
         )
-        return _order_view(order, story, parcel, number)
+        return order_view(order, story, parcel, number)
 
     async def cancel(self, call: Call[None]) -> OrderView:
         """Cancel, refund, restock."""
         order = await self._store.cancel(call.params["order_id"], call.headers.get("x-cart", ""), call.identity)
-        return _order_view(order)
+        return order_view(order)
 
-    async def import_catalog(self, call: Call[bytes]) -> ImportReport:
-        """Import YAML, JSON or CSV; `?dry_run=1` only reports."""
-        rows = parse(call.body, call.query.get("format", "yaml"))
-        dry = call.query.get("dry_run", "") not in ("", "0", "false")
-        return await import_rows(rows, catalog=self._store.catalog, inventory=self._store.inventory, dry_run=dry)
+    async def categories(self, call: Call[None]) -> Reply:
+        """The tree; 304 when unchanged."""
+        tree = sorted(self._store.catalog.tree.items())
+        found = CategoryTree([Category(path.split(" > "), count) for path, count in tree])
+        return _tagged(call, msgspec.json.encode(found))
 
-    async def export_catalog(self, call: Call[None]) -> Reply:
-        """The whole catalog, one product a line."""
-        assert call.identity is not None, "the gateway lets only operators in"
-        return Reply(export_rows(self._store.catalog), media_type="application/x-ndjson")
+    async def suggestions(self, call: Call[None]) -> Suggested:
+        """For a field that completes while somebody types."""
+        limit = _whole(call.query.get("limit", "8"), 1, 20)
+        return Suggested(self._store.catalog.suggest(call.query.get("q", ""), limit=limit))
 
-    async def webhooks(self, call: Call[None]) -> list[Endpoint]:
-        """Who hears of orders; secrets are not shown again."""
-        assert call.identity is not None, "the gateway lets only operators in"
-        return self._webhooks.endpoints()
-
-    async def new_webhook(self, call: Call[NewWebhook]) -> Endpoint:
-        """Register an address; the answer holds the secret that signs what it gets."""
-        return await self._webhooks.register(call.body.url)
-
-    async def remove_webhook(self, call: Call[None]) -> None:
-        """Forget an address."""
-        await self._webhooks.remove(call.params["webhook_id"])
+    async def notice(self, call: Call[bytes]) -> Noticed:
+        """Signed like our own webhooks; a wrong or old signature is 401, one heard before changes nothing."""
+        return Noticed(await self._store.payments.noticed(call.body, call.headers.get("fourplane-signature", "")))
 
     async def _view(self, call: Call[B]) -> CartView:
         shipping = call.query.get("shipping", "standard")
@@ -315,7 +321,7 @@ def _country(call: Call[B]) -> str:
     return call.query.get("country", "US")
 
 
-def _order_view(
+def order_view(
     order: Order, story: list[OrderEvent] | None = None, parcel: list[TrackingEvent] | None = None, number: str = ""
 ) -> OrderView:
     quote = order.body.quote

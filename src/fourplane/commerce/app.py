@@ -12,19 +12,22 @@ from urllib.parse import quote
 import msgspec
 
 from fourplane.commerce.api import Api
+from fourplane.commerce.api_operators import OperatorApi
 from fourplane.commerce.cart_store import CartSettings, CartStore
-from fourplane.commerce.catalog import Catalog, CatalogSettings
+from fourplane.commerce.catalog import Catalog, CatalogSettings, Product
 from fourplane.commerce.catalog_import import ImportReport, Progress, import_rows, parse
 from fourplane.commerce.catalog_seed import enriched, generated_rows
 from fourplane.commerce.checkout import Checkout, CheckoutSettings
+from fourplane.commerce.credits import Credits
 from fourplane.commerce.diagram import boxes_of
 from fourplane.commerce.fulfilment import Fulfilment, FulfilmentSettings
 from fourplane.commerce.inventory import Inventory, InventorySettings
+from fourplane.commerce.media import Media, MediaSettings
 from fourplane.commerce.orders import Orders
 from fourplane.commerce.page_cache import PageCache, PageCacheSettings
 from fourplane.commerce.payment import Payments, PaymentSettings
 from fourplane.commerce.promotion_book import STANDING, PromotionBook
-from fourplane.commerce.schema import SHARD, STORE
+from fourplane.commerce.schema import MONEY, SHARD, STORE
 from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
 from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.storefront import Storefront
@@ -42,7 +45,7 @@ from fourplane.foundation.telemetry import Registry
 from fourplane.service.payment_gateway import PaymentGateway
 from fourplane.service.two_phase_commit import CommitSettings, Coordinator
 from fourplane.state import schema
-from fourplane.state.contracts import Records, Search, Sql
+from fourplane.state.contracts import Blobs, Records, Search, Sql
 
 TELL_S = 0.25
 
@@ -60,6 +63,7 @@ class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commit: CommitSettings = CommitSettings()
     pages: PageCacheSettings = PageCacheSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    media: MediaSettings = MediaSettings()
     name: str = "commerce"
     catalog_file: str = ""
     generated_products: int = 1_200
@@ -80,6 +84,7 @@ class Commerce:
         ids: IdGenerator,
         registry: Registry,
         shards: Sequence[Sql] = (),
+        blobs: Blobs | None = None,
     ) -> None:
         self._settings = settings
         self._sql = sql
@@ -111,6 +116,8 @@ class Commerce:
             carrier=carrier,
             payments=self.payments,
         )
+        self.credits = Credits(sql=sql, orders=self.orders, payments=self.payments, inventory=self.inventory)
+        self.media = Media(settings.media, blobs=blobs)
         self.promotions = PromotionBook(sql=sql, checkout=self.checkout)
         self.store = Store(
             boxes=boxes,
@@ -121,18 +128,27 @@ class Commerce:
             payments=self.payments,
             checkout=self.checkout,
             carrier=carrier,
+            paybacks=self.credits,
         )
         self.fulfilment = Fulfilment(
-            settings.fulfilment, orders=self.orders, payments=self.payments, carrier=carrier, inventory=self.inventory
+            settings.fulfilment,
+            orders=self.orders,
+            payments=self.payments,
+            carrier=carrier,
+            inventory=self.inventory,
+            paybacks=self.credits,
         )
         self.pages = PageCache(settings.pages)
+        self.store.when_changed(self._changed)
         self.admission: Admission | None = None
-        self.storefront = Storefront(self.store, self.pages)
-        self._api = Api(self.store, self.webhooks)
+        self.storefront = Storefront(self.store, self.pages, self.media)
+        self._api = Api(self.store)
+        self._operators = OperatorApi(self.store, self.webhooks, self.media)
 
     async def start(self, tasks: Tasks) -> None:
         """Be open: tables, ownership, recovery, catalog, search."""
         await schema.ensure(self._sql, "commerce", STORE)
+        await schema.ensure(self._sql, "commerce-money", MONEY)
         for shard in self._shards:
             await schema.ensure(shard, "commerce-inventory", SHARD)
         await self.inventory.open()
@@ -192,7 +208,11 @@ class Commerce:
 
     def doors(self) -> list[Door]:
         """Pages and API."""
-        return [*self.storefront.doors(), *self._api.doors()]
+        return [*self.storefront.doors(), *self._api.doors(), *self._operators.doors()]
+
+    def _changed(self, product: Product) -> None:
+        """A product looks different now: no kept page shows the old one."""
+        self.pages.drop([f"/commerce/p/{quote(product.id)}"])
 
     def hot_routes(self) -> list[tuple[str, str, HotHandler]]:
         """Pages that are answered inside the protocol: method, path, handler."""

@@ -13,18 +13,48 @@ from urllib.parse import quote
 
 import msgspec
 
-from fourplane.commerce.pricing import Item, Market
+from fourplane.commerce.pricing import CURRENCIES, Item, Market
+from fourplane.commerce.suggestions import Suggestions, Synonyms
 from fourplane.foundation import clock
 from fourplane.foundation.errors import NotFound, Rejected
-from fourplane.state.contracts import Document, Found, Query, Search, Sql, Statement
+from fourplane.service.shared_commit import Row, Template, rendered
+from fourplane.state.contracts import Document, Found, Query, Search, Sql
 
-FACETS = ("department", "style", "color", "in_stock", "on_sale")
+FACETS = ("department", "style", "category", "color", "in_stock", "on_sale")
 SORTS = {
     "relevance": ("", False),
     "price": ("price", False),
     "price-desc": ("price", True),
     "popular": ("popularity", True),
 }
+PRICE_MAX = 100_000_000
+SYNONYMS = (
+    ("sneaker", "trainer", "running shoe"),
+    ("sofa", "couch"),
+    ("trousers", "pants"),
+    ("jumper", "sweater", "pullover"),
+    ("torch", "flashlight"),
+    ("backpack", "rucksack", "daypack"),
+    ("headphones", "earphones", "headset"),
+    ("fridge", "refrigerator"),
+    ("television", "tv"),
+    ("watch", "timepiece"),
+    ("bag", "handbag", "tote"),
+    ("lamp", "light"),
+)
+
+
+_PUT = Template(
+    "INSERT INTO products (id, reference, department, style, active, updated_us, body) VALUES ",
+    "({}, {}, {}, {}, {}, {}, {})",
+    " ON CONFLICT (id) DO UPDATE SET reference = excluded.reference, department = excluded.department, "
+    "style = excluded.style, active = excluded.active, updated_us = excluded.updated_us, body = excluded.body",
+)
+_PUT_VARIANT = Template(
+    "INSERT INTO variants (sku, product_id) VALUES ",
+    "({}, {})",
+    " ON CONFLICT (sku) DO UPDATE SET product_id = excluded.product_id",
+)
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -53,6 +83,8 @@ class Product(msgspec.Struct, frozen=True):
     tax_class: str = "standard"
     popularity: int = 0
     active: bool = True
+    categories: list[str] = []  # the path in the tree, where it is longer than the department
+    images: list[str] = []  # names of uploaded pictures, the first is shown
 
     def variant(self, sku: str) -> Variant:
         """The variant of this sku; raises NotFound."""
@@ -67,6 +99,8 @@ class Product(msgspec.Struct, frozen=True):
 
     def image(self) -> str:
         """The address of its picture; it says everything the picture depends on."""
+        if self.images:
+            return f"/commerce/media/{self.images[0]}/480.jpg"
         return _image(self.department, self.id, self.style, self.attributes.get("color", "any"))
 
     def item(self, sku: str, quantity: int, market: Market) -> Item:
@@ -86,6 +120,8 @@ class CatalogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_max: int = 60
     offset_max: int = 2_000
     batch: int = 200
+    suggestions_max: int = 50_000
+    synonyms: tuple[tuple[str, ...], ...] = SYNONYMS
 
 
 class CatalogStatistics(msgspec.Struct, frozen=True):
@@ -116,7 +152,11 @@ class Catalog:
         self._stock: dict[str, int] = {}
         self._hits = self._misses = self._searches = 0
         self.departments: dict[str, dict[str, int]] = {}
+        self.tree: dict[str, int] = {}
         self.products_count = 0
+        self._synonyms = Synonyms(settings.synonyms)
+        self._phrases: dict[str, int] = {}
+        self._suggestions = Suggestions({}, most=0)
 
     async def open(self) -> None:
         """Read what the menus need and fill the search index; call once before serving."""
@@ -169,31 +209,43 @@ class Catalog:
     async def put(self, products: Sequence[Product]) -> None:
         """Add or replace products durably, then let search know. At most `batch` at once."""
         now = clock.now_us()
-        statements: list[Statement] = []
+        rows: list[Row] = []
         for product in products:
             body = self._encoder.encode(product)
-            statements.append(
-                Statement(
-                    "INSERT INTO products (id, reference, department, style, active, updated_us, body) "
-                    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO UPDATE SET reference = excluded.reference, "
-                    "department = excluded.department, style = excluded.style, active = excluded.active, "
-                    "updated_us = excluded.updated_us, body = excluded.body",
-                    (product.id, product.reference, product.department, product.style, int(product.active), now, body),
-                )
-            )
-            statements += [
-                Statement(
-                    "INSERT INTO variants (sku, product_id) VALUES (?1, ?2) "
-                    "ON CONFLICT (sku) DO UPDATE SET product_id = excluded.product_id",
-                    (variant.sku, product.id),
-                )
-                for variant in product.variants
-            ]
-        await self._sql.commit(statements)
+            values = (product.id, product.reference, product.department, product.style, int(product.active), now, body)
+            rows.append(Row(_PUT, values))
+            rows += [Row(_PUT_VARIANT, (variant.sku, product.id)) for variant in product.variants]
+        await self._sql.commit(rendered(rows))
         for product in products:
             self._remember(product)
         await self._search.index([self._document(p) for p in products if p.active])
         await self._search.remove([p.id for p in products if not p.active])
+
+    async def change_price(self, sku: str, currency: str, amount: int) -> Product:
+        """Give a variant a new price from now on; carts are told, orders keep theirs. Raises NotFound or Rejected."""
+        if currency not in CURRENCIES:
+            raise Rejected(f"we do not sell in {currency[:10]!r}", code="unknown_currency", known=sorted(CURRENCIES))
+        if not 0 <= amount <= PRICE_MAX:
+            raise Rejected(f"a price is 0 to {PRICE_MAX} minor units, not {amount}", code="bad_price")
+        product = await self.find_by_sku(sku)
+        if product is None:
+            raise NotFound("we do not sell that", code="no_such_sku", sku=sku[:60])
+        variants = [
+            msgspec.structs.replace(variant, prices={**variant.prices, currency: amount})
+            if variant.sku == sku
+            else variant
+            for variant in product.variants
+        ]
+        changed = msgspec.structs.replace(product, variants=variants)
+        await self.put([changed])
+        return changed
+
+    async def many(self, product_ids: Sequence[str]) -> list[Product]:
+        """Those of these products that exist, in this order, with one query for all that are not at hand."""
+        missing = [one for one in dict.fromkeys(product_ids) if one not in self._decoded]
+        if missing:
+            await self._load(missing)
+        return [self._decoded[one] for one in dict.fromkeys(product_ids) if one in self._decoded]
 
     async def stock_changed(self, available: Mapping[str, int]) -> list[str]:
         """Note availability by sku; products that went in or out of stock are searched anew. Returns their ids."""
@@ -213,15 +265,23 @@ class Catalog:
         """Whether any variant is available, as last heard; unknown counts as available."""
         return any(self._stock.get(variant.sku, 1) > 0 for variant in product.variants)
 
+    def suggest(self, typed: str, *, limit: int = 8) -> list[str]:
+        """What may be meant by these letters, likeliest first."""
+        return self._suggestions.find(typed[:60], limit=limit)
+
     async def reindex(self) -> int:
         """Rebuild the search index from the rows; how many products it holds."""
         after, count = "", 0
+        self._phrases, self.tree = {}, {}
         while rows := await self.page(after, self._settings.batch):
             await self._search.index([self._document(product) for product in rows])
             for product in rows:
                 self._remember(product)
+                self._count_words(product)
             after, count = rows[-1].id, count + len(rows)
+            await clock.sleep(0)
         await self._search.refresh()
+        self._suggestions = Suggestions(self._phrases, most=self._settings.suggestions_max)
         return count
 
     async def seed_stock(self, available: Mapping[str, int]) -> None:
@@ -229,13 +289,29 @@ class Catalog:
         self._stock.update(available)
 
     async def refresh_menus(self) -> None:
-        """Count departments and styles again, after an import."""
+        """Count departments, styles and words again, after an import."""
         await self._count()
+        self._phrases, self.tree, after = {}, {}, ""
+        while rows := await self.page(after, self._settings.batch):
+            for product in rows:
+                self._count_words(product)
+            after = rows[-1].id
+            await clock.sleep(0)
+        self._suggestions = Suggestions(self._phrases, most=self._settings.suggestions_max)
         await self._search.refresh()
 
     def statistics(self) -> CatalogStatistics:
         """What the decoded cache and the search did so far."""
         return CatalogStatistics(len(self._decoded), self._hits, self._misses, self._searches)
+
+    def _count_words(self, product: Product) -> None:
+        """What the suggestions and the tree of categories know of a product."""
+        phrases = self._phrases
+        for phrase, weight in ((product.department, 500), (product.style, 200), (product.name, product.popularity)):
+            if phrase in phrases or len(phrases) < 4 * self._settings.suggestions_max:
+                phrases[phrase] = phrases.get(phrase, 0) + weight
+        for path in paths_of(product):
+            self.tree[path] = self.tree.get(path, 0) + 1
 
     def _remember(self, product: Product) -> Product:
         if len(self._decoded) >= self._settings.decoded_max and product.id not in self._decoded:
@@ -274,20 +350,30 @@ class Catalog:
         return product
 
     def _document(self, product: Product) -> Document:
-        on_sale = any(variant.was for variant in product.variants)
+        said = " ".join([product.name, product.style, product.department, *product.categories, *product.aliases])
+        values = [value for variant in product.variants for value in variant.options.values()]
         return Document(
             id=product.id,
             text={
                 "title": product.name,
-                "aliases": " ".join([product.style, product.department, *product.aliases]),
-                "body": product.description,
+                "aliases": " ".join(
+                    [product.style, product.department, *product.categories, *product.aliases, *self._synonyms.of(said)]
+                ),
+                "body": " ".join([product.description, *product.attributes.values(), *dict.fromkeys(values)]),
             },
             facets={
                 "department": [product.department],
                 "style": [product.style],
+                "category": paths_of(product),
                 "color": [product.attributes["color"]] if "color" in product.attributes else [],
                 "in_stock": ["yes" if self.in_stock(product) else "no"],
-                "on_sale": ["yes"] if on_sale else [],
+                "on_sale": ["yes"] if any(variant.was for variant in product.variants) else [],
             },
             numbers={"price": product.least_price("USD") / 100, "popularity": float(product.popularity)},
         )
+
+
+def paths_of(product: Product) -> list[str]:
+    """The product's place in the tree of categories and every place above it."""
+    path = product.categories or [product.department]
+    return [" > ".join(path[:depth]) for depth in range(1, len(path) + 1)]

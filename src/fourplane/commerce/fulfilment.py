@@ -7,12 +7,14 @@ reach the gateway.
 
 import msgspec
 
+from fourplane.commerce.credits import Credits
 from fourplane.commerce.inventory import Inventory
 from fourplane.commerce.orders import Order, Orders
 from fourplane.commerce.payment import Payments
 from fourplane.commerce.shipping import BuiltInCarrier
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError
+from fourplane.foundation.money import Money
 
 
 class FulfilmentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,12 +37,14 @@ class Fulfilment:
         payments: Payments,
         carrier: BuiltInCarrier,
         inventory: Inventory,
+        paybacks: Credits,
     ) -> None:
         self._settings = settings
         self._orders = orders
         self._payments = payments
         self._carrier = carrier
         self._inventory = inventory
+        self._credits = paybacks
         self.packed = self.shipped = self.delivered = self.troubles = 0
 
     async def run(self) -> None:
@@ -60,6 +64,7 @@ class Fulfilment:
                 self.packed += 1
         for order in await self._orders.in_state("packed", limit=settings.batch):
             if order.changed_us + settings.ship_s * 1e6 <= now:
+                await self._charge(order)
                 warehouse = await self._warehouse(order)
                 note = f"{warehouse} {self._carrier.label(order.id, warehouse)}"
                 if await self._move(order, "shipped", note):
@@ -68,7 +73,15 @@ class Fulfilment:
             stations = self._carrier.track(order.id, handed_us=order.changed_us, now_us=now, warehouse="", place="")
             if stations and stations[-1].state == "delivered" and await self._move(order, "delivered", "handed over"):
                 self.delivered += 1
+        await self._credits.finish()
         await self._payments.sweep()
+
+    async def _charge(self, order: Order) -> None:
+        """Where cards are charged at shipment, this is the moment: for what is really sent."""
+        quote = order.body.quote
+        if self._payments.charges_at_shipment and quote.total > 0:
+            left = quote.total - await self._credits.total(order.number)
+            await self._payments.capture_part(order.number, Money(left, quote.currency))
 
     async def _warehouse(self, order: Order) -> str:
         for shard in self._inventory.shards:

@@ -29,18 +29,17 @@ from fourplane.service.shared_commit import Row, Template, rendered
 from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Sql, Statement
 
-_PUT_LEDGER = (
-    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+_CORRECT = Template(
+    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) SELECT v.column1, v.column2, v.column3, "
+    "v.column4 - COALESCE(stock.on_hand, 0), v.column5, '', v.column6 FROM (VALUES ",
+    "(CAST({} AS BIGINT), CAST({} AS VARCHAR(200)), CAST({} AS VARCHAR(20)), CAST({} AS BIGINT), CAST({} AS VARCHAR(40)), "
+    "CAST({} AS BIGINT))",
+    ") AS v LEFT JOIN stock ON stock.sku = v.column2 AND stock.warehouse = v.column3",
 )
-_CORRECT_LEDGER = (
-    "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) "
-    "SELECT CAST(?1 AS BIGINT), CAST(?2 AS VARCHAR(200)), CAST(?3 AS VARCHAR(20)), CAST(?4 AS BIGINT) - "
-    "COALESCE((SELECT on_hand FROM stock WHERE sku = ?2 AND warehouse = ?3), 0), CAST(?5 AS VARCHAR(40)), "
-    "'', CAST(?6 AS BIGINT)"
-)
-_SET_STOCK = (
-    "INSERT INTO stock (sku, warehouse, on_hand, held) VALUES (?1, ?2, ?3, 0) "
-    "ON CONFLICT (sku, warehouse) DO UPDATE SET on_hand = excluded.on_hand"
+_SET_STOCK = Template(
+    "INSERT INTO stock (sku, warehouse, on_hand, held) VALUES ",
+    "({}, {}, {}, 0)",
+    " ON CONFLICT (sku, warehouse) DO UPDATE SET on_hand = excluded.on_hand",
 )
 _PIECES = "(CAST({} AS VARCHAR(200)), CAST({} AS VARCHAR(20)), CAST({} AS BIGINT))"
 _THESE = ") AS v WHERE stock.sku = v.column1 AND stock.warehouse = v.column2"
@@ -81,7 +80,7 @@ _DROP = "DELETE FROM holds WHERE transaction_id = ?1"
 NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark", "reno")}
 
 
-ADJUST_MAX = 150
+ADJUST_MAX = 500
 AT_ONCE = 64
 
 
@@ -213,17 +212,17 @@ class InventoryShard:
             await self._adjust(adjustments[begin : begin + ADJUST_MAX])
 
     async def _adjust(self, adjustments: Sequence[Adjustment]) -> None:
-        statements = [self._fence()]
+        rows: list[Row] = []
         now = clock.now_us()
         for adjustment in adjustments:
             if adjustment.on_hand < 0:
                 raise Rejected("stock cannot be negative", code="bad_quantity", sku=adjustment.sku)
             for warehouse, count in self._spread(adjustment):
                 values = (self._ids.next(), adjustment.sku, warehouse, count, adjustment.reason, now)
-                statements.append(Statement(_CORRECT_LEDGER, values))
-                statements.append(Statement(_SET_STOCK, (adjustment.sku, warehouse, count)))
+                rows.append(Row(_CORRECT, values))
+                rows.append(Row(_SET_STOCK, (adjustment.sku, warehouse, count)))
         try:
-            await self._sql.commit(statements)
+            await self._sql.commit([self._fence(), *rendered(rows)])
         except Conflict as conflict:
             if conflict.fields.get("label") == "epoch":
                 raise Conflict("this shard has a new owner", code="not_owner") from conflict
@@ -477,7 +476,8 @@ class InventoryShard:
         return pieces
 
     def _ledger(self, piece: Piece, delta: int, reason: str, reference: str, now: int) -> Statement:
-        return Statement(_PUT_LEDGER, (self._ids.next(), piece.sku, piece.warehouse, delta, reason, reference, now))
+        values = (self._ids.next(), piece.sku, piece.warehouse, delta, reason, reference, now)
+        return rendered([Row(_ENTER, values)])[0]
 
 
 class Inventory:

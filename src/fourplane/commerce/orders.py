@@ -290,6 +290,10 @@ class Orders:
         rows = await self._sql.read(_SELECT + "WHERE state = ?1 ORDER BY id LIMIT ?2", state, limit)
         return [self._order(row) for row in rows]
 
+    def note(self, number: int, state: str, text: str) -> Statement:
+        """A line of an order's story that is no state of it, for somebody's commit."""
+        return Statement(_PUT_EVENT, (number, state, clock.now_us(), text[:200]))
+
     async def counts(self) -> dict[str, int]:
         """How many orders are in each state."""
         rows = await self._sql.read("SELECT state, COUNT(*) FROM orders GROUP BY state")

@@ -14,14 +14,23 @@ Invariants: at most one capture per order (its key is the transaction); a captur
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
+from fourplane.commerce.webhooks import verify
 from fourplane.control.nodes import Switch
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, DeadlineExceeded, FourplaneError, Rejected, Unavailable
+from fourplane.foundation.errors import (
+    Conflict,
+    DeadlineExceeded,
+    FourplaneError,
+    Rejected,
+    Unauthenticated,
+    Unavailable,
+)
 from fourplane.foundation.money import Money
-from fourplane.service.payment_gateway import Authorisation, Payment, PaymentGateway
+from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentGateway
 from fourplane.service.shared_commit import Row, Template, Work
 from fourplane.service.two_phase_commit import Transaction
 from fourplane.state.contracts import Sql, Statement
@@ -34,6 +43,9 @@ class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: int = 2
     look_for_s: float = 86_400.0
     sweep_max: int = 100
+    capture: Literal["order", "shipment"] = "order"  # when the card is charged; it is authorised with the order
+    notice_secret: str = ""  # signs what the card network tells afterwards; empty: nobody is listened to
+    notices_keep_s: float = 30 * 86_400.0
 
 
 _INTEND = Template(
@@ -74,7 +86,12 @@ class Payments:
         self._switch = switch
         self._authorised: dict[int, str] = {}
         self._over: list[int] = []
-        self.captured = self.declined = self.voided = 0
+        self.captured = self.declined = self.voided = self.noticed_count = 0
+
+    @property
+    def charges_at_shipment(self) -> bool:
+        """Whether an order only holds the money until its parcel leaves."""
+        return self._settings.capture == "shipment"
 
     def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Work]]:
         """What must be durable before `prepare` may ask the gateway; written with the order's row, one wave earlier.
@@ -104,7 +121,11 @@ class Payments:
         return answer
 
     async def commit(self, transaction: Transaction) -> None:
-        """Take the money; may be repeated."""
+        """Take the money, or leave it held until the shipment; may be repeated."""
+        if self._settings.capture == "shipment":
+            self._authorised.pop(transaction.id, None)
+            self._over.append(transaction.id)
+            return
         known = self._authorised.get(transaction.id)
         if known is None:
             rows = await self._sql.read("SELECT state FROM payment_intents WHERE transaction_id = ?1", transaction.id)
@@ -169,13 +190,69 @@ class Payments:
                 left += 1
         return left
 
-    async def refund(self, transaction: int, amount: Money, key: str) -> Payment:
-        """Give back part or all of what an order paid, once per key."""
+    async def capture_part(self, transaction: int, amount: Money) -> None:
+        """Charge this much of what an order authorised, once, and release the rest; nothing where that has been done.
+
+        With nothing left to charge the hold is let go.
+        """
         self._switch.check()
+        payment = await self._payment(transaction)
+        if payment.state != "authorised":
+            return
+        if amount.amount <= 0:
+            await self._gateway.void(f"{_key(transaction)}-void", payment.id)
+            return
+        await self._gateway.capture(f"{_key(transaction)}-capture", payment.id, amount)
+        self.captured += 1
+
+    async def give_back(self, transaction: int, amount: Money, key: str) -> None:
+        """Give back a part of what an order paid, once per key; nothing where it has not been charged yet."""
+        self._switch.check()
+        payment = await self._payment(transaction)
+        if payment.state in ("captured", "refunded"):
+            await self._gateway.refund(f"{_key(transaction)}-refund-{key}", payment.id, amount)
+
+    async def cancel(self, transaction: int, amount: Money) -> None:
+        """Give back all that is left of an order's payment, or let its hold go; may be repeated."""
+        self._switch.check()
+        payment = await self._payment(transaction)
+        if payment.state == "authorised":
+            await self._gateway.void(f"{_key(transaction)}-void", payment.id)
+        elif payment.state in ("captured", "refunded") and amount.amount > 0:
+            await self._gateway.refund(f"{_key(transaction)}-refund-cancel", payment.id, amount)
+
+    async def noticed(self, body: bytes, signature: str) -> bool:
+        """The card network tells something: True when it is news. Raises Unauthenticated for any other sender, Rejected for
+        what is no notice.
+        """
+        if not self._settings.notice_secret:
+            raise Unauthenticated("no card network is configured to tell us anything", code="notices_off")
+        verify(self._settings.notice_secret, signature, body, clock.now_us() // 1_000_000)
+        try:
+            notice = msgspec.json.decode(body, type=Notice)
+        except msgspec.DecodeError as error:
+            raise Rejected("this is no notice of a payment", code="bad_notice") from error
+        now = clock.now_us()
+        put = (
+            "INSERT INTO payment_notices (id, payment_id, state, at_us) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING "
+            "RETURNING id"
+        )
+        rows = await self._sql.commit(
+            [
+                Statement(put, (notice.id[:100], notice.payment_id[:60], notice.state, now)),
+                Statement(
+                    "DELETE FROM payment_notices WHERE at_us < ?1", (now - int(self._settings.notices_keep_s * 1e6),)
+                ),
+            ]
+        )
+        self.noticed_count += len(rows[0])
+        return bool(rows[0])
+
+    async def _payment(self, transaction: int) -> Payment:
         payment = await self._gateway.find_by_key(_key(transaction))
         if payment is None:
             raise Conflict("this order has no payment", code="no_payment")
-        return await self._gateway.refund(f"{_key(transaction)}-refund-{key}", payment.id, amount)
+        return payment
 
     async def of_order(self, transaction: int) -> Payment | None:
         """The payment of an order as the gateway sees it."""

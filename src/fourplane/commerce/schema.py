@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Larg
 Id = BigInteger().with_variant(Integer(), "sqlite")
 STORE = MetaData()
 SHARD = MetaData()
+MONEY = MetaData()  # credits and notices, younger than the rest: a store made before has only to add them
 
 Table(
     "products",
@@ -53,6 +54,26 @@ Table(
     Column("state", String(20), nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("note", String(200), nullable=False),
+    sqlite_with_rowid=False,
+)
+Table(
+    "order_credits",
+    MONEY,
+    Column("order_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("key", String(100), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("lines", LargeBinary, nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Table(
+    "payment_notices",
+    MONEY,
+    Column("id", String(100), primary_key=True),
+    Column("payment_id", String(60), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 Table(

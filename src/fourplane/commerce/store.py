@@ -13,7 +13,8 @@ from fourplane.commerce.cart import Cart, Stamp
 from fourplane.commerce.cart_store import CartStore
 from fourplane.commerce.catalog import Catalog, Product
 from fourplane.commerce.checkout import CartView, Checkout, PlaceOrder
-from fourplane.commerce.inventory import Inventory, Piece
+from fourplane.commerce.credits import Credit, Credits, taken_from
+from fourplane.commerce.inventory import Inventory
 from fourplane.commerce.orders import Order, OrderEvent, Orders
 from fourplane.commerce.payment import Payments
 from fourplane.commerce.pricing import market_of
@@ -88,6 +89,7 @@ class Store:
         payments: Payments,
         checkout: Checkout,
         carrier: BuiltInCarrier,
+        paybacks: Credits,
     ) -> None:
         self.boxes = boxes
         self.catalog = catalog
@@ -97,7 +99,17 @@ class Store:
         self.payments = payments
         self.checkout = checkout
         self.carrier = carrier
+        self.credits = paybacks
+        self._told: Callable[[Product], None] = _nobody
         self._shelves: tuple[float, list[Product], list[Product]] | None = None
+
+    def when_changed(self, told: Callable[[Product], None]) -> None:
+        """Who wants to know when a product looks different."""
+        self._told = told
+
+    def changed(self, product: Product) -> None:
+        """A product was changed by an operator."""
+        self._told(product)
 
     # -- looking
 
@@ -145,6 +157,13 @@ class Store:
         began = self.boxes.catalog.enter()
         product = await self.catalog.fetch(product_id)
         self.boxes.catalog.leave(began)
+        return product
+
+    async def sold_product(self, sku: str) -> Product:
+        """The product of a sku; raises NotFound."""
+        product = await self.catalog.find_by_sku(sku[:200])
+        if product is None:
+            raise NotFound("we do not sell that", code="no_such_sku", sku=sku[:60])
         return product
 
     async def around(self, product: Product) -> tuple[dict[str, int], list[Product], str]:
@@ -282,28 +301,34 @@ class Store:
         if order.state != "cancelled":
             await self.orders.advance(order.number, "cancelled", "cancelled by the buyer")
         quote = order.body.quote
+        credited = await self.credits.of(order.number)
         if quote.total > 0:
-            await self.payments.refund(order.number, Money(quote.total, quote.currency), "cancel")
-        await self._restock(order)
+            left = quote.total - sum(credit.amount for credit in credited)
+            await self.payments.cancel(order.number, Money(left, quote.currency))
+        await self._restock(order, credited)
         return await self.orders.fetch(order.number)
 
-    async def _restock(self, order: Order) -> None:
+    async def _restock(self, order: Order, credited: Sequence[Credit]) -> None:
+        """What a cancelled order had taken goes back, except what credits have brought back already."""
+        back: dict[str, int] = {}
+        for credit in credited:
+            if credit.what.restock:
+                for sku, count in credit.what.lines.items():
+                    back[sku] = back.get(sku, 0) + count
         levels: dict[str, int] = {}
-        for number, shard in enumerate(self.inventory.shards):
-            pieces: Sequence[Piece] = await shard.sold_in(order.number)
+        for shard in self.inventory.shards:
+            sold = await shard.sold_in(order.number)
+            wanted = {piece.sku: 0 for piece in sold}
+            for piece in sold:
+                wanted[piece.sku] += piece.quantity
+            pieces = taken_from(sold, {sku: count - back.get(sku, 0) for sku, count in wanted.items()})
             if pieces:
                 await shard.give_back(order.id, pieces, "cancelled")
-                levels |= {
-                    piece.sku: await self.inventory.available(piece.sku)
-                    for piece in pieces
-                    if self.inventory.shard_of(piece.sku) == number
-                }
+                levels |= await self.inventory.available_of([piece.sku for piece in pieces])
         await self.catalog.stock_changed(levels)
 
     async def _unit(self, sku: str, country: str) -> int:
-        product = await self.catalog.find_by_sku(sku[:200])
-        if product is None:
-            raise NotFound("we do not sell that", code="no_such_sku", sku=sku[:60])
+        product = await self.sold_product(sku)
         return product.item(sku, 1, market_of(country)).unit
 
     async def _change(self, cart_id: str, edit: Callable[[Cart, Stamp], object]) -> Cart:
@@ -311,6 +336,10 @@ class Store:
         cart = await self.carts.change(cart_id, edit)
         self.boxes.cart.leave(began)
         return cart
+
+
+def _nobody(_: Product) -> None:
+    """Before anybody asked to be told."""
 
 
 class StoreStatistics(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, quote, unquote
 from fourplane.commerce import pages, pages_checkout
 from fourplane.commerce.catalog import FACETS, SORTS, Product
 from fourplane.commerce.checkout import PlaceOrder
+from fourplane.commerce.media import Media
 from fourplane.commerce.orders import Address
 from fourplane.commerce.page_cache import PageCache
 from fourplane.commerce.pricing import MARKETS, market_of
@@ -33,8 +34,9 @@ Page = Callable[[Call[bytes]], Awaitable[Reply]]
 class Storefront:
     """Pages over one `Store`."""
 
-    def __init__(self, store: Store, kept: PageCache) -> None:
+    def __init__(self, store: Store, kept: PageCache, media: Media) -> None:
         self._store = store
+        self._media = media
         self.kept = kept
         self.shown = self.degraded = 0
 
@@ -49,6 +51,7 @@ class Storefront:
             ("/commerce/checkout", self.checkout, "The one-page checkout", Priority.CRITICAL),
             ("/commerce/orders/{order_id}", self.order, "An order and its parcel", Priority.USER),
             ("/commerce/image/{department}/{name}", self.image, "A product's picture", Priority.DEGRADED),
+            ("/commerce/media/{name}/{file}", self.picture, "An uploaded picture in one size", Priority.DEGRADED),
             ("/commerce/sitemap.txt", self.sitemap, "Addresses of all products, for crawlers", Priority.BULK),
         ]
         post = [
@@ -139,6 +142,15 @@ class Storefront:
         drawn = tile(product, call.params["department"][:60], style, color)
         headers = {"cache-control": "public, max-age=604800, immutable"}
         return Reply(drawn, media_type="image/svg+xml", headers=headers)
+
+    async def picture(self, call: Call[bytes]) -> Reply:
+        """An uploaded picture; its address is made of its content, so it never changes."""
+        width, _, kind = call.params["file"].partition(".")
+        if kind != "jpg" or not width.isdigit() or len(width) > 5:
+            raise NotFound("no such picture")
+        content, media_type = await self._media.find(call.params["name"], int(width))
+        headers = {"cache-control": "public, max-age=31536000, immutable"}
+        return Reply(content, media_type=media_type, headers=headers)
 
     async def cart(self, call: Call[bytes]) -> Reply:
         """The cart with its notices and sums."""

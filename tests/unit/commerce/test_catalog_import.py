@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tests.journeys.commerce.rig import shop
 
-from fourplane.commerce.catalog_import import draft, parse
+from fourplane.commerce.catalog_import import parse
+from fourplane.commerce.catalog_rows import draft
 from fourplane.commerce.catalog_seed import enriched, generated_rows
 from fourplane.foundation.errors import Rejected
 from fourplane.state.contracts import Query
