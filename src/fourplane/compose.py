@@ -29,6 +29,8 @@ from fourplane.control.metrics.store import MetricsSettings, MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
 from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
+from fourplane.control.plan.doors import doors as plan_doors
+from fourplane.control.plan.results import bench_results
 from fourplane.dispatch.app import Dispatch, DispatchSettings
 from fourplane.edge import certificate
 from fourplane.edge.gateway import Gateway, GatewaySettings
@@ -209,6 +211,7 @@ class Deployment:
                 self.lifecycle.add("colleagues", others)
             self.lifecycle.add("console", console)
             doors += [*console.doors(), *_browser_libraries()]
+            doors += plan_doors(lambda: bench_results(CHECKOUT / "benchmarks" / "results"))
             if self._metrics is not None:
                 self.lifecycle.add("metrics", self._metrics)
                 doors += self._metrics.doors()
@@ -301,6 +304,7 @@ class Deployment:
             sql=await self.stores.sql("commerce"),
             records=await self.stores.records("commerce"),
             search=await self.stores.search("commerce"),
+            blobs=await self.stores.blobs("commerce"),
             payments=self._payments,
             ids=self.ids,
             registry=self.registry,

@@ -2,8 +2,8 @@
 
 `Suggestions` holds the catalog's own phrases (departments, styles, product names) sorted by their folded words, each with a
 weight; a prefix is two bisections and a look at the heaviest among at most `look_max` of them. Every word of a phrase is an
-entry, so "pot" finds "coffee pot". `Synonyms` are groups of words: a product found by one is found by all, because its document gets the
-others as aliases when it is indexed; so a query costs nothing more.
+entry, so "pot" finds "coffee pot". `Synonyms` are groups of words: a product found by one is found by all, because its document
+gets the others as aliases when it is indexed; so a query costs nothing more.
 
 Pure; a look-up about 20 us with 100,000 phrases.
 """

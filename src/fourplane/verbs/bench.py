@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, default=5, metavar="N", help="rounds of each measurement; the median counts"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--peers", action="store_true", help="with the peers that can be installed, in the same run")
     parser.add_argument("--list", action="store_true", help="say what there is and measure nothing")
 
 

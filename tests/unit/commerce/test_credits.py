@@ -159,12 +159,11 @@ def test_notices_of_the_card_network_need_its_signature_and_count_once():
         async with shop(settings=settings) as s:
             body = {"id": "notice-1", "payment_id": "pay_1", "state": "captured"}
             raw, now = msgspec.json.encode(body), clock.now_us() // 1_000_000
-            statuses = []
-            for signature in (sign("between us", raw, now), sign("between us", raw, now), sign("guessed", raw, now),
-                              sign("between us", raw, now - 600), "", "t=1"):  # fmt: skip
-                statuses.append(
-                    (await s.call("POST", "/commerce/api/payments/notices", body, fourplane_signature=signature))[0]
-                )
+            good = sign("between us", raw, now)
+            old = sign("between us", raw, now - 600)
+            told = [good, good, sign("guessed", raw, now), old, "", "t=1"]
+            path = "/commerce/api/payments/notices"
+            statuses = [(await s.call("POST", path, body, fourplane_signature=one))[0] for one in told]
             assert statuses == [200, 200, 401, 401, 401, 401]
             assert s.commerce.payments.noticed_count == 1
         async with shop() as s:
