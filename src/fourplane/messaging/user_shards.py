@@ -11,8 +11,9 @@ waits until the receiver's worker says that the stanza is safe, which there mean
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
+from xml.sax.saxutils import unescape
 
 import msgspec
 
@@ -25,7 +26,7 @@ from fourplane.messaging.routing import Router
 from fourplane.messaging.user_session import HOLDS_MAX, UserSession
 from fourplane.messaging.user_store import partition_of
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza
-from fourplane.service.courier import Courier, Safe
+from fourplane.service.courier import NOBODY, Batch, Courier, Safe
 from fourplane.service.rpc import idempotent, remote
 from fourplane.service.rpc_client import Peer
 from fourplane.service.shards import ShardMap
@@ -35,6 +36,8 @@ PUSHED_ARRAY = 0x92  # what msgpack begins an array of two with
 ERROR = b"<presence type='error'/>"
 PAUSE = "far"
 ROOMS = "messaging.rooms"
+REMEMBERED_MAX = 100_000
+_FROM_WHOM = re.compile(rb" from='([^']+)'")
 _FROM = re.compile(rb" from='([^'/]+)")
 _NAMES = ((b"<m", MESSAGE), (b"<p", PRESENCE), (b"<i", IQ))
 
@@ -90,16 +93,15 @@ class Rooms:
 
 
 class FarSource:
-    """The sender of one stanza, who is connected to another worker; stands in for its `UserSession`."""
+    """Somebody connected to another worker who has stanzas in a batch; stands in for a `UserSession`."""
 
-    __slots__ = ("_brake", "_count", "_held", "_holds", "_router", "_safe", "_to", "address", "management")
+    __slots__ = ("_brake", "_count", "_held", "_holds", "_router", "address", "management", "safe")
 
-    def __init__(self, router: Router, address: Address, to: Address, safe: Safe | None, *, managed: bool) -> None:
+    def __init__(self, router: Router, address: Address, *, managed: bool) -> None:
         self.address = address
         self.management: object | None = self if managed else None
+        self.safe: Safe | None = None  # whom to tell when nothing holds it any more
         self._router = router
-        self._to = to
-        self._safe = safe
         self._holds: set[int] | None = None
         self._held: list[bytes] | None = None
         self._count = self._brake = 0
@@ -108,6 +110,11 @@ class FarSource:
     def stream(self) -> "FarSource":
         """A slow reader pauses this; the sender is paused when too much of what it sent is not safe."""
         return self
+
+    @property
+    def waits(self) -> bool:
+        """Whether something of the sender's is not safe yet."""
+        return bool(self._holds)
 
     def hold(self) -> int:
         """See `UserSession.hold`."""
@@ -121,23 +128,29 @@ class FarSource:
 
     def release(self, token: int) -> None:
         """See `UserSession.release`."""
-        if self._holds is not None:
-            self._holds.discard(token)
-            if not self._holds:
-                held, self._held = self._held, None
-                for data in held or ():
-                    self.reply(data)
-                self.finished()
+        if self._holds is None:
+            return
+        self._holds.discard(token)
+        if self._holds:
+            return
+        held, self._held = self._held, None
+        for data in held or ():
+            self.reply(data)
+        safe, self.safe = self.safe, None
+        if safe is not None:
+            safe()
 
     settle = release
 
     def pause(self, reason: str) -> None:  # noqa: ARG002 - one reason is as good as another
         """The reader is slow."""
-        self._brake = self.hold()
+        if not self._brake:
+            self._brake = self.hold()
 
     def resume(self, reason: str) -> None:  # noqa: ARG002 - see pause
         """It has caught up."""
-        self.release(self._brake)
+        brake, self._brake = self._brake, 0
+        self.release(brake)
 
     def reply(self, data: bytes) -> None:
         """Answer the sender, behind what is not yet durable."""
@@ -147,15 +160,12 @@ class FarSource:
             self._held.append(data)
             return
         name = next(name for prefix, name in _NAMES if data.startswith(prefix))
-        kind = "error" if b"type='error'" in data[: data.index(b">")] else "result"
+        head = data[: data.index(b">")]
+        kind = "error" if b"type='error'" in head else "result"
+        found = _FROM_WHOM.search(head)
+        whose = self._router.parse(unescape(found.group(1).decode())) if found is not None else None
         answer = Stanza(name, {"type": kind} if name == IQ or kind == "error" else {}, [], data)
-        self._router.route(Delivery(answer, data, self._to, self.address, None))
-
-    def finished(self) -> None:
-        """Say that it is safe unless something holds it."""
-        if not self._holds and self._safe is not None:
-            safe, self._safe = self._safe, None
-            safe()
+        self._router.route(Delivery(answer, data, whose or self.address, self.address, None))
 
 
 class UserShards:
@@ -164,8 +174,9 @@ class UserShards:
     def __init__(self, router: Router, spread: Spread) -> None:
         self.shards = spread.shards
         self.slot = spread.slot
-        self.forwarded = self.received = 0
-        self.courier = Courier(spread.slot, spread.peers, self.receive, restarted=self.restarted)
+        self.forwarded = self.received_count = 0
+        self.courier = Courier(spread.slot, spread.peers, self)
+        self._slots: dict[str, int] = {}
         self.far_rooms: list[FarRooms] = [
             remote(Rooms, peer, ROOMS, only=frozenset(("public_rooms",))) for peer in spread.peers.values()
         ]
@@ -174,7 +185,13 @@ class UserShards:
 
     def slot_of(self, address: Address) -> int:
         """Where the actor of a user or a room is; domains are at home."""
-        return self.shards.slot_of(partition_of(address.bare)) if address.local else self.shards.home
+        slot = self._slots.get(address.bare)
+        if slot is None:
+            if len(self._slots) >= REMEMBERED_MAX:
+                self._slots.clear()
+            slot = self.shards.slot_of(partition_of(address.bare)) if address.local else self.shards.home
+            self._slots[address.bare] = slot
+        return slot
 
     def is_far(self, address: Address) -> bool:
         """Whether another worker answers for this address."""
@@ -193,23 +210,79 @@ class UserShards:
     def forward(self, delivery: Delivery) -> None:
         """Send a stanza to the worker of its receiver; never raises."""
         stanza, source = delivery.stanza, delivery.source
-        managed = source is not None and source.management is not None
-        message = _encode(
-            Forwarded(
-                delivery.to.full, delivery.sender.full, stanza.name, stanza.attributes, stanza.children, delivery.raw,
-                MANAGED if managed else 0,
-            )
-        )  # fmt: skip
+        managed = MANAGED if source is not None and source.management is not None else 0
+        told = Forwarded(
+            delivery.to.full,
+            delivery.sender.full,
+            stanza.name,
+            stanza.attributes,
+            stanza.children,
+            delivery.raw,
+            managed,
+        )
         self.forwarded += 1
         try:
-            if source is None:
-                self.courier.send(self.slot_of(delivery.to), message)
-            elif managed:
-                self._owing(delivery, source, message)
-            else:
-                self._holding(delivery, source, message)
+            self.courier.send(self.slot_of(delivery.to), _encode(told), source)
         except FourplaneError as error:
             self._router.bounce(delivery, "resource-constraint", error.message)
+
+    # -- what the courier asks
+
+    def begin(self, owner: object) -> int:
+        """A session has stanzas in a batch: what it is told waits, one token for all of them. Debts count upwards, holds down."""
+        assert isinstance(owner, UserSession)
+        if owner.management is None:
+            return -owner.hold()
+        if owner.owes() > HOLDS_MAX and owner not in self._paused and owner.stream is not None:
+            self._paused.add(owner)
+            owner.stream.pause(PAUSE)
+        return owner.owe()
+
+    def end(self, owner: object, token: int) -> None:
+        """All of that is safe, or was answered with errors."""
+        assert isinstance(owner, UserSession)
+        if token < 0:
+            owner.release(-token)
+            return
+        owner.settle(token)
+        if owner in self._paused and owner.owes() <= HOLDS_MAX // 2:
+            self._paused.discard(owner)
+            if owner.stream is not None:
+                owner.stream.resume(PAUSE)
+
+    def lost(self, message: bytes) -> None:
+        """The receiver's worker did not come back in time."""
+        if message[0] == PUSHED_ARRAY:
+            return
+        told = _decode(message)
+        stanza = Stanza(told.name, told.attributes, told.children, told.raw)
+        delivery = Delivery(stanza, told.raw, addresses.parse(told.sender), addresses.parse(told.to), None)
+        self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")
+
+    def received(self, _sender: int, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
+        """Stanzas from another worker."""
+        router = self._router
+        self.received_count += len(batch.messages)
+        sources: dict[int, FarSource] = {}
+        for body, group in zip(batch.messages, batch.groups, strict=True):
+            view = memoryview(body)
+            if view[0] == PUSHED_ARRAY:
+                self._take_pushed(_decode_pushed(view))
+                continue
+            told = _decode(view)
+            sender = addresses.parse(told.sender)
+            source = sources.get(group)
+            if source is None and group != NOBODY:
+                source = sources[group] = FarSource(router, sender, managed=told.managed == MANAGED)
+            stanza = Stanza(told.name, told.attributes, told.children, told.raw)
+            to = addresses.parse(told.to)
+            router.route(Delivery(stanza, told.raw, sender, to, source))  # type: ignore[arg-type] # stands in for a session
+        longer: set[int] = set()
+        for group, source in sources.items():
+            if source.waits:
+                source.safe = safe(group)
+                longer.add(group)
+        return longer
 
     def restarted(self, slot: int) -> None:
         """Another worker began anew: none of its users is connected any more, and their contacts learn it."""
@@ -230,22 +303,6 @@ class UserShards:
         except FourplaneError:
             return  # as a client that takes nothing: it is behind and will lose its place
 
-    def receive(self, _sender: int, body: msgspec.Raw, safe: Safe | None) -> None:
-        """A stanza from another worker."""
-        self.received += 1
-        if memoryview(body)[0] == PUSHED_ARRAY:
-            self._take_pushed(_decode_pushed(body))
-            return
-        told = _decode(body)
-        to, sender = addresses.parse(told.to), addresses.parse(told.sender)
-        stanza = Stanza(told.name, told.attributes, told.children, told.raw)
-        if safe is None:
-            self._router.route(Delivery(stanza, told.raw, sender, to, None))
-            return
-        source = FarSource(self._router, sender, to, safe, managed=told.managed == MANAGED)
-        self._router.route(Delivery(stanza, told.raw, sender, to, source))  # type: ignore[arg-type] # stands in for a session
-        source.finished()
-
     def _take_pushed(self, told: Pushed) -> None:
         to = addresses.parse(told.to)
         user = self._router.users.get(to.bare)
@@ -255,42 +312,3 @@ class UserShards:
         elif (room := _FROM.search(told.data)) is not None:  # its worker began anew: the room learns that it left
             gone = Stanza(PRESENCE, {"type": "error"}, [], ERROR)
             self._router.route(Delivery(gone, ERROR, to, addresses.parse(room.group(1).decode()), None))
-
-    def _owing(self, delivery: Delivery, source: UserSession, message: bytes) -> None:
-        token = source.owe()
-
-        def settled(safe: bool) -> None:  # noqa: FBT001 - the courier's word
-            source.settle(token)
-            if source in self._paused and source.owes() <= HOLDS_MAX // 2:
-                self._paused.discard(source)
-                if source.stream is not None:
-                    source.stream.resume(PAUSE)
-            if not safe:
-                self._lost(delivery)
-
-        try:
-            self.courier.send(self.slot_of(delivery.to), message, settled)
-        except FourplaneError:
-            source.settle(token)
-            raise
-        if source.owes() > HOLDS_MAX and source not in self._paused and source.stream is not None:
-            self._paused.add(source)
-            source.stream.pause(PAUSE)
-
-    def _holding(self, delivery: Delivery, source: UserSession, message: bytes) -> None:
-        hold = source.hold()
-
-        def settled(safe: bool) -> None:  # noqa: FBT001 - the courier's word
-            if not safe:
-                self._lost(delivery)
-            source.release(hold)
-
-        try:
-            self.courier.send(self.slot_of(delivery.to), message, settled)
-        except FourplaneError:
-            source.release(hold)
-            raise
-
-    def _lost(self, delivery: Delivery) -> None:
-        """The owner did not come back in time."""
-        self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")

@@ -1,19 +1,21 @@
-"""Messages for what other workers own: in order, joined per tick, each handled once, kept until they are safe there.
+"""Messages for what other workers own: in order, joined per tick, each handed on once, kept until they are safe there.
 
-A call asks and waits; a message is told and answered later, if at all. Every pair of workers has a lane in each direction. A
-message gets the lane's next number and leaves with the others of its tick in one call (`take`). The receiver hands each number on
-once and says later which ones are safe (`settle`): until then the sender keeps them, because the owner may die with what it
-took. When the connection breaks, the sender asks (`hello`) who is there and what that process has taken: the same process
-gets the rest, a new one gets everything that was never safe. So an owner's restart costs its callers time, not messages.
+A call asks and waits; a message is told and answered later, if at all. Every pair of workers has a lane in each direction. What
+one tick has for a lane leaves as one batch in one call (`take`). Whoever has messages in a batch (their owner: a session)
+waits for that batch once, not per message. The receiver hands the messages on and answers which owners must wait longer,
+because something of theirs is not durable or not read yet; `settle` comes for these later. Until then the sender keeps them,
+because the other worker may die with what it took. When a connection breaks, the sender asks (`hello`) who is there and what
+that process has: the same process gets the rest, a new one gets everything that was never safe. So a restart of the
+other side costs time, not messages.
 
-Invariants: numbers of one lane are handed on in order; no process hands on a number twice; a message ends exactly once, safe or
-not. Bounds: `unsettled_max` messages a lane (then `send` raises Overloaded), `patience_s` for an owner that does not come back.
-Cost: 2 to 3 us a message, both sides together (`benchmarks/runtime.py`).
+Invariants: messages of one lane are handed on in order; no process hands one on twice; every owner's wait ends exactly once.
+Bounds: `unsettled_max` messages a lane (then `send` raises Overloaded), `patience_s` for a worker that does not come back.
+Cost: about 2 us a message, both sides together, besides what encodes and reads it (`benchmarks/runtime.py`).
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,11 +28,30 @@ from fourplane.service.rpc import Caller, idempotent, remote
 SERVICE = "courier"
 RETRY_S = 0.02
 CALL_S = 10.0
-AT_ONCE = 256  # messages in one call
+BATCH_MAX = 256
+FLYING_MAX = 32  # batches of one lane under way
+NOBODY = 0  # the group of messages that nobody waits for
 
-Settled = Callable[[bool], None]  # whether it is safe
 Safe = Callable[[], None]
-Deliver = Callable[[int, msgspec.Raw, Safe | None], None]  # from which slot, the message, whom to tell
+
+
+class Office(Protocol):
+    """Who sends and receives: what a courier asks of its house."""
+
+    def begin(self, owner: object) -> int:
+        """An owner has the first message in a batch; a token for its wait."""
+
+    def end(self, owner: object, token: int) -> None:
+        """All of that is safe."""
+
+    def lost(self, message: bytes) -> None:
+        """The other worker did not come back in time; called before `end`."""
+
+    def received(self, sender: int, batch: "Batch", safe: Callable[[int], Safe]) -> set[int]:
+        """Hand a batch on; the groups of owners that wait longer, for each of which `safe(group)()` is called once."""
+
+    def restarted(self, slot: int) -> None:
+        """In a slot is another process than the one heard of before."""
 
 
 class CourierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,51 +69,43 @@ class CourierStatistics(msgspec.Struct, frozen=True):
     given_up: int
 
 
+class Batch(msgspec.Struct, array_like=True, gc=False):
+    """What one tick had for one lane: messages, and to which group of its owners each belongs."""
+
+    number: int
+    messages: list[msgspec.Raw]
+    groups: list[int]
+
+
 class Greeting(msgspec.Struct, array_like=True, frozen=True):
-    """Who answers, and the last number it has from the asker."""
+    """Who answers, and the last batch it has from the asker."""
 
     boot: str
     last: int
-
-
-class Batch(msgspec.Struct, array_like=True, frozen=True):
-    """Messages of one lane."""
-
-    previous: int  # the last number before them
-    first: int
-    messages: list[msgspec.Raw]
-    wanted: list[int]  # the numbers somebody waits for
+    longer: dict[int, list[int]] = {}  # what the latest batches were answered
 
 
 class Courier:
     """One worker's lanes to all others, and what they call here. A lifecycle part."""
 
     def __init__(
-        self,
-        slot: int,
-        peers: Mapping[int, Caller],
-        deliver: Deliver,
-        *,
-        restarted: Callable[[int], None] | None = None,
-        settings: CourierSettings | None = None,
+        self, slot: int, peers: Mapping[int, Caller], office: Office, *, settings: CourierSettings | None = None
     ) -> None:
-        """`restarted` hears of a slot whose worker is another process than the one heard of before."""
         self.settings = settings or CourierSettings()
         self.slot = slot
+        self.office = office
         self.boot = clock.token_bytes(8).hex()
-        self.received = 0
-        self._deliver = deliver
-        self._restarted = restarted
+        self.messages_received = 0
         self._boots: dict[int, str] = {}
-        self._lanes = {
-            one: _Lane(self, remote(Courier, peer, SERVICE, only=METHODS), one) for one, peer in peers.items()
-        }
-        self._heard: dict[int, tuple[str, int]] = {}  # from each slot: its process, the last number
+        self._heard: dict[int, tuple[str, int]] = {}  # from each slot: its process, the last batch
+        self._answers: dict[int, dict[int, list[int]]] = {}
         self._tasks: Tasks | None = None
+        far = {one: remote(Courier, peer, SERVICE, only=METHODS) for one, peer in peers.items()}
+        self._lanes = {one: _Lane(self, desk, one) for one, desk in far.items()}
 
-    def send(self, slot: int, message: bytes, settled: Settled | None = None) -> None:
-        """Tell the owner in another slot; `settled` hears once whether it is safe there. Raises Overloaded past the bound."""
-        self._lanes[slot].send(message, settled)
+    def send(self, slot: int, message: bytes, owner: object | None = None) -> None:
+        """Tell the worker in a slot; `owner` waits until it is safe there. Raises Overloaded past the bound."""
+        self._lanes[slot].send(message, owner)
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work of a lane."""
@@ -101,49 +114,51 @@ class Courier:
         else:
             work.close()
 
+    def met(self, slot: int, boot: str) -> None:
+        """Somebody answers in a slot."""
+        before, self._boots[slot] = self._boots.get(slot, boot), boot
+        if before != boot:
+            self.office.restarted(slot)
+
     def statistics(self) -> CourierStatistics:
         lanes = self._lanes.values()
         return CourierStatistics(
-            sum(lane.number for lane in lanes),
-            self.received,
-            sum(len(lane.unsettled) for lane in lanes),
+            sum(lane.sent for lane in lanes),
+            self.messages_received,
+            sum(lane.unsettled for lane in lanes),
             sum(lane.repeated for lane in lanes),
             sum(lane.given_up for lane in lanes),
         )
 
-    def met(self, slot: int, boot: str) -> None:
-        """Somebody answers in a slot."""
-        before, self._boots[slot] = self._boots.get(slot, boot), boot
-        if before != boot and self._restarted is not None:
-            self._restarted(slot)
-
     # -- what the others call
 
-    async def take(self, sender: int, boot: str, batch: Batch) -> None:
-        """Hand the messages of a batch on; raises Conflict (`out_of_order`) when those before them did not arrive here."""
-        first, messages, wanted, previous = batch.first, batch.messages, batch.wanted, batch.previous
+    async def take(self, sender: int, boot: str, batch: Batch) -> list[int]:
+        """Hand a batch on; the groups that wait longer. Raises Conflict (`out_of_order`) when the one before is missing."""
         last = self._last(sender, boot)
-        if last < previous:
-            raise Conflict(f"{previous} was not seen here", code="out_of_order")
-        wants = set(wanted)
-        for number, message in enumerate(messages, first):
-            if number <= last:
-                continue  # came before the connection broke
-            self._heard[sender] = (boot, number)
-            self.received += 1
-            safe = self._lanes[sender].telling(boot, number) if number in wants else None
-            self._deliver(sender, message, safe)
+        if batch.number != last + 1:
+            raise Conflict(f"batch {last + 1} was not seen here", code="out_of_order", last=last)
+        if last == 0:
+            self._answers.pop(sender, None)
+        self._heard[sender] = (boot, batch.number)
+        self.messages_received += len(batch.messages)
+        lane, number = self._lanes[sender], batch.number
+        longer = list(self.office.received(sender, batch, lambda group: lambda: lane.tell(boot, number, group)))
+        answers = self._answers.setdefault(sender, {})
+        answers[number] = longer
+        answers.pop(number - 2 * FLYING_MAX, None)
+        return longer
 
     @idempotent
     async def hello(self, sender: int, boot: str) -> Greeting:
         """Who is here, and what it has of yours."""
-        return Greeting(self.boot, self._last(sender, boot))
+        last = self._last(sender, boot)
+        return Greeting(self.boot, last, self._answers.get(sender, {}) if last else {})
 
     @idempotent
-    async def settle(self, sender: int, boot: str, numbers: list[int]) -> None:
-        """These are safe at `sender`; of an earlier process here they mean nothing."""
+    async def settle(self, sender: int, boot: str, safe: list[tuple[int, int]]) -> None:
+        """These groups of these batches are safe at `sender`; of an earlier process here they mean nothing."""
         if boot == self.boot:
-            self._lanes[sender].settle(numbers)
+            self._lanes[sender].settle(safe)
 
     # -- lifecycle
 
@@ -169,33 +184,45 @@ class Courier:
 METHODS = frozenset(("take", "hello", "settle"))
 
 
+class _Load:
+    """A batch on the sender's side, from its first message until all its owners' waits are over."""
+
+    __slots__ = ("groups", "messages", "number", "started", "taken", "tokens", "waits")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.messages: list[bytes] = []
+        self.groups: list[int] = []
+        self.tokens: dict[object, int] = {}  # owner: its group, in order
+        self.waits: dict[int, tuple[object, int]] = {}  # group: owner and its token
+        self.started = self.taken = False
+
+
 class _Lane:
     """The way to one other worker."""
 
     __slots__ = (
-        "_courier", "_far", "_fresh", "_fresh_first", "_reaching", "_safe", "_scheduled", "_slot", "_telling", "_up",
-        "given_up",
-        "number", "repeated", "unsettled",
+        "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up", "given_up",
+        "repeated", "sent", "unsettled",
     )  # fmt: skip
 
     def __init__(self, courier: Courier, far: Courier, slot: int) -> None:
         self._courier = courier
-        self._slot = slot
         self._far = far
-        self.number = 0
-        self.unsettled: dict[int, tuple[bytes, Settled | None]] = {}
-        self.repeated = self.given_up = 0
-        self._fresh: list[int] = []  # numbers that leave at the end of this tick
+        self._slot = slot
+        self.sent = self.unsettled = self.repeated = self.given_up = 0
+        self._numbers = self._flying = 0
+        self._fresh: _Load | None = None  # of this tick
+        self._loads: dict[int, _Load] = {}  # not settled, in order
         self._up = False  # greeted, and nothing was lost since
         self._reaching = False
-        self._scheduled = False
-        self._safe: list[tuple[str, int]] = []  # to tell the other side: its process, its number
+        self._safe: list[tuple[str, int, int]] = []  # to tell the other side: its process, batch, group
         self._telling = False
 
     @property
     def waiting(self) -> bool:
         """Whether messages were not taken yet."""
-        return bool(self._fresh) or (self._reaching and bool(self.unsettled))
+        return self._fresh is not None or any(not load.taken for load in self._loads.values())
 
     def begin(self) -> None:
         """Greet the other side."""
@@ -203,131 +230,168 @@ class _Lane:
             self._reaching = True
             self._courier.start_task(self._reach())
 
-    def send(self, message: bytes, settled: Settled | None) -> None:
+    def send(self, message: bytes, owner: object | None) -> None:
         """See `Courier.send`."""
-        if len(self.unsettled) >= self._courier.settings.unsettled_max:
+        load = self._fresh
+        if load is None or len(load.messages) >= BATCH_MAX:
+            load = self._load()
+        if owner is None:
+            group = NOBODY
+        else:
+            found = load.tokens.get(owner)
+            if found is None:
+                group = load.tokens[owner] = len(load.tokens) + 1
+                load.waits[group] = (owner, self._courier.office.begin(owner))
+            else:
+                group = found
+        load.messages.append(message)
+        load.groups.append(group)
+
+    def settle(self, safe: list[tuple[int, int]]) -> None:
+        """These groups are safe at the other side."""
+        for number, group in safe:
+            load = self._loads.get(number)
+            if load is not None:
+                self._end(load, group)
+                self._drop_done(load)
+
+    def tell(self, boot: str, number: int, group: int) -> None:
+        """A group of the other side's batch is safe here."""
+        self._safe.append((boot, number, group))
+        if not self._telling:
+            self._telling = True
+            self._courier.start_task(self._tell())
+
+    def _load(self) -> _Load:
+        """A fresh batch, which leaves at the end of this tick."""
+        if self.unsettled >= self._courier.settings.unsettled_max:
             raise Overloaded("too many messages wait for another worker", retry_after_s=1.0, code="lane_full")
-        self.number = number = self.number + 1
-        self.unsettled[number] = (message, settled)
-        if self._up:
-            fresh = self._fresh
-            fresh.append(number)
-            if len(fresh) >= AT_ONCE:
-                self._leave()
-            elif not self._scheduled:
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._leave)
-
-    def settle(self, numbers: list[int]) -> None:
-        """These are safe at the other side."""
-        for number in numbers:
-            found = self.unsettled.pop(number, None)
-            if found is not None and found[1] is not None:
-                found[1](True)
-
-    def telling(self, boot: str, number: int) -> Safe:
-        """What to call when a message of the other side is safe here."""
-
-        def safe() -> None:
-            self._safe.append((boot, number))
-            if not self._telling:
-                self._telling = True
-                self._courier.start_task(self._tell())
-
-        return safe
+        if self._fresh is not None:
+            self._leave()
+        else:
+            asyncio.get_running_loop().call_soon(self._leave)
+        load = self._fresh = _Load()
+        return load
 
     def _leave(self) -> None:
-        self._scheduled = False
-        fresh, self._fresh = self._fresh, []
-        if fresh and self._up:
-            self._courier.start_task(self._carry(fresh))
+        load, self._fresh = self._fresh, None
+        if load is None:
+            return
+        self._enter(load)
+        self._fly(load)
 
-    async def _carry(self, numbers: list[int]) -> None:
+    def _enter(self, load: _Load) -> None:
+        self._numbers = load.number = self._numbers + 1
+        self._loads[load.number] = load
+        self.sent += len(load.messages)
+        self.unsettled += len(load.messages)
+
+    def _fly(self, load: _Load) -> None:
+        if self._up and self._flying < FLYING_MAX:
+            load.started = True
+            self._flying += 1
+            self._courier.start_task(self._carry(load))
+
+    async def _carry(self, load: _Load) -> None:
         """One call; whatever went wrong is found out by greeting again."""
         try:
-            await self._take(numbers, numbers[0] - 1)
+            await self._take(load)
         except FourplaneError:
             self._up = False
             self.begin()
+        finally:
+            self._flying -= 1
+        if self._up and self._flying == FLYING_MAX - 1:
+            for waiting in [one for one in self._loads.values() if not one.started][:FLYING_MAX]:
+                self._fly(waiting)
 
-    async def _take(self, numbers: list[int], previous: int) -> None:
-        courier, unsettled = self._courier, self.unsettled
-        if any(number not in unsettled for number in numbers):
-            return  # given up meanwhile
-        messages = [msgspec.Raw(unsettled[number][0]) for number in numbers]
-        wanted = [number for number in numbers if unsettled[number][1] is not None]
+    async def _take(self, load: _Load) -> None:
+        courier = self._courier
+        batch = Batch(load.number, [msgspec.Raw(message) for message in load.messages], load.groups)
         with call_context.within(CALL_S):
-            await self._far.take(courier.slot, courier.boot, Batch(previous, numbers[0], messages, wanted))
-        for number in numbers:
-            found = unsettled.get(number)
-            if found is not None and found[1] is None:
-                del unsettled[number]
+            longer = await self._far.take(courier.slot, courier.boot, batch)
+        self._answered(load, longer)
+
+    def _answered(self, load: _Load, longer: list[int]) -> None:
+        load.taken = True
+        for group in [group for group in load.waits if group not in longer] if longer else list(load.waits):
+            self._end(load, group)
+        self._drop_done(load)
+
+    def _end(self, load: _Load, group: int) -> None:
+        found = load.waits.pop(group, None)
+        if found is not None:
+            self._courier.office.end(*found)
+
+    def _drop_done(self, load: _Load) -> None:
+        if load.taken and not load.waits and self._loads.pop(load.number, None) is not None:
+            self.unsettled -= len(load.messages)
 
     async def _reach(self) -> None:
         """Greet until somebody answers, then send what that process has not, in order; then the lane is up."""
-        courier = self._courier
-        until = clock.monotonic_s() + courier.settings.patience_s
-        known = ""
-        sent = 0
+        courier, patience_s = self._courier, self._courier.settings.patience_s
+        until = clock.monotonic_s() + patience_s
         while True:
             try:
                 with call_context.within(CALL_S):
                     greeting = await self._far.hello(courier.slot, courier.boot)
-                until = clock.monotonic_s() + courier.settings.patience_s
+                until = clock.monotonic_s() + patience_s
                 courier.met(self._slot, greeting.boot)
-                if greeting.boot != known or greeting.last < sent:
-                    known, sent = greeting.boot, greeting.last
-                self._drop_taken(greeting.last)
-                while rest := self._next(sent):
-                    self.repeated += len(rest)
-                    await self._take(rest, sent)
-                    sent = rest[-1]
+                self._look_back(greeting.last, greeting.longer)
+                while (load := self._next()) is not None:
+                    self.repeated += len(load.messages)
+                    load.started = True
+                    await self._take(load)
                 self._reaching, self._up = False, True
                 return
             except FourplaneError:
                 if clock.monotonic_s() > until:
                     self._give_up()
-                    until = clock.monotonic_s() + courier.settings.patience_s
                 await clock.sleep(RETRY_S)
 
-    def _drop_taken(self, last: int) -> None:
-        """Messages nobody waits for are over once they were taken."""
-        for number in [n for n, (_, settled) in self.unsettled.items() if n <= last and settled is None]:
-            del self.unsettled[number]
+    def _look_back(self, last: int, answers: dict[int, list[int]]) -> None:
+        """What of ours does the process that answers have? A new one has nothing: what was not safe is numbered anew."""
+        if last == 0 and self._numbers:
+            loads, self._loads = self._loads, {}
+            self.unsettled = self._numbers = 0
+            for load in loads.values():
+                if load.taken:  # only what somebody still waits for
+                    kept = [one for one in zip(load.messages, load.groups, strict=True) if one[1] in load.waits]
+                    load.messages, load.groups = [one for one, _ in kept], [group for _, group in kept]
+                load.started = load.taken = False
+                self._enter(load)
+            return
+        for load in [one for one in self._loads.values() if not one.taken and one.number <= last]:
+            self._answered(load, answers.get(load.number, []))  # its answer was lost with the connection
 
-    def _next(self, sent: int) -> list[int]:
-        """The next run of numbers without a gap behind `sent`."""
-        run: list[int] = []
-        for number in self.unsettled:
-            if number <= sent:
-                continue
-            if run and (number != run[-1] + 1 or len(run) >= AT_ONCE):
-                break
-            run.append(number)
-        return run
+    def _next(self) -> _Load | None:
+        """The oldest batch that was not taken."""
+        return next((load for load in self._loads.values() if not load.taken), None)
 
     def _give_up(self) -> None:
-        """Nobody came back in time: everything that waits is not safe."""
-        lost, self.unsettled = self.unsettled, {}
-        self._fresh = []
-        self.given_up += len(lost)
-        for _, settled in lost.values():
-            if settled is not None:
-                settled(False)
+        """Nobody came back in time: what waits is lost, and its owners hear of it."""
+        loads, self._loads = self._loads, {}
+        self.unsettled = 0
+        for load in loads.values():
+            self.given_up += len(load.messages)
+            for message in load.messages:
+                self._courier.office.lost(message)
+            for group in list(load.waits):
+                self._end(load, group)
 
     async def _tell(self) -> None:
         """Say what is safe, until it was heard or its sender is another process by now."""
         while self._safe:
             told, self._safe = self._safe, []
-            by_boot: dict[str, list[int]] = {}
-            for boot, number in told:
-                by_boot.setdefault(boot, []).append(number)
-            for boot, numbers in by_boot.items():
+            by_boot: dict[str, list[tuple[int, int]]] = {}
+            for boot, number, group in told:
+                by_boot.setdefault(boot, []).append((number, group))
+            for boot, safe in by_boot.items():
                 until = clock.monotonic_s() + self._courier.settings.patience_s
                 while clock.monotonic_s() < until:
                     try:
                         with call_context.within(CALL_S):
-                            await self._far.settle(self._courier.slot, boot, numbers)
+                            await self._far.settle(self._courier.slot, boot, safe)
                         break
                     except FourplaneError:
                         await clock.sleep(RETRY_S)
