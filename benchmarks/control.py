@@ -9,9 +9,11 @@ CPU seconds are the child's; rounds alternate, the median counts.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
+import selectors
 import socket
 import statistics
 import subprocess
@@ -20,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from fourplane.control.metrics.exposition import TextReader
@@ -29,6 +32,7 @@ from fourplane.control.metrics.series import SeriesEntry, SeriesTable
 from fourplane.control.metrics.store import MetricsSettings, MetricsStore
 from fourplane.control.metrics.windows import TierSettings, Windows
 from fourplane.control.metrics.wire import ADD, define_frame, points_frame
+from fourplane.control.plan.scalability import Scalability, fit
 from fourplane.edge.http_client import HttpClient
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
@@ -37,6 +41,8 @@ from fourplane.state.embedded.blobs import EmbeddedBlobs
 SERIES = 1_000_000
 FRAME_POINTS = 65_536
 SECONDS = 2.0
+FIT_SIZES, ASKED_SIZE = (1, 2, 4, 8, 16), 32
+LOAD_S = 0.8
 DURABLE_S = 4.0
 LINES = 100_000
 SCRAPES = 8
@@ -69,7 +75,70 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     print(f"{'numpy addition by index (probe)':<44}{medians['numpy_add'] / 1e6:>12.2f} M")
     print(f"{'counter + histogram per request':<44}{telemetry:>11.0f} ns{'1000 ns':>15}")
     print(f"{'sum by label, 1M series, 20 steps':<44}{group_s * 1e3:>11.0f} ms")
-    return {**medians, "telemetry_ns": telemetry, "group_by_s": group_s}
+    law, predicted, reached = saturation(rounds)
+    print(
+        f"{'plan: saturation at 32 from sizes to 16':<44}{predicted:>9,.0f} /s foretold, {reached:,.0f} /s measured: "
+        f"{abs(predicted / reached - 1) * 100:.0f} % off (bar 20 %)"
+    )
+    return {
+        **medians,
+        "telemetry_ns": telemetry,
+        "group_by_s": group_s,
+        "scalability": msgspec.to_builtins(law),
+        "foretold_per_s": predicted,
+        "reached_per_s": reached,
+    }
+
+
+def saturation(rounds: int) -> tuple[Scalability, float, float]:
+    """The law fitted to small sizes, what it foretells for a larger one, and what that one really does.
+
+    Size is the number of requests in flight at an HTTP server of ours (`bench edge`'s gateway route) on one core, this client on
+    the other.
+    """
+    sizes = (*FIT_SIZES, ASKED_SIZE)
+    seen: dict[int, list[float]] = {size: [] for size in sizes}
+    edge = str(Path(__file__).parent / "edge.py")
+    child = subprocess.Popen(
+        [sys.executable, edge, "--serve", "gateway"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    mine = os.sched_getaffinity(0)
+    try:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        if len(mine) > 1:
+            first, second = sorted(mine)[:2]
+            os.sched_setaffinity(child.pid, {first})
+            os.sched_setaffinity(0, {second})
+        for _ in range(rounds):
+            for size in sizes:
+                seen[size].append(in_flight(port, size))
+    finally:
+        os.sched_setaffinity(0, mine)
+        child.terminate()
+        child.wait()
+    law = fit([(float(size), statistics.median(seen[size])) for size in FIT_SIZES])
+    return law, law.throughput(ASKED_SIZE), statistics.median(seen[ASKED_SIZE])
+
+
+def in_flight(port: int, size: int) -> float:
+    """Answers a second with so many requests under way at any time, each on a connection of its own."""
+    request = b"GET /a/api/items/5 HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with selectors.DefaultSelector() as ready, contextlib.ExitStack() as stack:
+        for _ in range(size):
+            talk = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            ready.register(talk, selectors.EVENT_READ)
+            talk.sendall(request)
+        began, answers = time.monotonic(), 0
+        while (took := time.monotonic() - began) < LOAD_S:
+            for key, _ in ready.select(1.0):
+                talk = key.fileobj
+                assert isinstance(talk, socket.socket)
+                assert talk.recv(65_536).startswith(b"HTTP/1.1 200")
+                answers += 1
+                talk.sendall(request)
+    return answers / took
 
 
 def points_per_cpu_s(folder: str, seconds: float) -> float:

@@ -134,6 +134,7 @@ class Console:
         """The start page, its files, the live feed and the two orders an operator can give."""
         return [
             Route("GET", "/", self._page, "The console"),
+            Route("GET", "/control/plan", self._plan_page, "The plan page"),
             SocketRoute("/console/live", self._live, "A frame of all figures every second"),
             Route("GET", "/console/api/frame", self._frame_now, "The latest figures once", answer=Opening),
             Route(
@@ -227,6 +228,9 @@ class Console:
 
     async def _page(self, _: Call[None]) -> Reply:
         return Reply((STATIC / "index.html").read_bytes())
+
+    async def _plan_page(self, _: Call[None]) -> Reply:
+        return Reply((STATIC / "plan.html").read_bytes())
 
     async def _frame_now(self, _: Call[None]) -> Opening:
         return self._opening()
