@@ -26,7 +26,7 @@ from fourplane.messaging.media import Media
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import ServerQueries
 from fourplane.messaging.settings import MessagingSettings
-from fourplane.messaging.tcp_stream import TcpStream
+from fourplane.messaging.tcp_stream import TcpStream, prepare_listener
 from fourplane.messaging.user_shards import ROOMS, Rooms, Spread, UserShards
 from fourplane.messaging.user_store import UserStore
 from fourplane.messaging.web_stream import WebStream
@@ -139,12 +139,14 @@ class Messaging:
         if self.media is not None:
             self.media.start(tasks)
         server = await network.listen(self._stream, settings.host, settings.port, inherited=self._sockets.get("xmpp"))
+        prepare_listener(server, settings)
         self._servers.append(server)
         self.port = network.port_of(server)
         if self._tls is not None:
             secured = await network.listen(
                 self._stream, settings.host, settings.tls_port, tls=self._tls, inherited=self._sockets.get("xmpps")
             )
+            prepare_listener(secured, settings)
             self._servers.append(secured)
             self.tls_port = network.port_of(secured)
         self._registry.event("info", "messaging", f"XMPP listens on port {self.port}, with TLS on {self.tls_port}")

@@ -230,7 +230,7 @@ class ClientStream:
         """Go on where another worker passed this connection: the opening was spoken, a login is awaited."""
         self.secure, self.peer, self.opened = secure, peer, True
         self.phase = Phase.READY
-        self._login = StreamLogin(self, self.streams.offer(secure=secure)[0])
+        self._login = StreamLogin(self, self.offer()[0])
 
     def detach(self) -> tuple[InheritedSocket, Callable[[bool], None]]:
         """What to pass to another worker, and whom to tell whether it was; raises Unavailable when the client is gone."""
@@ -339,7 +339,7 @@ class ClientStream:
         if self.name:
             self.send(login.features_after_login(settings.stanza_max))
             return
-        offer, features = self.streams.offer(secure=self.secure)
+        offer, features = self.offer()
         if self._login is None:
             self._login = StreamLogin(self, offer)
         self.send(features)
@@ -495,6 +495,10 @@ class ClientStream:
         self.phase = Phase.OPENING
         self.opened = False
         self._framer = None
+
+    def offer(self) -> tuple[Offer, bytes]:
+        """What this connection may use to log in, and how it is told."""
+        return self.streams.offer(secure=self.secure)
 
     def _start_tls(self) -> None:
         raise StreamError("unsupported-stanza-type")

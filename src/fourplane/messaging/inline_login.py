@@ -37,11 +37,26 @@ AGENT_MAX = 200
 _HEAD = struct.Struct(">BQ32s")  # schema, when it ends, digest of the account's key
 
 
-class Wish(msgspec.Struct, frozen=True):
+class SaslTag:
+    """The elements of `<authenticate/>` as a tree names them."""
+
+    INITIAL = f"{{{SASL2_NS}}}initial-response"
+    AGENT = f"{{{SASL2_NS}}}user-agent"
+    TOKEN = f"{{{FAST_NS}}}request-token"
+    FAST = f"{{{FAST_NS}}}fast"
+    RESUME = f"{{{SM}}}resume"
+    BIND = f"{{{BIND2_NS}}}bind"
+    TAG = f"{{{BIND2_NS}}}tag"
+    CARBONS = "{urn:xmpp:carbons:2}enable"
+    INACTIVE = "{urn:xmpp:csi:0}inactive"
+    MANAGE = f"{{{SM}}}enable"
+
+
+class Wish(msgspec.Struct):
     """What a client wants besides being authenticated."""
 
     mechanism: str
-    text: str
+    text: str = ""
     agent: str = ""  # the client's own id, for its token
     token: bool = False
     fast: bool = False
@@ -55,27 +70,42 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 def read_wish(stanza: Stanza) -> Wish:
-    """Take `<authenticate/>` apart."""
-    root = stanzas.tree(stanza)
-    agent, bind = root.find(f"{{{SASL2_NS}}}user-agent"), root.find(f"{{{BIND2_NS}}}bind")
-    fast, resume = root.find(f"{{{FAST_NS}}}fast"), root.find(f"{{{SM}}}resume")
-    token = root.find(f"{{{FAST_NS}}}request-token")
-    manage = bind.find(f"{{{SM}}}enable") if bind is not None else None
-    tag = (bind.findtext(f"{{{BIND2_NS}}}tag") or "") if bind is not None else ""
-    return Wish(
-        mechanism=stanza.attributes.get("mechanism", ""),
-        text=root.findtext(f"{{{SASL2_NS}}}initial-response") or "",
-        agent=(agent.get("id", "") if agent is not None else "")[:AGENT_MAX],
-        token=token is not None and token.get("mechanism") == FAST_MECHANISM,
-        fast=fast is not None,
-        forget=fast is not None and fast.get("invalidate") in {"true", "1"},
-        resume=_element(resume),
-        bind=bind is not None,
-        tag=tag[:TAG_MAX],
-        carbons=bind is not None and bind.find("{urn:xmpp:carbons:2}enable") is not None,
-        inactive=bind is not None and bind.find("{urn:xmpp:csi:0}inactive") is not None,
-        manage=_element(manage),
-    )
+    """Take `<authenticate/>` apart; raises Rejected."""
+    wish = Wish(mechanism=stanza.attributes.get("mechanism", ""))
+    for child in stanzas.root(stanza):
+        match child.tag:
+            case SaslTag.INITIAL:
+                wish.text = child.text or ""
+            case SaslTag.AGENT:
+                wish.agent = child.get("id", "")[:AGENT_MAX]
+            case SaslTag.TOKEN:
+                wish.token = child.get("mechanism") == FAST_MECHANISM
+            case SaslTag.FAST:
+                wish.fast = True
+                wish.forget = child.get("invalidate") in {"true", "1"}
+            case SaslTag.RESUME:
+                wish.resume = _element(child)
+            case SaslTag.BIND:
+                wish.bind = True
+                _read_bind(wish, child)
+            case _:
+                pass  # another extension's: ignored, as XEP-0388 wants
+    return wish
+
+
+def _read_bind(wish: Wish, bind: ET.Element) -> None:
+    for child in bind:
+        match child.tag:
+            case SaslTag.TAG:
+                wish.tag = (child.text or "")[:TAG_MAX]
+            case SaslTag.CARBONS:
+                wish.carbons = True
+            case SaslTag.INACTIVE:
+                wish.inactive = True
+            case SaslTag.MANAGE:
+                wish.manage = _element(child)
+            case _:
+                pass
 
 
 def resource_for(wish: Wish) -> str:
@@ -213,8 +243,6 @@ def _key(agent: str) -> bytes:
     return b"f/" + hashlib.sha256(agent.encode()).digest()
 
 
-def _element(element: ET.Element | None) -> Stanza | None:
-    if element is None:
-        return None
+def _element(element: ET.Element) -> Stanza:
     namespace, _, name = element.tag[1:].partition("}")
     return Stanza(f"{namespace} {name}", dict(element.attrib), [], b"")

@@ -27,6 +27,11 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     sessions_per_user_max: int = 20
     sessions_max: int = 200_000
 
+    no_delay: bool = True  # TCP_NODELAY: a stanza leaves at once
+    socket_buffer: int = 0  # SO_SNDBUF and SO_RCVBUF of every connection; 0 lets the kernel grow them as needed
+    keepalive_idle_s: int = 300  # TCP keepalive: first probe of a silent peer; 0 sends none
+    keepalive_interval_s: int = 30
+    keepalive_count: int = 4
     write_high: int = 256 * 1024  # bytes waiting for a slow reader before its senders are paused
     stalled_s: float = 30.0  # how long a reader may stay over `write_high`
     mailbox_max: int = 1_000  # stanzas waiting for one user who is being loaded

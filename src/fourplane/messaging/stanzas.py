@@ -106,13 +106,18 @@ def inner(raw: bytes) -> bytes:
 
 def tree(stanza: Stanza) -> ET.Element:
     """The stanza as a tree, for what the server answers itself; tags carry their namespace except jabber:client's."""
+    whole = root(stanza)
+    for element in whole.iter():
+        element.tag = element.tag.removeprefix("{jabber:client}")
+    return whole
+
+
+def root(stanza: Stanza) -> ET.Element:
+    """The same with every tag carrying its namespace."""
     try:
-        root = ET.fromstring(stanza.raw)  # noqa: S314 - expat accepted these bytes without DTD and entities
+        return ET.fromstring(stanza.raw)  # noqa: S314 - expat accepted these bytes without DTD and entities
     except ET.ParseError as error:
         raise Rejected(f"a stanza that cannot stand alone: {error}", code="bad_request") from None
-    for element in root.iter():
-        element.tag = element.tag.removeprefix("{jabber:client}")
-    return root
 
 
 def text_of(element: ET.Element) -> bytes:

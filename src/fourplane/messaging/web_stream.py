@@ -14,6 +14,9 @@ from fourplane.messaging.relay import copy_messages
 from fourplane.messaging.xml_stream import CLIENT, FRAMING, STREAMS, StreamError
 
 CONTENT = f" xmlns='{CLIENT}'".encode()
+# SCRAM only: the gateway decides about TLS, and a password in the clear is never taken.
+OFFER = Offer(secure=False, starttls=False, tls_required=False, binding=b"")
+FEATURES = OFFER.features(tls_required=False)
 KINDS = (b"<message", b"<presence", b"<iq")
 
 
@@ -93,9 +96,8 @@ class WebStream(ClientStream):
         else:
             raise StreamError("invalid-namespace")
 
-    def _offer(self) -> Offer:
-        """SCRAM only: the gateway decides about TLS, and a password in the clear is never taken."""
-        return Offer(secure=False, starttls=False, tls_required=False, binding=b"")
+    def offer(self) -> tuple[Offer, bytes]:
+        return OFFER, FEATURES
 
     def _write(self, out: list[bytes]) -> None:
         try:
