@@ -2,7 +2,10 @@
 
 A folder made by a newer program is refused, an older one is copied aside and then migrated step by step before anything
 opens it. Each step takes the folder from version n to n + 1, only adds, and may run again after it was interrupted: the
-number is raised after each finished step, so a killed migration goes on where it was.
+number is raised after each finished step, so a killed migration goes on where it was. A step that leaves every file as it is
+(`unchanged`: the new program reads what the old one wrote) needs no copy; it only keeps the old program out.
+
+    1 -> 2   the journal of records holds a group of writes per frame; frames of one write are still read
 """
 
 import os
@@ -16,7 +19,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Corrupt, Misconfigured
 
 FORMAT_NAME = "format.json"
-CURRENT = 1
+CURRENT = 2
 KEPT_OUT = ("backups", "deployment.lock", "control.sock")
 Step = Callable[[Path], None]
 
@@ -56,17 +59,25 @@ def ensure_format(
         raise Misconfigured(told, code="newer_format", format=found.format)
     if found.format == current:
         return Migrated(before=current, after=current)
-    known = steps or {}
+    known = STEPS if steps is None else steps
     missing = [number for number in range(found.format, current) if number not in known]
     if missing:
         raise Misconfigured(
             f"no way from format {missing[0]} to {missing[0] + 1}", code="no_migration", format=missing[0]
         )
-    backup = back_up(folder, f"format-{found.format}")
-    for number in range(found.format, current):
-        known[number](folder)
+    wanted = [known[number] for number in range(found.format, current)]
+    backup = None if all(step is unchanged for step in wanted) else back_up(folder, f"format-{found.format}")
+    for number, step in enumerate(wanted, found.format):
+        step(folder)
         _write(folder, number + 1, program)
     return Migrated(before=found.format, after=current, backup=backup)
+
+
+def unchanged(_folder: Path) -> None:
+    """A step for a format that only adds."""
+
+
+STEPS: Mapping[int, Step] = {1: unchanged}
 
 
 def read_format(folder: Path) -> Format | None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,5 +160,44 @@ def test_a_flipped_byte_of_the_journal_is_corrupt(tmp_path):
         with pytest.raises(Corrupt) as told:
             await opened(path)
         assert told.value.fields["file"] == str(segment)
+
+    asyncio.run(body())
+
+
+def test_journals_of_the_first_format_are_read(tmp_path):
+    """One write per frame, as the program before format 2 wrote them."""
+
+    async def body():
+        path = tmp_path / "a.db"
+        records = await opened(path, bounds=RecordsSettings())
+        journal = records._writer.frames
+        for number in range(3):
+            change = (b"p", [(b"s%d" % number, b"old", 1, None)])
+            await records._writer.worker.submit(journal.write, [(0, 1, b"\x01" + msgspec.msgpack.encode(change))])
+        await records.write(b"p", [Put(b"s3", b"new")])
+        records.abandon()
+        records = await opened(path, bounds=RecordsSettings())
+        assert [record.value for record in await records.scan(b"p")] == [b"old", b"old", b"old", b"new"]
+        await records.close()
+
+    asyncio.run(body())
+
+
+def test_a_group_that_was_being_written_when_the_power_went_is_gone_as_a_whole(tmp_path):
+    async def body():
+        path, disk = tmp_path / "a.db", Disk(faults=Faults())
+        records = await opened(path, disk, RecordsSettings())
+        await records.write(b"p", [Put(b"kept", b"1")])
+        disk.faults.failing_syncs = 1
+        told = await asyncio.gather(
+            *[records.write(b"p", [Put(b"lost %d" % number, b"x")]) for number in range(20)], return_exceptions=True
+        )
+        assert all(isinstance(each, Unavailable) for each in told)
+        records.abandon()
+        disk.crash(None)
+        records = await opened(path, disk, RecordsSettings())
+        assert [record.sort for record in await records.scan(b"p")] == [b"kept"]
+        await records.close()
+        disk.close()
 
     asyncio.run(body())

@@ -71,3 +71,12 @@ def test_unreadable_format_is_corrupt(tmp_path):
     with pytest.raises(Corrupt):
         ensure_format(tmp_path, program="0.1")
     assert Format(1, "x", 0).format == 1
+
+
+def test_folders_of_the_first_format_are_raised_without_a_copy(tmp_path):
+    ensure_format(tmp_path, program="0.1", current=1)
+    done = ensure_format(tmp_path, program="0.2")
+    assert (done.before, done.after, done.backup) == (1, 2, None)
+    with pytest.raises(Misconfigured) as told:
+        ensure_format(tmp_path, program="0.1", current=1)
+    assert told.value.reason == "newer_format"

@@ -308,11 +308,12 @@ class EmbeddedEventLog:
         stream.end += count
         return done
 
-    def _written(self, stream: _Stream, frame: Frame) -> None:
-        stream.durable = (frame.key & OFFSET_MASK) + frame.count
-        stream.tail.append(frame)
-        self._behind.append((stream, frame))
-        self._appended += frame.count
+    def _written(self, streams: Sequence[_Stream], frames: Sequence[Frame]) -> None:
+        for stream, frame in zip(streams, frames, strict=True):
+            stream.durable = (frame.key & OFFSET_MASK) + frame.count
+            stream.tail.append(frame)
+            self._behind.append((stream, frame))
+            self._appended += frame.count
         if len(self._behind) >= self._settings.index_batches and self._indexing is None:
             with suppress(FourplaneError):  # the next one tries again; `behind_batches_max` bounds what gathers
                 self._start_indexing()

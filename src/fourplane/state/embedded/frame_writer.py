@@ -43,19 +43,19 @@ class WriterStatistics(msgspec.Struct, frozen=True):
     failed: str
 
 
-class _Waiting(Generic[T]):
-    __slots__ = ("body", "count", "future", "key", "owner")
-
-    def __init__(self, owner: T, key: int, count: int, body: bytes, future: "asyncio.Future[None]") -> None:
-        self.owner = owner
-        self.key = key
-        self.count = count
-        self.body = body
-        self.future = future
+class _Waiting(msgspec.Struct, Generic[T], gc=False):
+    owner: T
+    key: int
+    count: int
+    body: bytes
+    future: "asyncio.Future[None]"
 
 
 class FrameWriter(Generic[T]):
-    """Writes frames for owners. `written(owner, frame)` before the caller hears; `refused(owners)` before theirs hear."""
+    """Writes frames for owners. `written(owners, frames)` before callers hear; `refused(owners)` before theirs hear.
+
+    With `joined`, a group is one frame: these bytes and all bodies; `frames` then holds that one for all owners.
+    """
 
     def __init__(
         self,
@@ -63,8 +63,9 @@ class FrameWriter(Generic[T]):
         name: str,
         settings: WriterSettings,
         *,
-        written: Callable[[T, Frame], None],
+        written: Callable[[Sequence[T], Sequence[Frame]], None],
         refused: Callable[[Sequence[T]], None],
+        joined: bytes | None = None,
     ) -> None:
         self.frames = frames
         self.worker = Worker(f"frames of {name}", queue_max=64)
@@ -73,6 +74,7 @@ class FrameWriter(Generic[T]):
         self._settings = settings
         self._on_written = written
         self._on_refused = refused
+        self._joined = joined
         self._queue: deque[_Waiting[T]] = deque()
         self._queue_bytes = self._groups = 0
         self._busy = self._scheduled = self._open = False
@@ -180,7 +182,12 @@ class FrameWriter(Generic[T]):
             group.append(queue.popleft())
             size += len(group[-1].body) + _FRAME_COST_BYTES
         self._queue_bytes -= size
-        done = self.worker.submit(self.frames.write, [(each.key, each.count, each.body) for each in group])
+        if self._joined is None:
+            bodies = [(each.key, each.count, each.body) for each in group]
+        else:
+            body = b"".join([self._joined, *[each.body for each in group]])
+            bodies = [(0, sum([each.count for each in group]), body)]
+        done = self.worker.submit(self.frames.write, bodies)
         done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
 
     def _written(self, group: list[_Waiting[T]], began: float, done: "asyncio.Future[list[Frame]]") -> None:
@@ -194,8 +201,8 @@ class FrameWriter(Generic[T]):
             if isinstance(error, SyncFailed):
                 self.failed = told
         else:
-            for waiting, frame in zip(group, done.result(), strict=True):
-                self._on_written(waiting.owner, frame)
+            self._on_written([waiting.owner for waiting in group], done.result())
+            for waiting in group:
                 if not waiting.future.done():
                     waiting.future.set_result(None)
         if self._next is not None:

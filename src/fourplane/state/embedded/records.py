@@ -1,10 +1,13 @@
 """Wide rows on SQLite behind a journal: the `Records` contract over segment files and one `Database`.
 
 Idea. Rows with random keys land on a page of the tree each, and a page is 20 times a row: 11k rows a second. So a write is
-first a frame of the journal (`segments`; one write and one sync for all who wait) and a row of the *overlay* in memory,
-then its caller hears. At `fold_rows` the overlay is written to the table in key order, some hundred rows a commit, while
-writing goes on; several rows share a page then. The last commit says how far the journal is folded; opening reads what
-lies behind that into the overlay again, and folding it twice does no harm, because rows carry their version.
+first part of a frame of the journal (`segments`; one frame, one write and one sync for all who wait) and a row of the *overlay*
+in memory, then its caller hears. At `fold_rows` the overlay is written to the table in key order, some hundred rows a commit;
+several rows share a page then. Folding takes a quarter of the time while the overlay is small, so that a burst runs at the
+speed of the journal, and all it can get once the overlay is half full. The last commit says how far the journal is folded;
+opening reads what lies behind that into the overlay again, and folding it twice does no harm, because rows carry their version.
+
+A write must know the version before it; `key_filter` spares the look into the tree for keys that were never there.
 
 Each row of the overlay knows its newest state (what the next write is judged by) and its durable state (what readers see, so
 never one that a power cut could take back). Reads look at the overlay, then at the table; scans merge both.
@@ -12,12 +15,13 @@ never one that a power cut could take back). Reads look at the overlay, then at 
 The table is clustered by (partition, sort). An expired record is absent for everybody from its microsecond on; its row is
 removed after a later fold, some hundreds at a time. A put over an expired row starts again at version 1.
 
-Bounds: `overlay_rows_max` and `overlay_bytes_max`, past them writers wait for the fold. Frame body: u8 schema (1), msgpack of
-(partition, [(sort, value or nil, version, expires_us or nil)]).
+Bounds: `overlay_rows_max` and `overlay_bytes_max`, past them writers wait for the fold. Frame body: u8 schema (2), then per
+write u32 length and msgpack of (partition, [(sort, value or nil, version, expires_us or nil)]). Schema 1 held one write alone.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from heapq import merge
 from typing import cast
@@ -30,6 +34,7 @@ from fourplane.foundation.errors import Conflict, Corrupt, FourplaneError, Rejec
 from fourplane.state.contracts import Change, Put, Record
 from fourplane.state.embedded.database import Database, DatabaseStatistics
 from fourplane.state.embedded.frame_writer import FrameWriter, WriterSettings, WriterStatistics
+from fourplane.state.embedded.key_scan import KeyScan
 from fourplane.state.embedded.segments import PLACE_BITS, Frame, frames_beside
 
 KEY_BYTES_MAX = 512
@@ -37,7 +42,10 @@ VALUE_BYTES_MAX = 1 << 20
 CHANGES_MAX = 100
 SCAN_MAX = 10_000
 PURGE_ROWS = 500
-SCHEMA_NUMBER = b"\x01"
+BATCH_BYTES_MAX = 32 << 20
+SCHEMA_NUMBER = b"\x02"
+_ALONE = b"\x01"
+_LENGTH = struct.Struct("<I")
 
 SCHEMA = (
     (
@@ -74,9 +82,10 @@ class RecordsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writer: WriterSettings = WriterSettings()
     fold_rows: int = 50_000
     fold_bytes: int = 32 << 20
-    fold_rows_at_once: int = 250
-    overlay_rows_max: int = 200_000
+    fold_rows_at_once: int = 100
+    overlay_rows_max: int = 300_000
     overlay_bytes_max: int = 128 << 20
+    filter_keys_max: int = 16_000_000
 
 
 class RecordsStatistics(msgspec.Struct, frozen=True):
@@ -89,16 +98,14 @@ class RecordsStatistics(msgspec.Struct, frozen=True):
     folds: int
     folded_rows: int
     purged: int
+    filtered_keys: int
 
 
-class _Cell:
+class _Cell(msgspec.Struct, gc=False, eq=False):
     """One row of the overlay; `durable` is None while only the table has what readers may see."""
 
-    __slots__ = ("durable", "newest")
-
-    def __init__(self) -> None:
-        self.newest: State | None = None
-        self.durable: State | None = None
+    newest: State | None = None
+    durable: State | None = None
 
 
 _Write = list[tuple[bytes, bytes, _Cell, State]]  # partition, sort, cell, its state behind this write
@@ -116,6 +123,7 @@ class EmbeddedRecords:
             self._settings.writer,
             written=self._written,
             refused=self._refused,
+            joined=SCHEMA_NUMBER,
         )
         self._overlay: dict[bytes, dict[bytes, _Cell]] = {}
         self._rows = self._bytes = self._folds = self._folded_rows = self._purged = 0
@@ -123,6 +131,10 @@ class EmbeddedRecords:
         self._first_segment = 1
         self._fold_rows = self._settings.fold_rows
         self._folding: asyncio.Future[None] | None = None
+        self._hurry = False
+        self._room: asyncio.Future[None] | None = None
+        self._bytes_folding = 0
+        self._keys = KeyScan(database, self._settings.filter_keys_max)
 
     async def open(self) -> "EmbeddedRecords":
         """Make the tables where they are missing, and read the changes that are not folded yet; raises Corrupt."""
@@ -130,21 +142,22 @@ class EmbeddedRecords:
         rows = self.database.integers("SELECT upto FROM folded")
         self._upto = rows[0][0] if rows else 0
         self._first_segment = max(1, self._upto >> PLACE_BITS)
-        for frame in await self._writer.open(self._upto):
-            body = self._writer.frames.read(frame)
-            if body[:1] != SCHEMA_NUMBER:
-                raise Corrupt(
-                    f"{self.database.name}: a change has schema {body[0]}", file=self.database.name, place="journal"
-                )
-            partition, states = _DECODER.decode(memoryview(body)[1:])
-            write: _Write = []
-            for sort, value, version, expires_us in states:
-                cell = self._cell(partition, sort)
-                state: State = (value, version, expires_us)
-                cell.newest = state
-                write.append((partition, sort, cell, state))
-            self._written(write, frame)
+        frames = await self._writer.open(self._upto)
+        self._keys.start()  # before anything can be folded, so that it learns of all of that
+        for frame in frames:
+            writes = [self._restored(body) for body in _bodies(self._writer.frames.read(frame), self.database.name)]
+            self._written(writes, [frame])
         return self
+
+    def _restored(self, body: memoryview) -> "_Write":
+        partition, states = _DECODER.decode(body)
+        write: _Write = []
+        for sort, value, version, expires_us in states:
+            cell = self._cell(partition, sort)
+            state: State = (value, version, expires_us)
+            cell.newest = state
+            write.append((partition, sort, cell, state))
+        return write
 
     async def get(self, partition: bytes, sort: bytes) -> Record | None:
         cells = self._overlay.get(partition)
@@ -153,6 +166,8 @@ class EmbeddedRecords:
             if value is None:
                 return None
         else:
+            if not self._keys.may_hold((partition, sort)):
+                return None
             rows = cast("list[tuple[bytes, int, int | None]]", self.database.read(_GET, (partition, sort)))
             if not rows:
                 return None
@@ -195,27 +210,43 @@ class EmbeddedRecords:
 
     async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
         check_changes(partition, changes)
-        given = tuple(changes)
-        while self._rows >= self._settings.overlay_rows_max or self._bytes >= self._settings.overlay_bytes_max:
+        settings = self._settings
+        while self._rows >= settings.overlay_rows_max or self._bytes >= settings.overlay_bytes_max:
             await self._make_room()
         self._writer.check()
-        states = await self._states_after(partition, given)
+        try:
+            states = self._judged(partition, changes)
+        except Conflict:
+            if not self._writer.busy:
+                raise
+            await self._writer.settle()  # a conflict with a write under way is told when that one is durable
+            self._writer.check()
+            states = self._judged(partition, changes)
         if not states:
             return
+        cells = self._overlay.get(partition)
+        if cells is None:
+            cells = self._overlay[partition] = {}
         write: _Write = []
         for sort, state in states:
-            cell = self._cell(partition, sort)
+            cell = cells.get(sort)
+            if cell is None:
+                cell = cells[sort] = _Cell()
+                self._rows += 1
             cell.newest = state
             write.append((partition, sort, cell, state))
-        body = SCHEMA_NUMBER + msgspec.msgpack.encode((partition, [(sort, *state) for sort, state in states]))
-        await self._writer.put(write, 0, len(states), body)
+        body = _ENCODER.encode((partition, [(sort, *state) for sort, state in states]))
+        await self._writer.put(write, 0, len(states), _LENGTH.pack(len(body)) + body)
 
     async def fold(self) -> None:
         """Wait until every change that was durable when this was called is in the table."""
         if self._folding is not None:
+            self._hurry = True
             await asyncio.shield(self._folding)
         if self._rows:
-            await asyncio.shield(self._start_folding())
+            folding = self._folding or self._start_folding()
+            self._hurry = True
+            await asyncio.shield(folding)
 
     async def purge(self) -> int:
         """Fold, then remove up to 500 rows that expired; how many went."""
@@ -234,38 +265,36 @@ class EmbeddedRecords:
             folds=self._folds,
             folded_rows=self._folded_rows,
             purged=self._purged,
+            filtered_keys=self._keys.count,
         )
 
     async def close(self) -> None:
         """Finish what is queued. What is not folded yet stays in the journal and is read again."""
         await self._writer.drain()
+        self._keys.stop()
         if self._folding is not None:
+            self._hurry = True
             await asyncio.wait([self._folding])
         await self._writer.close()
         await self.database.close()
 
     def abandon(self) -> None:
         """Let go without finishing anything, as a killed process would; for tests and the simulator."""
+        self._keys.stop()
         self._writer.abandon()
         self.database.abandon()
 
     # ---- the overlay ----
 
-    async def _states_after(self, partition: bytes, changes: Sequence[Change]) -> list[tuple[bytes, State]]:
-        """What a batch makes of its rows; a conflict with a write under way is told when that one is durable."""
-        try:
-            return self._judged(partition, changes)
-        except Conflict:
-            if not self._writer.busy:
-                raise
-        await self._writer.settle()
-        self._writer.check()
-        return self._judged(partition, changes)
-
     def _judged(self, partition: bytes, changes: Sequence[Change]) -> list[tuple[bytes, State]]:
+        """What a batch makes of its rows; raises Conflict."""
         now_us = clock.now_us()
-        states = [(change.sort, self._after(partition, change, now_us)) for change in changes]
-        return [(sort, state) for sort, state in states if state is not None]
+        states: list[tuple[bytes, State]] = []
+        for change in changes:
+            state = self._after(partition, change, now_us)
+            if state is not None:
+                states.append((change.sort, state))
+        return states
 
     def _cell(self, partition: bytes, sort: bytes) -> _Cell:
         cells = self._overlay.get(partition)
@@ -282,6 +311,8 @@ class EmbeddedRecords:
         cells = self._overlay.get(partition)
         cell = cells.get(change.sort) if cells is not None else None
         current = cell.newest if cell is not None else None
+        if current is None and not self._keys.may_hold((partition, change.sort)):
+            current = _ABSENT
         if current is None:
             rows = cast("list[State]", self.database.read(_GET, (partition, change.sort)))
             current = rows[0] if rows else _ABSENT
@@ -295,12 +326,14 @@ class EmbeddedRecords:
             return change.value, version + 1, None if ttl_s is None else now_us + int(ttl_s * 1e6)
         return None if change.expect_version == 0 else _ABSENT
 
-    def _written(self, write: _Write, frame: Frame) -> None:
-        """A write is durable: readers see it from now on."""
-        for _, sort, cell, state in write:
-            cell.durable = state
-            self._bytes += len(sort) + len(state[0] or b"")
-        self._upto = frame.at + frame.size
+    def _written(self, writes: Sequence[_Write], frames: Sequence[Frame]) -> None:
+        """These writes are durable: readers see them from now on."""
+        for write in writes:
+            for _, sort, cell, state in write:
+                cell.durable = state
+                self._bytes += len(sort) + len(state[0] or b"")
+        last = frames[-1]
+        self._upto = last.at + last.size
         if (self._rows >= self._fold_rows or self._bytes >= self._settings.fold_bytes) and self._folding is None:
             self._start_folding()
 
@@ -325,74 +358,118 @@ class EmbeddedRecords:
     async def _make_room(self) -> None:
         if self._folding is None and self._writer.busy:
             await self._writer.settle()  # only what is durable can be folded
-        await asyncio.shield(self._folding or self._start_folding())
+        folding = self._folding or self._start_folding()
+        self._hurry = True
+        self._room = self._room or asyncio.get_running_loop().create_future()
+        await asyncio.wait([folding, self._room], return_when=asyncio.FIRST_COMPLETED)
+        if folding.done():
+            folding.result()
 
     def _start_folding(self) -> "asyncio.Future[None]":
         """Write what is durable now to the table, some rows a commit, in key order; the future is done when all is there."""
-        rows: _Write = sorted(
-            (
-                (partition, sort, cell, cell.durable)
-                for partition, cells in self._overlay.items()
-                for sort, cell in cells.items()
-                if cell.durable is not None
-            ),
-            key=lambda row: row[:2],
-        )
-        self._bytes = 0
         folding = self._folding = asyncio.get_running_loop().create_future()
-        self._fold_some(rows, 0, self._upto, None)
+        self._hurry = False
+        self._bytes_folding, self._bytes = self._bytes, 0
+        self._fold_some(_Fold(sorted(self._overlay), self._upto))
         return folding
 
-    def _fold_some(self, rows: _Write, at: int, upto: int, done: "asyncio.Future[None] | None") -> None:
-        """Commit the next rows; called again when they are durable."""
-        assert self._folding is not None
-        error = None
-        if done is not None:
-            error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
-        behind = at + self._settings.fold_rows_at_once
-        if error is None and at < len(rows):
-            last = upto if behind >= len(rows) else None
-            try:
-                committed = self.database.transact(
-                    partial(_fold, rows[at:behind], last), weight=behind - at, savepoint=False
-                )
-            except FourplaneError as refused:
-                error = refused
-            else:
-                committed.add_done_callback(partial(self._fold_some, rows, behind, upto))
-                return
-        folding, self._folding = self._folding, None
-        if error is not None:
-            self._fold_rows = self._rows + self._settings.fold_rows // 10  # not at once again
-            self._bytes = sum(len(sort) + len(state[0] or b"") for _, sort, _, state in rows)
-            folding.set_exception(error)
-            folding.exception()  # nobody may be waiting
-            return
-        self._fold_rows = self._settings.fold_rows
-        self._folded(rows, upto)
-        folding.set_result(None)
+    def _fold_some(self, fold: "_Fold") -> None:
+        """Commit the next rows, and again when they are durable."""
+        rows = fold.take(self._overlay, self._settings.fold_rows_at_once)
+        last = fold.upto if fold.at >= len(fold.partitions) else None
+        self._keys.add([(partition, sort) for partition, sort, _, _ in rows])
+        began = clock.monotonic_s()
+        try:
+            committed = self.database.transact(partial(_fold, rows, last), weight=max(1, len(rows)), savepoint=False)
+        except FourplaneError as refused:
+            self._fold_failed(refused)
+        else:
+            committed.add_done_callback(partial(self._folded_some, fold, rows, began))
 
-    def _folded(self, rows: _Write, upto: int) -> None:
+    def _folded_some(self, fold: "_Fold", rows: _Write, began: float, done: "asyncio.Future[None]") -> None:
         """The table has these rows: the overlay lets go of those that did not change meanwhile."""
-        self._folds += 1
+        error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
+        if error is not None:
+            self._fold_failed(error)
+            return
         self._folded_rows += len(rows)
         for partition, sort, cell, state in rows:
             if cell.durable is state:
                 cell.durable = None
                 if cell.newest is state:
                     self._let_go(partition, sort, cell)
+        if self._room is not None and self._rows < self._settings.overlay_rows_max:
+            self._room.set_result(None)
+            self._room = None
+        if fold.at >= len(fold.partitions):
+            self._folded(fold.upto)
+        elif self._hurry or self._rows > self._settings.overlay_rows_max // 2:
+            self._fold_some(fold)
+        else:
+            pause_s = 3 * (clock.monotonic_s() - began)
+            asyncio.get_running_loop().call_later(pause_s, self._fold_some, fold)
+
+    def _fold_failed(self, error: BaseException) -> None:
+        self._fold_rows = self._rows + self._settings.fold_rows // 10  # not at once again
+        self._bytes += self._bytes_folding
+        self._end_folding()
+        folding, self._folding = self._folding, None
+        assert folding is not None
+        folding.set_exception(error)
+        folding.exception()  # nobody may be waiting
+
+    def _folded(self, upto: int) -> None:
+        """All of it is there: the journal before it is not needed any more."""
+        self._folds += 1
+        self._fold_rows = self._settings.fold_rows
         while self._first_segment < upto >> PLACE_BITS:
             self._writer.worker.submit(self._writer.frames.drop, self._first_segment)
             self._first_segment += 1
         self.database.transact(partial(_purge, clock.now_us()), weight=PURGE_ROWS, savepoint=False).add_done_callback(
             self._count_purged
         )
+        self._end_folding()
+        folding, self._folding = self._folding, None
+        assert folding is not None
+        folding.set_result(None)
+
+    def _end_folding(self) -> None:
+        self._bytes_folding = 0
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None
 
     def _count_purged(self, done: "asyncio.Future[int]") -> None:
         if not done.cancelled() and done.exception() is None:
             self._purged += done.result()
 
 
+class _Fold:
+    """One pass over the overlay: its partitions in order, and how far it got."""
+
+    __slots__ = ("at", "partitions", "upto")
+
+    def __init__(self, partitions: list[bytes], upto: int) -> None:
+        self.partitions = partitions
+        self.upto = upto
+        self.at = 0
+
+    def take(self, overlay: dict[bytes, dict[bytes, _Cell]], most: int) -> _Write:
+        """The next durable rows in key order: `most`, and what is left of the last partition."""
+        rows: _Write = []
+        partitions = self.partitions
+        while self.at < len(partitions) and len(rows) < most:
+            partition = partitions[self.at]
+            self.at += 1
+            cells = overlay.get(partition, {})
+            for sort in sorted(cells) if len(cells) > 1 else cells:
+                cell = cells[sort]
+                if cell.durable is not None:
+                    rows.append((partition, sort, cell, cell.durable))
+        return rows
+
+
+_ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[tuple[bytes, list[tuple[bytes, bytes | None, int, int | None]]]] = (
     msgspec.msgpack.Decoder(tuple[bytes, list[tuple[bytes, bytes | None, int, int | None]]])
 )
@@ -404,6 +481,7 @@ def check_changes(partition: bytes, changes: Sequence[Change]) -> None:
         raise Rejected(f"a partition key has 1 to {KEY_BYTES_MAX} bytes, not {len(partition)}", code="bad_key")
     if not 0 < len(changes) <= CHANGES_MAX:
         raise TooLarge(f"a batch has 1 to {CHANGES_MAX} changes, not {len(changes)}")
+    size = 0
     for change in changes:
         if not 0 < len(change.sort) <= KEY_BYTES_MAX:
             raise Rejected(f"a sort key has 1 to {KEY_BYTES_MAX} bytes, not {len(change.sort)}", code="bad_key")
@@ -412,6 +490,9 @@ def check_changes(partition: bytes, changes: Sequence[Change]) -> None:
                 raise TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, not {len(change.value)}")
             if change.ttl_s is not None and not change.ttl_s > 0:
                 raise Rejected(f"a record cannot live for {change.ttl_s} s", code="bad_ttl")
+            size += len(change.value)
+    if size > BATCH_BYTES_MAX:
+        raise TooLarge(f"the values of a batch have at most {BATCH_BYTES_MAX} bytes, not {size}")
     if len(changes) > 1 and len({change.sort for change in changes}) != len(changes):
         raise Rejected("a batch changes each sort key once", code="duplicate_key")
 
@@ -420,6 +501,20 @@ def conflict(change: Change) -> Conflict:
     """The error of a version that differs."""
     told = f"record {change.sort!r} is not at version {change.expect_version}"
     return Conflict(told, code="version", sort=change.sort, expected=change.expect_version)
+
+
+def _bodies(body: bytes, name: str) -> Iterator[memoryview]:
+    """The writes of one frame."""
+    view, at = memoryview(body), 1
+    if body[:1] == _ALONE:
+        yield view[1:]
+        return
+    if body[:1] != SCHEMA_NUMBER:
+        raise Corrupt(f"{name}: a change has schema {body[0]}", file=name, place="journal")
+    while at < len(body):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        yield view[at - length : at]
 
 
 def _create(writer: apsw.Connection) -> None:

@@ -88,7 +88,7 @@ class Disk:
         self.opening_writer = False
         self._files: dict[str, FileState] = {}
         self._descriptors: dict[str, int] = {}
-        self._undo: list[tuple[str, int, bytes, int]] = []
+        self._undo: dict[str, list[tuple[int, bytes, int]]] = {}  # by file: writes that no sync has made durable
         self._page_bytes: dict[str, int] = {}
         self._vfs = _Vfs(self)
 
@@ -124,7 +124,7 @@ class Disk:
             if faults.failing_syncs > 0:
                 faults.failing_syncs -= 1
                 raise OSError(5, "injected: the disk refused to sync", path)
-            self._undo = [entry for entry in self._undo if entry[0] != path]
+            self._undo.pop(path, None)
         os.fdatasync(self._descriptor(path))
 
     def pwrite(self, path: str, content: bytes, offset: int) -> None:
@@ -179,7 +179,8 @@ class Disk:
         The databases on this disk must have been abandoned before.
         """
         undone = 0
-        for path, offset, before, size_before in reversed(self._undo):
+        unsynced = [(path, *write) for path, writes in self._undo.items() for write in reversed(writes)]
+        for path, offset, before, size_before in unsynced:
             fate = rng.random() if rng is not None else 0.0
             if fate > 0.7 or not os.path.exists(path):  # noqa: PTH110 - paths are SQLite's strings
                 continue
@@ -225,7 +226,7 @@ class Disk:
         before = b""
         if size > offset:
             before = os.pread(self._descriptor(path), min(length, size - offset), offset)
-        self._undo.append((path, offset, before.ljust(length, b"\0"), size))
+        self._undo.setdefault(path, []).append((offset, before.ljust(length, b"\0"), size))
 
     def _descriptor(self, path: str) -> int:
         descriptor = self._descriptors.get(path)
