@@ -26,6 +26,10 @@ REPEATS = 25  # each position is sent this often a quarter second, with new sequ
 UNSENT_MAX = 1 << 20
 
 
+class Refused(Exception):
+    """The deployment said no."""
+
+
 class Bulk(asyncio.Protocol):
     """The connection the positions flow over; news come over the other."""
 
@@ -42,13 +46,17 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
     waits: list[float] = []
     counts = {"failed": 0, "positions": 0}
     ended: set[str] = set()
+    refused: dict[str, int] = {}
 
     async def call(method: str, path: str, body: object = None, **headers: str) -> dict:
         sent = {name.replace("_", "-"): value for name, value in headers.items()} | {"content-type": "application/json"}
         answer = await client.request(
             method, f"/dispatch/api{path}", body=msgspec.json.encode(body), headers=sent, timeout_s=30
         )
-        assert answer.status < 300, answer.body
+        if answer.status >= 300:
+            why = msgspec.json.decode(answer.body)["error"]["code"]
+            refused[why] = refused.get(why, 0) + 1
+            raise Refused(why)
         return msgspec.json.decode(answer.body)
 
     roads = Roads.from_bytes((await client.request("GET", "/dispatch/api/map/network")).body)
@@ -103,7 +111,7 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
             began = time.monotonic()
             made = await call("POST", "/requests", {"fare_id": fare["fare"]["fare_id"]}, x_rider_token=token)
             asked[made["request_id"]] = began
-        except (AssertionError, FourplaneError):
+        except (Refused, FourplaneError):
             counts["failed"] += 1
 
     tokens = [(await call("POST", "/guests", {}))["token"] for _ in range(int(rate * 12))]
@@ -135,5 +143,5 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
         "searched again": seen["matcher"]["unmatched"],
         "matches per hour": len(waits) / wall * 3_600, "asked per s": made / wall, "completed": len(ended),
         "failed": counts["failed"], "p50 s": float(np.quantile(waits, 0.5)), "p99 s": float(np.quantile(waits, 0.99)),
-        "positions per s": flowing, "wall s": wall,
+        **{f"refused {why}": count for why, count in refused.items()}, "positions per s": flowing, "wall s": wall,
     }  # fmt: skip

@@ -143,7 +143,7 @@ class Dispatch:
             inherited=self._inherited,
         )  # fmt: skip
         self.processor = TripProcessor(
-            self.store, self.log, self.records, registry=self.registry, switch=self.switches.processor
+            self.rides.look_up, self.log, self.records, registry=self.registry, switch=self.switches.processor
         )
         await self.feed.start(tasks)
         for work in (self.matcher.run(), self._offers(), self._money(), self._surge(), self.processor.run()):
@@ -215,20 +215,15 @@ class Dispatch:
 
     def pickup_s(self, lat: float, lng: float, product: Product) -> int | None:
         """Seconds until the nearest free driver for a product is there; None when nobody is near."""
-        best, source = np.inf, self.eta.snap(lat, lng, "the start")
-        all_kinds = len(product.vehicles) == len(CARS)
+        best, all_kinds = np.inf, len(product.vehicles) == len(CARS)
         for kind in product.vehicles[:1] if all_kinds else product.vehicles:
-            drivers, _ = self.index.nearest(
-                lat,
-                lng,
-                radius_m=self.settings.matching.radius_m,
-                count=PICKUP_CANDIDATES,
+            (ranked,) = self.eta.rank_many(
+                self.index, np.array([lat]), np.array([lng]),
+                radius_m=self.settings.matching.radius_m, count=PICKUP_CANDIDATES,
                 mask=STATUS_MASK if all_kinds else STATUS_MASK | VEHICLE_MASK,
                 wanted=AVAILABLE if all_kinds else AVAILABLE | kind << VEHICLE_SHIFT,
-            )
-            if len(drivers):
-                etas = self.eta.to_pickup(lat, lng, *self.index.places(drivers), source=source)
-                best = min(best, float(etas.min()))
+            )  # fmt: skip
+            best = min(best, float(ranked.etas.min(initial=np.inf)))
         return None if best == np.inf else round(best)
 
     def remaining_s(self, trip: Trip) -> float | None:

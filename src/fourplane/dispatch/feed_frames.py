@@ -29,7 +29,7 @@ HEADER = struct.Struct("<BBHI")
 PAYLOAD_MAX = 256 * 1024
 BUFFER_FIRST, BUFFER_MAX = 4 * 1024, 512 * 1024
 RUN_MIN = 8  # frames with equal headers worth joining
-RUN_RECORDS_MAX = 4_096
+RUN_PAYLOAD_MAX, RUN_RECORDS_MAX = 1_024, 4_096
 
 
 class FeedError(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ class FrameBuffer:
             if last - at > len(self._bytes):
                 self._resize(last - at)
             return None
-        if kind == POSITIONS and length and end - at >= RUN_MIN * (last - at):
+        if kind == POSITIONS and 0 < length <= RUN_PAYLOAD_MAX and end - at >= RUN_MIN * (last - at):
             return self._run(last - at)
         self._at = last
         return kind, self._view[first:last]

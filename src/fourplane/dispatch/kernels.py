@@ -311,6 +311,15 @@ def nearest_many(
         )  # fmt: skip
 
 
+@njit(types.void(U32S, DRIVERS, SLOTS, F64S, F64S), cache=True, error_model="numpy", nogil=True)
+def places(numbers: np.ndarray, drivers: np.ndarray, slots: np.ndarray, lats: np.ndarray, lngs: np.ndarray) -> None:
+    """Where each driver is, in degrees; NaN for those off the map."""
+    for n in range(numbers.size):
+        slot = drivers[numbers[n]].slot if numbers[n] < drivers.size else -1
+        lats[n] = slots[slot].lat * 1e-7 if slot >= 0 else math.nan
+        lngs[n] = slots[slot].lng * 1e-7 if slot >= 0 else math.nan
+
+
 if __name__ == "__main__":
     from fourplane.dispatch import compiled
 

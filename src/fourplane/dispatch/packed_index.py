@@ -139,11 +139,9 @@ class PackedIndex:
         return ids, counts.astype(np.int64)
 
     def places(self, drivers: Drivers) -> tuple[Metres, Metres]:
-        inside = drivers < len(self._drivers)
-        slots = np.where(inside, self._drivers["slot"][np.where(inside, drivers, 0)], -1)
-        at = self._slots[np.maximum(slots, 0)]
-        gone = slots < 0
-        return np.where(gone, np.nan, at["lat"] * 1e-7), np.where(gone, np.nan, at["lng"] * 1e-7)
+        lats, lngs = np.empty(len(drivers)), np.empty(len(drivers))
+        self._kernels.places(np.ascontiguousarray(drivers, np.uint32), self._drivers, self._slots, lats, lngs)
+        return lats, lngs
 
     def columns(self) -> tuple[NDArray[Any], ...]:
         """Slots, drivers, cells, table and counts as `road_kernels.rank_many` takes them; valid until the next update."""

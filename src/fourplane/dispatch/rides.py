@@ -210,6 +210,11 @@ class Rides:
             raise NotFound("no such ride", code="no_ride")
         return ride
 
+    async def look_up(self, trip_id: int) -> Trip | None:
+        """The trip as it stands, None when there is none."""
+        ride = await self._find(trip_id)
+        return None if ride is None else ride.trip
+
     async def history(self, trip_id: int) -> Sequence[Event]:
         """Everything that happened, in order."""
         return await self._store.history(trip_id)
@@ -431,7 +436,8 @@ class Rides:
         for driver in (trip.driver, held):
             if driver >= 0:
                 self._drivers.release(driver, trip.id, clock.now_us())
-                self._push.driver(driver, DriverNews(driver, ids.encode("trip", trip.id), trip.status))
+        if held >= 0 and held != trip.driver:  # `_tell` tells the trip's own driver
+            self._push.driver(held, DriverNews(held, ids.encode("trip", trip.id), trip.status))
         self._unsettled[trip.id] = ride
         self._tell(ride)
 

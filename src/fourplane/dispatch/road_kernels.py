@@ -71,7 +71,7 @@ def reach(
         if marks[target].wanted != generation:
             marks[target].wanted = generation
             left += 1
-    size, waiting, settled, bucket, unused = 0, 0, 0, 0, np.int32(-1)
+    size, waiting, settled, bucket, unused = 0, 0, 0, 0, -1
     node = source
     while node >= 0:
         marks[node].best, marks[node].seen = 0.0, generation
@@ -104,13 +104,14 @@ def reach(
             if mark.seen != generation or cost < mark.best:
                 mark.seen, mark.best = generation, cost
                 if unused >= 0:
-                    at, unused = unused, entries[unused].next
+                    at = unused
+                    unused = entries[at].next
                 elif size < entries.size:
                     at = size
                     size += 1
                 else:  # more waits than the network has links: cannot be
                     continue
-                place = np.int64(cost * per_second) & LAST
+                place = int(cost * per_second) & LAST
                 entries[at].key, entries[at].node, entries[at].next = cost, link.head, ring[place]
                 ring[place] = at
                 waiting += 1

@@ -4,17 +4,20 @@ A group of the event log with its own offset: it may be behind, fall over and re
 under the trip's id, so a repetition writes the same row again. Nothing in a ride waits for it.
 """
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from fourplane.control.nodes import Switch
 from fourplane.dispatch import trips
-from fourplane.dispatch.trip_store import TOPIC, TripNotice, TripStore
+from fourplane.dispatch.trip_store import TOPIC, TripNotice
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.money import Money
 from fourplane.foundation.telemetry import Registry
 from fourplane.state.contracts import EventLog, Put, Records
 
+Find = Callable[[int], Awaitable[trips.Trip | None]]  # a trip by number, from memory where it is there
 GROUP = "dispatch-history"
 SCHEMA = 1
 ROW = b"t/"
@@ -43,10 +46,8 @@ class ProcessorStatistics(msgspec.Struct, frozen=True):
 class TripProcessor:
     """Runs as one task."""
 
-    def __init__(
-        self, store: TripStore, log: EventLog, records: Records, *, registry: Registry, switch: Switch
-    ) -> None:
-        self._store, self._log, self._records, self._registry, self._switch = store, log, records, registry, switch
+    def __init__(self, find: Find, log: EventLog, records: Records, *, registry: Registry, switch: Switch) -> None:
+        self._find, self._log, self._records, self._registry, self._switch = find, log, records, registry, switch
         self._events = self._rows = self._behind = 0
 
     async def run(self) -> None:
@@ -78,7 +79,7 @@ class TripProcessor:
     async def _handle(self, notice: TripNotice) -> None:
         event = trips.decode(notice.event)
         if isinstance(event, trips.Settled):
-            trip = await self._store.find(notice.trip)
+            trip = await self._find(notice.trip)
             assert trip is not None, "an event of a trip that was never stored"
             await self._write(trip, event)
 
