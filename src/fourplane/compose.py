@@ -305,6 +305,7 @@ class Deployment:
             records=await self.stores.records("commerce"),
             search=await self.stores.search("commerce"),
             blobs=await self.stores.blobs("commerce"),
+            snapshot=self.settings.data / "shared" / "products.snapshot",
             payments=self._payments,
             ids=self.ids,
             registry=self.registry,

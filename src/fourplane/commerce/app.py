@@ -48,6 +48,8 @@ from fourplane.state import schema
 from fourplane.state.contracts import Blobs, Records, Search, Sql
 
 TELL_S = 0.25
+RENEW_S = 0.05
+SNAPSHOT_S = 1.0
 
 
 class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,13 +87,14 @@ class Commerce:
         registry: Registry,
         shards: Sequence[Sql] = (),
         blobs: Blobs | None = None,
+        snapshot: Path | None = None,
     ) -> None:
         self._settings = settings
         self._sql = sql
         self._registry = registry
         self._shards = list(shards) or [sql]
         boxes = Boxes()
-        self.catalog = Catalog(settings.catalog, sql=sql, search=search)
+        self.catalog = Catalog(settings.catalog, sql=sql, search=search, snapshot=snapshot)
         self.inventory = Inventory(settings.inventory, shards=self._shards, ids=ids)
         self.carts = CartStore(settings.cart, records=records, replica=settings.name)
         self.webhooks = Webhooks(settings.webhooks, sql=sql, ids=ids)
@@ -161,6 +164,8 @@ class Commerce:
             await self.fill()
         tasks.start(self.fulfilment.run(), "fulfilment")
         tasks.start(self._tell_stock(), "stock")
+        tasks.start(self._keep_pages(), "pages")
+        tasks.start(self._keep_snapshot(), "snapshot")
         tasks.start(self.webhooks.run(), "webhooks")
 
     async def drain(self) -> None:
@@ -170,6 +175,7 @@ class Commerce:
     async def stop(self) -> None:
         """Nothing to release: the stores are closed by whoever opened them."""
         await self.coordinator.stop()
+        self.catalog.close()
 
     async def fill(self, progress: Progress | None = None) -> ImportReport:
         """Import the configured catalog file, or make a believable catalog."""
@@ -201,6 +207,23 @@ class Commerce:
             with contextlib.suppress(FourplaneError):  # the next round tells what is left untold
                 changed = await self.checkout.tell_stock()
                 self.pages.drop(f"/commerce/p/{quote(product)}" for product in changed)
+
+    async def _keep_pages(self) -> None:
+        """Popular pages before anybody asks; then what has grown old, behind everybody's back."""
+        with contextlib.suppress(FourplaneError):
+            await self.storefront.warm(self._settings.pages.warm)
+        while True:
+            await clock.sleep(RENEW_S)
+            for path in self.pages.take_due(self._settings.pages.renew_at_once):
+                with contextlib.suppress(FourplaneError):  # the old page goes on being sent
+                    await self.storefront.render(path)
+
+    async def _keep_snapshot(self) -> None:
+        """What the processes of this machine share follows the rows."""
+        while True:
+            with contextlib.suppress(FourplaneError, OSError):
+                await self.catalog.renew_snapshot()
+            await clock.sleep(SNAPSHOT_S)
 
     def behind(self, admission: Admission) -> None:
         """The door all of it stands behind, for the boxes that show who is let in."""

@@ -9,13 +9,16 @@ Cost: a decoded product 0.1 us; a cold one about 30 us; search see state/embedde
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
 from fourplane.commerce.pricing import CURRENCIES, Item, Market
+from fourplane.commerce.snapshot import Snapshot, Writer
 from fourplane.commerce.suggestions import Suggestions, Synonyms
 from fourplane.foundation import clock
+from fourplane.foundation.blocking import Pool
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.service.shared_commit import Row, Template, rendered
 from fourplane.state.contracts import Document, Found, Query, Search, Sql
@@ -28,6 +31,7 @@ SORTS = {
     "popular": ("popularity", True),
 }
 PRICE_MAX = 100_000_000
+SNAPSHOT_S = 10.0
 SYNONYMS = (
     ("sneaker", "trainer", "running shoe"),
     ("sofa", "couch"),
@@ -121,6 +125,8 @@ class CatalogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset_max: int = 2_000
     batch: int = 200
     suggestions_max: int = 50_000
+    absent_s: float = 2.0
+    absent_max: int = 10_000
     synonyms: tuple[tuple[str, ...], ...] = SYNONYMS
 
 
@@ -131,6 +137,8 @@ class CatalogStatistics(msgspec.Struct, frozen=True):
     hits: int
     misses: int
     searches: int
+    shared_hits: int = 0
+    snapshot: bool = False
 
 
 @lru_cache(maxsize=20_000)
@@ -141,7 +149,7 @@ def _image(department: str, product_id: str, style: str, color: str) -> str:
 class Catalog:
     """The owner of products in this process."""
 
-    def __init__(self, settings: CatalogSettings, *, sql: Sql, search: Search) -> None:
+    def __init__(self, settings: CatalogSettings, *, sql: Sql, search: Search, snapshot: Path | None = None) -> None:
         self._settings = settings
         self._sql = sql
         self._search = search
@@ -150,7 +158,17 @@ class Catalog:
         self._decoder = msgspec.msgpack.Decoder(Product)
         self._encoder = msgspec.msgpack.Encoder()
         self._stock: dict[str, int] = {}
-        self._hits = self._misses = self._searches = 0
+        self._hits = self._shared_hits = self._misses = self._searches = 0
+        self._absent: dict[
+            str, float
+        ] = {}  # products that were asked for and do not exist, until when that is believed
+        self._snapshot_path = snapshot
+        self._snapshot: Snapshot | None = None
+        self._newer: set[str] = set()  # changed since the snapshot was read
+        self._newer_while: set[str] = set()  # changed while the next one is written
+        self._snapshot_s = 0.0  # how long writing the last one took
+        self._snapshot_at_s = 0.0
+        self._disk = Pool("catalog snapshot", threads=1)
         self.departments: dict[str, dict[str, int]] = {}
         self.tree: dict[str, int] = {}
         self.products_count = 0
@@ -169,11 +187,58 @@ class Catalog:
         if product is not None:
             self._hits += 1
             return product
+        if self._snapshot is not None and product_id not in self._newer:
+            found = self._snapshot.find(product_id)
+            if found is not None:
+                self._shared_hits += 1
+                return self._remember(self._decoder.decode(found))
+        now = clock.monotonic_s()
+        if self._absent.get(product_id, 0.0) > now:
+            self._hits += 1
+            raise NotFound("no such product", code="no_such_product", id=product_id[:80])
         self._misses += 1
         rows = await self._sql.read("SELECT body FROM products WHERE id = ?1 AND active = 1", product_id[:200])
         if not rows:
+            if len(self._absent) >= self._settings.absent_max:
+                self._absent.clear()
+            self._absent[product_id[:200]] = now + self._settings.absent_s
             raise NotFound("no such product", code="no_such_product", id=product_id[:80])
         return self._remember(self._decode(rows[0][0]))
+
+    async def renew_snapshot(self) -> int:
+        """Write what has changed into the table that all processes of the machine read, if it is time; how many it holds.
+
+        Not before twenty times as long as the last one took has gone by, so that it never costs more than a twentieth.
+        """
+        path, now = self._snapshot_path, clock.monotonic_s()
+        if path is None or (self._snapshot is not None and not self._newer):
+            return 0
+        if self._snapshot_s and now < self._snapshot_at_s + max(SNAPSHOT_S, 20 * self._snapshot_s):
+            return 0
+        self._newer_while = set()
+        writer = await self._disk.run(lambda: Writer(path))
+        try:
+            after = ""
+            while rows := await self._sql.read(
+                "SELECT id, body FROM products WHERE id > ?1 AND active = 1 ORDER BY id LIMIT 500", after
+            ):
+                chunk = [(str(name), body) for name, body in rows if isinstance(body, bytes)]
+                await self._disk.run(lambda chunk=chunk: writer.add(chunk))
+                after = chunk[-1][0]
+            count = await self._disk.run(writer.finish)
+        except BaseException:
+            writer.give_up()
+            raise
+        self._snapshot = Snapshot(path)
+        self._newer = self._newer_while
+        self._newer_while = set()
+        self._snapshot_at_s = clock.monotonic_s()
+        self._snapshot_s = self._snapshot_at_s - now
+        return count
+
+    def close(self) -> None:
+        """End the thread that writes snapshots."""
+        self._disk.close()
 
     async def find_by_sku(self, sku: str) -> Product | None:
         """The product a sku belongs to, or None."""
@@ -216,6 +281,10 @@ class Catalog:
             rows.append(Row(_PUT, values))
             rows += [Row(_PUT_VARIANT, (variant.sku, product.id)) for variant in product.variants]
         await self._sql.commit(rendered(rows))
+        for product in products:
+            self._absent.pop(product.id, None)
+            self._newer.add(product.id)
+            self._newer_while.add(product.id)
         for product in products:
             self._remember(product)
         await self._search.index([self._document(p) for p in products if p.active])
@@ -302,7 +371,9 @@ class Catalog:
 
     def statistics(self) -> CatalogStatistics:
         """What the decoded cache and the search did so far."""
-        return CatalogStatistics(len(self._decoded), self._hits, self._misses, self._searches)
+        return CatalogStatistics(
+            len(self._decoded), self._hits, self._misses, self._searches, self._shared_hits, self._snapshot is not None
+        )
 
     def _count_words(self, product: Product) -> None:
         """What the suggestions and the tree of categories know of a product."""

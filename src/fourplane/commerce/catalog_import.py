@@ -23,7 +23,8 @@ from fourplane.foundation.errors import Rejected
 
 ROWS_MAX = 2_000_000
 BYTES_MAX = 512 << 20
-BATCH = 100  # rows; with 100 variants each still within one commit
+BATCH = 20  # rows; small, because others are served between two batches
+TURN = 5  # rows read in one turn of the loop
 FORMATS = ("yaml", "json", "jsonl", "csv")
 MEDIA_TYPES = {
     "yaml": "application/yaml",
@@ -102,6 +103,8 @@ async def import_rows(
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         report.rows = number
+        if number % TURN == 0:
+            await clock.sleep(0)
         try:
             made = draft(row)
             _once(made, seen, number)
@@ -118,7 +121,6 @@ async def import_rows(
             batch = []
             if progress is not None:
                 progress(number / len(rows), f"{report.taken:,} products, {report.errors_total} rows refused")
-            await clock.sleep(0)
     await _take(batch, catalog, inventory, dry_run=dry_run)
     if not dry_run:
         await catalog.refresh_menus()
@@ -202,4 +204,5 @@ async def _take(batch: Sequence[Draft], catalog: Catalog, inventory: Inventory, 
     stock = {sku: count for made in batch for sku, count in made.stock.items()}
     await inventory.set_stock([Adjustment(sku, count, "import") for sku, count in stock.items()])
     await catalog.seed_stock(stock)
+    await clock.sleep(0)
     await catalog.put([made.product for made in batch])

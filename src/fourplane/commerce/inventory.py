@@ -80,7 +80,7 @@ _DROP = "DELETE FROM holds WHERE transaction_id = ?1"
 NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark", "reno")}
 
 
-ADJUST_MAX = 500
+ADJUST_MAX = 100
 AT_ONCE = 64
 
 

@@ -3,9 +3,10 @@
 A visitor without a cart sees the same page as every other one, so it is rendered once and kept as the complete answer: head,
 body, validator. The hot route finds it by path in one dictionary look-up; everything else (a cart cookie, a query, a page
 that is not kept) goes on to the application.
-An entry is fresh for `fresh_s`; after that one request renders it anew while the others still get the old one (stale
-while revalidate), and where rendering fails it may be served up to `stale_s` (stale if error). A change of stock drops the
-pages of its product at once.
+An entry is fresh for about `fresh_s` (each a little differently, so that pages kept together do not all grow old together);
+after that it is still sent, and noted as `due`: somebody renders it anew behind everybody's back, each page once at a time
+(`take_due`). Past `stale_s` it waits for the application, and where that fails it may still be sent (stale if error). A change of
+stock or price drops the pages of its product at once, so old is only what changes by itself.
 
 Invariant: at most `pages_max` entries; a page with a Set-Cookie is never kept. Cost: a hit about 1 us.
 """
@@ -31,6 +32,9 @@ class PageCacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     page_bytes_max: int = 256 << 10
     fresh_s: float = 5.0
     stale_s: float = 300.0
+    due_max: int = 1_000
+    renew_at_once: int = 8
+    warm: int = 200  # popular products rendered at the start
 
 
 class PageCacheStatistics(msgspec.Struct, frozen=True):
@@ -43,16 +47,17 @@ class PageCacheStatistics(msgspec.Struct, frozen=True):
 
 
 class _Entry:
-    __slots__ = ("answer", "kept_at", "not_modified", "renewing", "tag")
+    __slots__ = ("answer", "due", "fresh_until", "kept_at", "not_modified", "tag")
 
-    def __init__(self, body: bytes, now: float) -> None:
+    def __init__(self, body: bytes, now: float, fresh_s: float) -> None:
         self.tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'.encode()
         headers = {name.decode(): value.decode() for name, value in PAGE_HEADERS}
         headers |= {"etag": self.tag.decode(), "cache-control": f"private, max-age={BROWSER_S}", "vary": "cookie"}
         self.answer = answer(200, body, media_type="text/html; charset=utf-8", headers=headers, dated=False)
         self.not_modified = answer(304, headers=headers, dated=False)
         self.kept_at = now
-        self.renewing = False
+        self.fresh_until = now + fresh_s
+        self.due = False
 
 
 class PageCache:
@@ -61,6 +66,7 @@ class PageCache:
     def __init__(self, settings: PageCacheSettings) -> None:
         self._settings = settings
         self._pages: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._due: dict[bytes, None] = {}
         self.enabled = True
         self.hits = self.misses = self.stale = 0
 
@@ -79,12 +85,15 @@ class PageCache:
         if personal:
             return None
         wanted = (request.header(b"if-none-match") or b"") if not raw or b"\nif-none-match:" in raw else b""
-        age = clock.monotonic_s() - entry.kept_at
-        if age > self._settings.fresh_s:
-            if age > self._settings.stale_s or not entry.renewing:
-                entry.renewing = True
+        now = clock.monotonic_s()
+        if now > entry.fresh_until:
+            if now - entry.kept_at > self._settings.stale_s:
+                self.misses += 1
                 return None
             self.stale += 1
+            if not entry.due and len(self._due) < self._settings.due_max:
+                entry.due = True
+                self._due[request.path] = None
         self.hits += 1
         return entry.not_modified if wanted and entry.tag in wanted else entry.answer
 
@@ -93,10 +102,20 @@ class PageCache:
         if len(body) > self._settings.page_bytes_max:
             return
         key = path.encode()
-        self._pages[key] = _Entry(body, clock.monotonic_s())
+        spread = 0.8 + 0.4 * clock.random().random()
+        self._pages[key] = _Entry(body, clock.monotonic_s(), self._settings.fresh_s * spread)
         self._pages.move_to_end(key)
         while len(self._pages) > self._settings.pages_max:
             self._pages.popitem(last=False)
+
+    def take_due(self, most: int) -> list[str]:
+        """Pages that should be rendered anew, those noted first; each is handed out once."""
+        taken = [key for key, _ in zip(self._due, range(most), strict=False)]
+        for key in taken:
+            del self._due[key]
+            if (entry := self._pages.get(key)) is not None:
+                entry.due = False  # asked for again where rendering fails
+        return [key.decode() for key in taken]
 
     def find_stale(self, path: str) -> bytes | None:
         """The body of a kept page, whatever its age up to `stale_s`: for when rendering failed."""

@@ -27,20 +27,34 @@ _SLOT = Struct("<IIQQ")
 _MAGIC = b"FPSNAP01"
 
 
-def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> int:
-    """Write the table of these names and values; how many there are. Takes about 2 s for a million, so call it on a thread."""
-    fresh = path.with_name(f"{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    places: list[tuple[int, int, int, int]] = []
-    with fresh.open("wb") as file:
-        file.write(bytes(_HEAD.size))
-        at = _HEAD.size
+class Writer:
+    """Writes one table, some entries at a time, then puts it in the place of the old one. Its calls block."""
+
+    __slots__ = ("_at", "_file", "_fresh", "_path", "_places")
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._fresh = path.with_name(f"{path.name}.new")
+        self._file = self._fresh.open("wb")
+        self._file.write(bytes(_HEAD.size))
+        self._at = _HEAD.size
+        self._places: list[tuple[int, int, int, int]] = []
+
+    def add(self, entries: Iterable[tuple[str, bytes]]) -> None:
+        """Names, each once, and their values."""
+        at = self._at
         for name, value in entries:
             key = name.encode()
-            file.write(key)
-            file.write(value)
-            places.append((crc32(key), len(key), len(value), at))
+            self._file.write(key)
+            self._file.write(value)
+            self._places.append((crc32(key), len(key), len(value), at))
             at += len(key) + len(value)
+        self._at = at
+
+    def finish(self) -> int:
+        """Write the slots and take the old table's place; how many entries there are."""
+        places = self._places
         slots = 1 << max(3, (2 * len(places)).bit_length())
         table = bytearray(_SLOT.size * slots)
         taken = bytearray(slots)
@@ -50,11 +64,24 @@ def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> int:
                 slot = (slot + 1) & (slots - 1)
             taken[slot] = 1
             _SLOT.pack_into(table, slot * _SLOT.size, *place)
-        file.write(table)
-        file.seek(0)
-        file.write(_HEAD.pack(_MAGIC, at, slots))
-    fresh.rename(path)
-    return len(places)
+        with self._file as file:
+            file.write(table)
+            file.seek(0)
+            file.write(_HEAD.pack(_MAGIC, self._at, slots))
+        self._fresh.rename(self._path)
+        return len(places)
+
+    def give_up(self) -> None:
+        """Leave the old table where it is."""
+        self._file.close()
+        self._fresh.unlink(missing_ok=True)
+
+
+def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> int:
+    """Write a whole table at once; how many entries there are. About 2 s for a million."""
+    writer = Writer(path)
+    writer.add(entries)
+    return writer.finish()
 
 
 class Snapshot:

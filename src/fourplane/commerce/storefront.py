@@ -6,6 +6,7 @@ sending it twice does it once. When a dependency is away the page still answers:
 catalog, without the cart the shop is still open, and a line says what is missing.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
@@ -20,7 +21,7 @@ from fourplane.commerce.pricing import MARKETS, market_of
 from fourplane.commerce.store import Store
 from fourplane.commerce.tiles import tile
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
-from fourplane.foundation import ids
+from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Overloaded, Rejected, Unavailable
 from fourplane.state.contracts import Query
 
@@ -38,7 +39,8 @@ class Storefront:
         self._store = store
         self._media = media
         self.kept = kept
-        self.shown = self.degraded = 0
+        self._rendering: dict[str, asyncio.Future[bytes | None]] = {}
+        self.shown = self.degraded = self.shared = 0
 
     def doors(self) -> list[Door]:
         """All pages, forms, pictures and files of the storefront."""
@@ -69,6 +71,65 @@ class Storefront:
         ]
         doors.append(StaticFolder("/commerce/static/", Path(__file__).parent / "static", cache_s=300))
         return doors
+
+    async def render(self, path: str) -> bool:
+        """Render a page for visitors without a cart and keep it; False for a page that is not kept, or not whole now."""
+        if path == "/commerce/":
+            return await self._plain_home() is not None
+        head, _, product_id = path.rpartition("/")
+        return head == "/commerce/p" and await self._plain_product(unquote(product_id)) is not None
+
+    async def warm(self, count: int) -> int:
+        """Keep the home page and the most popular products' before anybody asks; how many."""
+        await self.render("/commerce/")
+        done = 0
+        while done < count:
+            query = Query(
+                sort="popularity", descending=True, offset=done, limit=min(60, count - done), count_facets=("in_stock",)
+            )
+            products, _ = await self._store.catalog.find(query)
+            for product in products:
+                await self._plain_product(product.id)
+                await clock.sleep(0)  # a page is 1 ms; others are served between two
+            done += len(products)
+            if not products:
+                break
+        return done
+
+    async def _plain_home(self) -> bytes | None:
+        """The home page of somebody we know nothing of, kept; None while something is missing."""
+        popular, offers, missing = await self._store.home_shelves()
+        if missing:
+            return None
+        frame = pages.Frame(market=MARKETS["US"], departments=self._store.departments())
+        page = pages.home_page(frame, popular, offers, self._sold_out([*popular, *offers]))
+        self.kept.keep("/commerce/", page)
+        return page
+
+    async def _plain_product(self, product_id: str) -> bytes | None:
+        """The same of a product. Whoever asks while it is being rendered waits for that one."""
+        running = self._rendering.get(product_id)
+        if running is not None:
+            self.shared += 1
+            return await asyncio.shield(running)
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._rendering[product_id] = future
+        try:
+            product = await self._store.product(product_id)
+            stock, related, missing = await self._store.around(product)
+            page = None
+            if not missing:
+                frame = pages.Frame(market=MARKETS["US"], departments=self._store.departments())
+                page = pages.product_page(frame, product, stock, related, "")
+                self.kept.keep(pages.product_path(product), page)
+            future.set_result(page)
+            return page
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, FourplaneError) else Unavailable("interrupted; ask again"))
+            future.exception()  # perhaps nobody else waits
+            raise
+        finally:
+            del self._rendering[product_id]
 
     async def home(self, call: Call[bytes]) -> Reply:
         """Departments, what is popular, what is on sale."""
@@ -124,14 +185,14 @@ class Storefront:
 
     async def product(self, call: Call[bytes]) -> Reply:
         """One product."""
+        if not call.headers.get("cookie") and call.identity is None:
+            kept = await self._plain_product(call.params["product_id"])
+            if kept is not None:
+                return Reply(kept, headers={"cache-control": "no-store"})
         product = await self._store.product(call.params["product_id"])
         stock, related, missing = await self._store.around(product)
         frame = await self._frame(call, degraded=missing)
-        plain = not call.headers.get("cookie") and call.identity is None and not missing
-        page = pages.product_page(frame, product, stock, related, "" if plain else _operation())
-        if plain:
-            self.kept.keep(pages.product_path(product), page)
-        return self._show(call, frame, page)
+        return self._show(call, frame, pages.product_page(frame, product, stock, related, _operation()))
 
     async def image(self, call: Call[bytes]) -> Reply:
         """The drawn tile of a product or department: the address says everything, so it never changes."""

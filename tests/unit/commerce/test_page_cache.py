@@ -32,19 +32,44 @@ def test_a_kept_page_is_for_visitors_without_cookies_or_queries() -> None:
     assert cache.hot(asked(b"/p/2")) is None
 
 
-def test_one_request_renews_while_the_others_get_the_old_page() -> None:
+def test_an_old_page_is_still_sent_and_renewed_behind_everybodys_back() -> None:
     source = Still()
     with clock.installed(source):
         cache = PageCache(PageCacheSettings(fresh_s=5, stale_s=60))
         cache.keep("/p/1", b"old")
-        source.now = 6.0
-        assert cache.hot(asked(b"/p/1")) is None
+        source.now = 6.1
         assert cache.hot(asked(b"/p/1")).endswith(b"old")
+        assert cache.hot(asked(b"/p/1")).endswith(b"old")
+        assert cache.take_due(8) == ["/p/1"]
+        assert cache.take_due(8) == []
         cache.keep("/p/1", b"new")
         assert cache.hot(asked(b"/p/1")).endswith(b"new")
         source.now = 100.0
         assert cache.hot(asked(b"/p/1")) is None
         assert cache.find_stale("/p/1") is None
+
+
+def test_pages_kept_together_do_not_grow_old_together() -> None:
+    source = Still()
+    with clock.installed(source):
+        cache = PageCache(PageCacheSettings(fresh_s=5, stale_s=60))
+        for number in range(200):
+            cache.keep(f"/p/{number}", b"page")
+        source.now = 5.0
+        for number in range(200):
+            cache.hot(asked(b"/p/%d" % number))
+        assert 20 < len(cache.take_due(1_000)) < 180
+
+
+def test_a_page_whose_rendering_fails_is_sent_and_tried_again() -> None:
+    source = Still()
+    with clock.installed(source):
+        cache = PageCache(PageCacheSettings(fresh_s=5, stale_s=60))
+        cache.keep("/p/1", b"old")
+        source.now = 7.0
+        for _ in range(3):
+            assert cache.hot(asked(b"/p/1")).endswith(b"old")
+            assert cache.take_due(8) == ["/p/1"]
 
 
 def test_a_validator_saves_the_body_and_the_bound_holds() -> None:

@@ -1,0 +1,183 @@
+"""What answers when much is asked and something is away: objects at hand, one render for many, pages in every failure."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from tests.journeys.commerce.rig import build, shop
+
+from fourplane.commerce.app import CommerceSettings
+from fourplane.commerce.catalog import Catalog, CatalogSettings
+from fourplane.commerce.page_cache import PageCacheSettings
+from fourplane.foundation.errors import NotFound, Unavailable
+
+PAGES = (
+    "/commerce/",
+    "/commerce/search?q=lamp",
+    "/commerce/search?department=books",
+    "/commerce/p/{product}",
+    "/commerce/cart",
+)
+WITH_A_CART = {"cookie": "fp_cart=" + "a" * 32, "accept": "text/html"}
+
+
+@pytest.mark.parametrize("box", ["catalog", "search", "cart", "order", "inventory", "payment", "shipping"])
+@pytest.mark.parametrize("visitor", [{"accept": "text/html"}, WITH_A_CART])
+def test_every_page_answers_while_a_dependency_is_away(box, visitor):
+    async def main():
+        async with shop(settings=CommerceSettings(generated_products=20, pages=PageCacheSettings(warm=20))) as s:
+            product = (await s.commerce.catalog.page("", 1))[0]
+            for path in PAGES:  # somebody was here before
+                await s.client.request("GET", path.format(product=product.id), headers={"accept": "text/html"})
+            getattr(s.commerce.store.boxes, box).switch.on = False
+            for path in PAGES:
+                answer = await s.client.request("GET", path.format(product=product.id), headers=visitor)
+                kind = answer.headers.get("content-type", "")
+                assert kind.startswith("text/html"), (box, path, answer.status)
+                away = {"catalog": ("search", "cart"), "cart": ("cart",)}.get(box, ())
+                if not any(word in path for word in away):
+                    assert answer.status == 200, (box, path)
+                    assert b"</html>" in answer.body
+
+    asyncio.run(main())
+
+
+class Failing:
+    """A store whose reads can be made to fail."""
+
+    def __init__(self, store):
+        self.store, self.broken = store, False
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    async def read(self, *arguments):
+        if self.broken:
+            raise Unavailable("the store is away", code="away")
+        return await self.store.read(*arguments)
+
+    async def get(self, *arguments):
+        if self.broken:
+            raise Unavailable("the store is away", code="away")
+        return await self.store.get(*arguments)
+
+    async def find(self, *arguments):
+        return await self.store.find(*arguments)
+
+
+def test_pages_answer_while_the_stores_themselves_are_away():
+    async def main():
+        wrapped = []
+
+        def wrap(store):
+            wrapped.append(Failing(store))
+            return wrapped[-1]
+
+        s = await build(settings=CommerceSettings(generated_products=20), wrap=wrap)
+        for method, path, handler in s.commerce.hot_routes():
+            s.server.hot(method, path, handler)
+        product = (await s.commerce.catalog.page("", 1))[0]
+        path = f"/commerce/p/{product.id}"
+        for one in ("/commerce/", path):
+            assert (await s.client.request("GET", one)).status == 200
+        for store in wrapped:
+            store.broken = True
+        for one in ("/commerce/", path):
+            for _ in range(3):
+                assert (await s.client.request("GET", one)).status == 200
+        with_cart = await s.client.request("GET", path, headers=WITH_A_CART)
+        assert with_cart.status == 200
+        refused = await s.order("b" * 32, "attempt-1")
+        assert refused[0] == 503
+        for store in wrapped:
+            store.broken = False
+        s.client.close()
+        await s.life.drain()
+        await s.life.stop()
+        s.gateway.close()
+
+    asyncio.run(main())
+
+
+def test_a_crowd_at_a_cold_page_renders_it_once():
+    async def main():
+        async with shop(settings=CommerceSettings(generated_products=20, pages=PageCacheSettings(warm=0))) as s:
+            product = (await s.commerce.catalog.page("", 1))[0]
+            slow = asyncio.Event()
+            around = s.commerce.store.around
+
+            async def waiting(one):
+                await slow.wait()
+                return await around(one)
+
+            s.commerce.store.around = waiting
+            asked = [asyncio.ensure_future(s.client.request("GET", f"/commerce/p/{product.id}")) for _ in range(50)]
+            while s.commerce.storefront.shared < 49:
+                await asyncio.sleep(0)
+            slow.set()
+            answers = await asyncio.gather(*asked)
+            assert {answer.status for answer in answers} == {200}
+            assert len({answer.body for answer in answers}) == 1
+
+    asyncio.run(main())
+
+
+def test_popular_pages_are_there_before_anybody_asks():
+    async def main():
+        async with shop(settings=CommerceSettings(generated_products=20, pages=PageCacheSettings(warm=10))) as s:
+            for _ in range(2_000):
+                if s.commerce.pages.statistics().pages >= 11:
+                    break
+                await asyncio.sleep(0)
+            assert s.commerce.pages.statistics().pages == 11
+
+    asyncio.run(main())
+
+
+def test_999_of_1000_reads_of_a_zipf_crowd_are_answered_from_memory(tmp_path):
+    async def main():
+        async with shop(settings=CommerceSettings(generated_products=1_000)) as s:
+            catalog = Catalog(
+                CatalogSettings(decoded_max=200), sql=s.stores._open["sql.commerce"], search=s.stores._open["search.commerce"],
+                snapshot=tmp_path / "products.snapshot",
+            )  # fmt: skip
+            ids = [product.id for product in await s.commerce.catalog.page("", 1_000)]
+            assert await catalog.renew_snapshot() == len(ids)
+            numbers = np.minimum(np.random.default_rng(3).zipf(1.1, 20_000) - 1, len(ids) - 1)
+            for number in numbers.tolist():
+                await catalog.fetch(ids[number])
+            told = catalog.statistics()
+            assert told.decoded <= 200
+            assert (told.hits + told.shared_hits) / len(numbers) >= 0.999
+            catalog.close()
+
+    asyncio.run(main())
+
+
+def test_the_snapshot_never_shows_an_old_price(tmp_path):
+    async def main():
+        async with shop() as s:
+            catalog = Catalog(
+                CatalogSettings(decoded_max=1), sql=s.stores._open["sql.commerce"], search=s.stores._open["search.commerce"],
+                snapshot=tmp_path / "products.snapshot",
+            )  # fmt: skip
+            first, second = await s.commerce.catalog.page("", 2)
+            await catalog.renew_snapshot()
+            await catalog.change_price(first.variants[0].sku, "USD", 4_242)
+            await catalog.fetch(second.id)  # pushes the first one out of memory
+            assert (await catalog.fetch(first.id)).variants[0].prices["USD"] == 4_242
+            catalog.close()
+
+    asyncio.run(main())
+
+
+def test_what_does_not_exist_is_asked_once_in_a_while():
+    async def main():
+        async with shop() as s:
+            before = s.commerce.catalog.statistics().misses
+            for _ in range(20):
+                with pytest.raises(NotFound):
+                    await s.commerce.catalog.fetch("nothing-like-this")
+            assert s.commerce.catalog.statistics().misses == before + 1
+
+    asyncio.run(main())
