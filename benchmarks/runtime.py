@@ -1,9 +1,9 @@
-"""The runtime's own costs: actors, calls under a policy, timers, two-phase commits, tokens.
+"""The runtime's own costs: actors, calls, policies, timers, two-phase commits, tokens; killed workers, two cores against one.
 
 Each figure alternates with a bare probe in the same round (a bare await, the loop's `call_later`), so that a noisy machine
 moves both; the medians of all rounds are shown. Work that waits for nothing is measured in CPU time, commits in both.
 
-    python benchmarks/runtime.py [--rounds 5] [--actors 1000000]
+    ./fourplane bench runtime        python -m benchmarks.runtime [--rounds 5] [--actors 1000000]
 """
 
 import argparse
@@ -14,11 +14,11 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import runtime_processes as processes
 from fourplane.control.fleet import COLLECT_AFTER
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
@@ -32,6 +32,11 @@ from fourplane.service.two_phase_commit import Branch, Coordinator
 from fourplane.state.embedded.database import Database
 from fourplane.state.embedded.sql import EmbeddedSql
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import runtime_cores as cores
+from benchmarks import runtime_processes as processes
+from benchmarks.peers import rpc_peers
+
 BARS = {
     "actors_mb_per_million": ("at most", 250),
     "actor_messages_per_s": ("at least", 1_000_000),
@@ -41,6 +46,11 @@ BARS = {
     "calls_50_in_flight_p50_ms": ("at most", 1.0),
     "call_alone_us": ("at most", 100),
     "killed_worker_first_answer_ms": ("at most", 1_000),
+    "killed_worker_errors_until_then": ("at most", 0),
+    "killed_shard_first_answer_ms": ("at most", 1_000),
+    "killed_shard_messages_lost": ("at most", 0),
+    "two_cores_messages_ratio": ("at least", 1.8),
+    "two_cores_requests_ratio": ("at least", 1.8),
 }
 
 
@@ -227,8 +237,11 @@ def run(options: argparse.Namespace) -> dict:
             asyncio.run(
                 processes.measure(folder, figures, calls=10_000 if getattr(options, "quick", False) else 50_000)
             )
+    rpc_peers.run(figures)
     for _ in range(1 if getattr(options, "quick", False) else rounds):
         processes.killed_worker(figures)
+        cores.killed_shard(figures)
+        cores.two_cores(figures)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     bars = {}
     for name, (kind, bar) in BARS.items():

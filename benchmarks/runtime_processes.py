@@ -46,7 +46,14 @@ class Probe(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, _data):
-        self.answer.set_result(None)
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    async def ask_as_batch(self):
+        """What 50 calls in flight cost without any calls: their bytes to the other process and back."""
+        self.answer = asyncio.get_running_loop().create_future()
+        self.transport.write(b"0123456789abcdef" * 2 * IN_FLIGHT)
+        await self.answer
 
     async def ask(self):
         self.answer = asyncio.get_running_loop().create_future()
@@ -81,6 +88,10 @@ async def measure(folder, figures, *, calls):
         for _ in range(1_000):
             await ask()
         note(name, (time.perf_counter() - began) / 1_000 * 1e6)
+    began = time.perf_counter()
+    for _ in range(1_000):
+        await probe.ask_as_batch()
+    note("unix_echo_of_50_per_s", 1_000 * IN_FLIGHT / (time.perf_counter() - began))
     took = []
 
     async def caller(turns):

@@ -202,8 +202,8 @@ class _Lane:
     """The way to one other worker."""
 
     __slots__ = (
-        "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up", "given_up",
-        "repeated", "sent", "unsettled",
+        "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up",
+        "given_up", "repeated", "sent", "unsettled",
     )  # fmt: skip
 
     def __init__(self, courier: Courier, far: Courier, slot: int) -> None:

@@ -1,0 +1,274 @@
+"""Two cores against one, and what a killed worker costs, on whole deployments started as a person starts them.
+
+What counts for two cores is work per CPU second of the busiest worker: the rate at which the deployment is full on cores of its
+own. (Requests of two kinds are added up by what each costs one worker, as the mix differs from run to run.) The rate on
+the wall is shown beside it; on a machine with two cores the load generator takes part of both from two workers and has a
+core to itself beside one. Workers are pinned, one to a core. Messages go between random pairs of users, so with two workers
+half of them change the worker; requests are for two systems, with keep-alive connections that come in anywhere.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fourplane.messaging.user_store import partition_of
+from fourplane.service import control_socket
+from fourplane.service.shards import ShardMap
+from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
+
+USERS = 60
+BATCH = 16
+CONNECTIONS = 32
+SETTINGS = {
+    "FOURPLANE_MESSAGING__PORT": "0",
+    "FOURPLANE_MESSAGING__TLS_PORT": "0",
+    "FOURPLANE_MESSAGING__TLS_REQUIRED": "false",
+    "FOURPLANE_MESSAGING__ARCHIVE": "false",
+    "FOURPLANE_GATEWAY__RATE_PER_S": "1000000",
+}
+PATHS = (b"/commerce/api/products?limit=1", b"/messaging/api/configuration")
+
+
+@contextlib.contextmanager
+def deployment(*systems, workers, extra=None):
+    """Facts of a running deployment; its workers are pinned to one core each."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "data")
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "fourplane",
+            "up",
+            *systems,
+            "--port",
+            "0",
+            "--data",
+            str(data),
+            "--json",
+        ]
+        environment = {**os.environ, **SETTINGS, **(extra or {})}
+        process = subprocess.Popen(
+            [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+        try:
+            facts = json.loads(process.stdout.readline())
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            pids = sorted(map(int, children))
+            for number, pid in enumerate(pids):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(task.name), {number % os.cpu_count()})
+            yield {**facts, "data": data, "workers": pids}
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def cpu_s(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def accounts(facts, count):
+    """Names and their password."""
+    return asyncio.run(control_socket.ask(facts["data"] / "control.sock", "crowd", {"count": count}))
+
+
+class Receiver(asyncio.Protocol):
+    """A logged-in user who counts messages and lets their sender go on after each batch."""
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.count = self.since = 0
+        self.batch = b""
+        self.sender = None
+        self.rest = b""
+
+    def data_received(self, data):
+        found = (self.rest + data).count(b"</message>")
+        self.rest = data[-9:] if not data.endswith(b"</message>") else b""
+        self.count += found
+        self.since += found
+        while self.since >= BATCH:
+            self.since -= BATCH
+            self.sender.transport.write(self.sender.batch)
+
+
+async def message_load(facts, people, seconds):
+    """Messages delivered, CPU seconds of each worker, wall seconds."""
+    clients = []
+    for name, password in people:
+        client = XmppClient(name, password)
+        await client.connect("127.0.0.1", int(facts["xmpp_port"]))
+        await client.login()
+        clients.append(client)
+    receivers = []
+    for client in clients:
+        transport = client._transport
+        receiver = Receiver(transport)
+        transport.set_protocol(receiver)
+        receivers.append(receiver)
+    order = list(range(len(people)))
+    random.Random(7).shuffle(order)
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        one = f"<message to='{people[there][0]}@localhost/crowd' type='chat' id='m'><body>As people write them.</body></message>"
+        receivers[here].batch = one.encode() * BATCH
+        receivers[there].sender = receivers[here]
+    for receiver in receivers:
+        receiver.transport.write(receiver.batch)
+    await asyncio.sleep(0.3)
+    taken = await _measured(facts, lambda: sum(one.count for one in receivers), seconds)
+    for receiver in receivers:
+        receiver.transport.abort()
+    return taken
+
+
+class Visitor(asyncio.Protocol):
+    """One keep-alive connection with one request in flight."""
+
+    def __init__(self, request):
+        self.request = request
+        self.count = 0
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data):
+        if b"HTTP/1.1 200" in data:
+            self.count += 1
+            self.transport.write(self.request)
+        elif b"HTTP/1.1 " in data[:9]:
+            raise AssertionError(data[:200])
+
+
+async def request_load(facts, shares, seconds):
+    """The same for requests; `shares` of the connections ask for each path. The count is one per path."""
+    visitors, loop, port = [[] for _ in PATHS], asyncio.get_running_loop(), int(facts["http_port"])
+    for path, share, own in zip(PATHS, shares, visitors, strict=True):
+        request = b"GET %b HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % (path, port)
+        for _ in range(int(CONNECTIONS * share)):
+            made = await loop.create_connection(lambda request=request: Visitor(request), "127.0.0.1", port)
+            own.append(made[1])
+    await asyncio.sleep(0.5)
+    taken = await _measured(facts, lambda: Counts(sum(one.count for one in own) for own in visitors), seconds)
+    for visitor in (one for own in visitors for one in own):
+        visitor.transport.abort()
+    return taken
+
+
+class Counts(tuple):
+    """Numbers that are subtracted one by one."""
+
+    __slots__ = ()
+
+    def __sub__(self, other):
+        return Counts(one - was for one, was in zip(self, other, strict=True))
+
+
+async def _measured(facts, counted, seconds):
+    began, before = time.perf_counter(), counted()
+    cpu = [cpu_s(pid) for pid in facts["workers"]]
+    await asyncio.sleep(seconds)
+    used = [cpu_s(pid) - was for pid, was in zip(facts["workers"], cpu, strict=True)]
+    return counted() - before, used, time.perf_counter() - began
+
+
+def two_cores(figures, *, seconds=3.0):
+    """Both loads on one and on two workers."""
+
+    def note(name, value):
+        figures.setdefault(name, []).append(value)
+
+    full = {}
+    for workers in (1, 2):
+        with deployment("messaging", workers=workers) as facts:
+            people = accounts(facts, USERS)
+            if workers == 2:
+                people = balanced(people)
+            count, used, wall = asyncio.run(message_load(facts, people, seconds))
+            full["messages", workers] = count / max(used)
+            note(f"messages_{workers}_workers_per_busiest_cpu_s", count / max(used))
+            note(f"messages_{workers}_workers_per_s", count / wall)
+    costs = []
+    for workers in (1, 2):
+        placed = {"FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"} if workers == 2 else {}
+        with deployment("commerce", "messaging", workers=workers, extra=placed) as facts:
+            if workers == 1:
+                for number in range(len(PATHS)):
+                    shares = [float(one == number) for one in range(len(PATHS))]
+                    count, used, _ = asyncio.run(request_load(facts, shares, seconds / 3))
+                    costs.append(used[0] / count[number])
+            count, used, wall = asyncio.run(request_load(facts, [0.5, 0.5], seconds))
+            full["requests", workers] = sum(n * cost for n, cost in zip(count, costs, strict=True)) / max(used)
+            note(f"requests_{workers}_workers_per_busiest_cpu_s", sum(count) / max(used))
+            note(f"requests_{workers}_workers_per_s", sum(count) / wall)
+    for kind in ("messages", "requests"):
+        note(f"two_cores_{kind}_ratio", full[kind, 2] / full[kind, 1])
+
+
+def balanced(people):
+    """As many users of each shard, so that the figure is about the cost and not about luck with so few."""
+    shards = ShardMap(2, 2)
+    lists = [[one for one in people if shards.slot_of(partition_of(f"{one[0]}@localhost")) == slot] for slot in (0, 1)]
+    most = min(map(len, lists))
+    return lists[0][:most] + lists[1][:most]
+
+
+def killed_shard(figures):
+    """Milliseconds from SIGKILL of a shard's worker to its next answer for a user of the other one, and what was lost."""
+    with deployment("messaging", workers=2) as facts:
+        people = dict(accounts(facts, 20))
+        shards = ShardMap(2, 2)
+        here, there = ([n for n in people if shards.slot_of(partition_of(f"{n}@localhost")) == slot] for slot in (0, 1))
+        ms, lost = asyncio.run(_kill(facts, people, here[0], there[0]))
+    figures.setdefault("killed_shard_first_answer_ms", []).append(ms)
+    figures.setdefault("killed_shard_messages_lost", []).append(lost)
+
+
+async def _kill(facts, people, here, there):
+    sender = XmppClient(here, people[here])
+    await sender.connect("127.0.0.1", int(facts["xmpp_port"]))
+    await sender.login(manage=True)
+    owner = json.loads((facts["data"] / "workers" / "messaging-1.lock").read_bytes().rstrip(b"\0"))["pid"]
+    for number in range(50):
+        sender.message(f"{there}@localhost", f"before {number}")
+    os.kill(int(owner), signal.SIGKILL)
+    began = time.perf_counter()
+    for number in range(50):
+        sender.message(f"{there}@localhost", f"after {number}")
+    handled = 0
+    while handled < 101:
+        sender.send(b"<r xmlns='urn:xmpp:sm:3'/>")
+        handled = int((await sender.next("urn:xmpp:sm:3 a", wait_s=30)).attributes["h"])
+    took = (time.perf_counter() - began) * 1e3
+    reader = XmppClient(there, people[there])
+    await reader.connect("127.0.0.1", int(facts["xmpp_port"]))
+    await reader.login()
+    got = set()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while len(got) < 100:
+                got.add(body_of(await reader.next(wait_s=10)))
+    return took, 100 - len(got)
+
+
+if __name__ == "__main__":
+    found = {}
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    two_cores(found)
+    killed_shard(found)
+    for key, values in found.items():
+        print(f"{key:45} {values[0]:14,.2f}")
