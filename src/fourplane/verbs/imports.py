@@ -48,9 +48,9 @@ async def _import(options: argparse.Namespace, arguments: dict[str, Any], told: 
     except Unavailable as error:
         if not deployment.is_not_running(error):
             raise
-    from fourplane import compose  # noqa: PLC0415 - loads every system
+    from fourplane.verbs.import_alone import import_alone  # noqa: PLC0415 - loads every system
 
-    return await compose.import_alone(deployment.of(options), OWNERS[arguments["kind"]], arguments, told)
+    return await import_alone(deployment.of(options), OWNERS[arguments["kind"]], arguments, told)
 
 
 def _readable(result: Any) -> str:
