@@ -23,6 +23,8 @@ LOW_WATER = 16 * 1024
 class SimulatedSocket:
     """What `get_extra_info("socket")` gives: an address, and options that change nothing."""
 
+    family = 2  # AF_INET
+
     def __init__(self, name: tuple[str, int]) -> None:
         self._name = name
 

@@ -1,8 +1,9 @@
-"""One system on one simulated host: the real service code on embedded engines, on a disk that can lose and tear writes.
+"""One system in a simulated world: the real service code on embedded engines, on a disk that can lose and tear writes.
 
 `start` builds it as `compose` would; `crash` is a pulled plug (nothing is finished, unsynced writes are lost or torn, by the
 seed); `start` again finds what was durable. A background task that fails ends the process, and its parent starts it
-again `RESTART_S` later, as in a real deployment.
+again `RESTART_S` later, as in a real deployment. With several replicas the disk is a replicated volume (`replicas`): when the
+leader's host is lost, another host takes over, and users find it under the same name (`address`).
 """
 
 import asyncio
@@ -26,11 +27,13 @@ from fourplane.service.key_ring import KeyRing
 from fourplane.service.payment_gateway import Authorisation, Payment
 from fourplane.service.tokens import Signer
 from fourplane.simulator.loop import World
+from fourplane.simulator.replicas import LEASE_S, Replicas
 from fourplane.state.embedded.vfs import Disk, Faults
 from fourplane.state.stores import Stores, StoresSettings
 
 HTTP_PORT = 8_000
 RESTART_S = 1.0
+WATCH_S = 0.5
 CARDS = CardSettings(slow_s=0.05, silent_s=20.0)
 
 
@@ -105,10 +108,12 @@ class SimulatedDeployment:
     """A system that can be crashed and started again."""
 
     def __init__(
-        self, world: World, spot: Spot, recipe: Recipe, *, folder: Path, stores: StoresSettings, chance: Random
+        self, world: World, spots: list[Spot], recipe: Recipe, *, folder: Path, stores: StoresSettings, chance: Random
     ) -> None:
         self.world = world
-        self.spot = spot
+        self.replicas = Replicas(world, [spot.host for spot in spots])
+        self.host = spots[0].host  # of the leader
+        self.address = f"service-of-{self.host}"
         self.disk = Disk(faults=Faults())
         self.system: Part | None = None
         self.platform: Platform | None = None
@@ -123,11 +128,18 @@ class SimulatedDeployment:
         self._open_stores: _Opened | None = None
         self._settled = asyncio.Event()
         self._gateway: Gateway | None = None
-        world.network.place(spot.host, zone=spot.zone, region=spot.region)
+        for spot in spots:
+            world.network.place(spot.host, zone=spot.zone, region=spot.region)
+            if len(spots) > 1:
+                world.replicate(spot.host, self.replicas.volume(spot.host))
+        world.network.names[self.address] = self.host
+        if len(spots) > 1:
+            world.later(WATCH_S, self._watch, 0.0)
 
     @property
-    def host(self) -> str:
-        return self.spot.host
+    def hosts(self) -> frozenset[str]:
+        """Every host the system may stand on."""
+        return frozenset(self.replicas.hosts)
 
     async def start(self) -> None:
         """Bring the system up on its host and wait until it is, or has failed; raises what stopped it."""
@@ -137,9 +149,15 @@ class SimulatedDeployment:
             raise RuntimeError(f"{self.host} did not start: {self.failures[-1]}")
 
     def begin(self) -> None:
-        """Bring the system up without waiting; nothing to do when it runs."""
-        if self._open_stores is not None:
+        """Bring the system up without waiting, where a majority is in reach; nothing to do when it runs."""
+        self.replicas.lost.clear()
+        self._lead()
+
+    def _lead(self) -> None:
+        leader = self.replicas.next_leader()
+        if self._open_stores is not None or leader is None:
             return
+        self.host = self.world.network.names[self.address] = leader
         self.world.revive(self.host)
         self._settled.clear()
         self.lives += 1
@@ -159,6 +177,29 @@ class SimulatedDeployment:
         if self._gateway is not None:
             self._gateway.close()
             self._gateway = None
+
+    def lose_host(self) -> None:
+        """The leader's machine is gone until `begin`; without a word, so others wait for it in vain."""
+        self.replicas.lost.add(self.host)
+        self.crash(silent=True)
+        if len(self.replicas.hosts) > 1:
+            self.world.later(LEASE_S, self._lead)
+
+    def _watch(self, alone_s: float) -> None:
+        """Every moment: a leader without a majority gives up when its lease ends, and one is looked for where none is."""
+        if self._open_stores is None:
+            alone_s += WATCH_S
+            if alone_s >= LEASE_S and self.lives:
+                self._lead()
+                alone_s = 0.0
+        elif self.replicas.quorum_s(self.host) is not None:
+            alone_s = 0.0
+        elif alone_s < LEASE_S:
+            alone_s += WATCH_S
+        else:
+            self.failures.append(f"{self.world.now_s:.3f} s: {self.host} reaches no majority and gives up")
+            self.crash()
+        self.world.later(WATCH_S, self._watch, alone_s)
 
     async def stop(self) -> None:
         """End the run for good: the plug again, because nothing after it is looked at."""
@@ -189,7 +230,7 @@ class SimulatedDeployment:
 
     def _again(self, life: int) -> None:
         if self.lives == life:
-            self.begin()
+            self._lead()
 
     async def _build(self) -> Lifecycle:
         registry, ids = Registry(), IdGenerator(0)

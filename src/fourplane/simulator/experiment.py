@@ -2,7 +2,7 @@
 
 Read and written: title, description, tags, steady-state-hypothesis (probes with tolerances), method (actions and probes with
 pauses), rollbacks, extensions. Providers are of type `python` and may name `fourplane.simulator.faults` and `.probes` only. Our
-own part is the extension `x-fourplane`: system, people, duration_s, hypothesis_every_s.
+own part is the extension `x-fourplane` (see `setting`).
 Source: chaostoolkit.org/reference/api/experiment; a test asks chaostoolkit-lib about every file of the library.
 """
 
@@ -15,27 +15,10 @@ import msgspec
 
 from fourplane.foundation.errors import Rejected
 from fourplane.simulator import faults, probes
+from fourplane.simulator.setting import EXTENSION, Ours
 
-EXTENSION = "x-fourplane"
 MODULES = {"fourplane.simulator.faults": faults, "fourplane.simulator.probes": probes}
 ACTIVITIES_MAX = 200
-SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
-
-
-class Ours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The extension `x-fourplane`."""
-
-    system: str
-    name: str = EXTENSION
-    people: int = 12
-    duration_s: float = 30.0
-    warm_up_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.system not in SYSTEMS:
-            raise Rejected(f"unknown system {self.system[:40]!r}; there are {', '.join(SYSTEMS)}", code="experiment")
-        if not (1 <= self.people <= 100_000 and 0 < self.duration_s <= 86_400 and 0 <= self.warm_up_s <= 3_600):
-            raise Rejected("people, duration_s or warm_up_s is out of bounds", code="experiment")
 
 
 class Activity(msgspec.Struct, frozen=True):
@@ -60,6 +43,15 @@ class Experiment(msgspec.Struct, frozen=True):
     rollbacks: tuple[Activity, ...]
     ours: Ours
     raw: dict[str, Any]
+
+    def sized(self, *, people: int = 0, duration_s: float = 0.0) -> "Experiment":
+        """The same with as many people, and as long, as said; 0 leaves it as the file says."""
+        ours = msgspec.structs.replace(
+            self.ours, people=people or self.ours.people, duration_s=duration_s or self.ours.duration_s
+        )
+        rest = [one for one in self.raw["extensions"] if one.get("name") != EXTENSION]
+        raw = self.raw | {"extensions": [*rest, msgspec.to_builtins(ours)]}
+        return msgspec.structs.replace(self, ours=ours, raw=raw)
 
     def only(self, kept: Iterable[int]) -> "Experiment":
         """The same with only these activities of the method (by place, from 0)."""

@@ -63,7 +63,7 @@ class _Run:
         self._experiment = experiment
         self._world = world
         self._seed = seed
-        self._stage = Stage(world, experiment.ours.system, seed, people=experiment.ours.people)
+        self._stage = Stage(world, experiment.ours, seed)
         self._entries: list[dict[str, Any]] = []
         self._violations: list[str] = []
         self._states: dict[str, Any] = {}

@@ -1,8 +1,10 @@
 """What an experiment may do to a world: the actions its method names. Each is a lease of `duration_s` and then undone.
 
 Scope: `zone` or `region` says whose hosts are meant; without either a fault of the network is between all users and the system.
+`percent` takes that share of the hosts, at least one, drawn by the seed.
 """
 
+from fourplane.foundation.errors import Rejected
 from fourplane.simulator.links import Disturbance
 from fourplane.simulator.stage import Stage, current
 
@@ -16,6 +18,13 @@ def instance_loss(duration_s: float = 3.0) -> None:
     stage.lease("instance loss", duration_s, stage.deployment.begin)
 
 
+def leader_loss(duration_s: float = 8.0) -> None:
+    """The machine under the system's leader is gone for this long; where there are replicas, another one takes over."""
+    stage = current()
+    stage.deployment.lose_host()
+    stage.lease(f"loss of {stage.deployment.host}", duration_s, stage.deployment.begin)
+
+
 def zone_loss(zone: str, duration_s: float = 5.0) -> None:
     """A zone loses power: its systems die, its hosts reach nobody and nobody reaches them."""
     _darkness(f"loss of zone {zone}", current().hosts(zone=zone), duration_s)
@@ -26,32 +35,55 @@ def region_loss(region: str, duration_s: float = 5.0) -> None:
     _darkness(f"loss of region {region}", current().hosts(region=region), duration_s)
 
 
-def latency(latency_s: float, jitter_s: float = 0.0, duration_s: float = 5.0, zone: str = "", region: str = "") -> None:
+def latency(
+    latency_s: float,
+    jitter_s: float = 0.0,
+    duration_s: float = 5.0,
+    zone: str = "",
+    region: str = "",
+    *,
+    percent: float = 100.0,
+) -> None:
     """Every message between these hosts and the system takes longer."""
-    _between(
-        f"latency {latency_s:g} s", duration_s, zone, region, Disturbance(frozenset(), frozenset(), latency_s, jitter_s)
-    )
+    slow = Disturbance(frozenset(), frozenset(), latency_s, jitter_s)
+    _between(f"latency {latency_s:g} s", duration_s, _users(zone, region, percent), slow)
 
 
-def packet_loss(share: float, duration_s: float = 5.0, zone: str = "", region: str = "") -> None:
+def packet_loss(
+    share: float, duration_s: float = 5.0, zone: str = "", region: str = "", *, percent: float = 100.0
+) -> None:
     """A share of the messages must be sent again."""
-    _between(f"packet loss {share:.0%}", duration_s, zone, region, Disturbance(frozenset(), frozenset(), loss=share))
+    lossy = Disturbance(frozenset(), frozenset(), loss=share)
+    _between(f"packet loss {share:.0%}", duration_s, _users(zone, region, percent), lossy)
 
 
-def narrow_link(bytes_per_s: float, duration_s: float = 5.0, zone: str = "", region: str = "") -> None:
+def narrow_link(
+    bytes_per_s: float, duration_s: float = 5.0, zone: str = "", region: str = "", *, percent: float = 100.0
+) -> None:
     """The way carries this much and no more."""
     narrow = Disturbance(frozenset(), frozenset(), bandwidth=bytes_per_s)
-    _between(f"{bytes_per_s:g} bytes/s", duration_s, zone, region, narrow)
+    _between(f"{bytes_per_s:g} bytes/s", duration_s, _users(zone, region, percent), narrow)
 
 
-def partition(duration_s: float = 5.0, zone: str = "", region: str = "", *, one_way: bool = False) -> None:
+def partition(
+    duration_s: float = 5.0, zone: str = "", region: str = "", *, one_way: bool = False, percent: float = 100.0
+) -> None:
     """These hosts and the system do not hear each other; one way: the system is not heard."""
     stage = current()
-    system, users = frozenset({stage.deployment.host}), stage.hosts(zone=zone, region=region) - {stage.deployment.host}
+    system, users = stage.deployment.hosts, _users(zone, region, percent)
     cuts = [Disturbance(system, users, cut=True)]
     if not one_way:
         cuts.append(Disturbance(users, system, cut=True))
     stage.disturb(SEPARATE, duration_s, cuts)
+
+
+def leader_alone(duration_s: float = 6.0) -> None:
+    """The leader reaches its users and no other replica; without replicas nothing happens."""
+    stage = current()
+    leader = frozenset({stage.deployment.host})
+    rest = stage.deployment.hosts - leader
+    cuts = [Disturbance(leader, rest, cut=True), Disturbance(rest, leader, cut=True)]
+    stage.disturb(f"{stage.deployment.host} alone", duration_s, cuts)
 
 
 def disk_stall(stall_s: float = 0.5, duration_s: float = 5.0) -> None:
@@ -122,10 +154,10 @@ def _darkness(name: str, hosts: frozenset[str], duration_s: float) -> None:
     rest = stage.all_hosts() - hosts
     cuts = [Disturbance(hosts, rest, cut=True), Disturbance(rest, hosts, cut=True)]
     falls = stage.deployment.host in hosts
-    if falls:
-        stage.deployment.crash(silent=True)
     for cut in cuts:
         stage.world.network.disturb(cut)
+    if falls:
+        stage.deployment.lose_host()
 
     def undo() -> None:
         for cut in cuts:
@@ -136,10 +168,18 @@ def _darkness(name: str, hosts: frozenset[str], duration_s: float) -> None:
     stage.lease(name, duration_s, undo)
 
 
-def _between(name: str, duration_s: float, zone: str, region: str, what: Disturbance) -> None:
+def _users(zone: str, region: str, percent: float) -> frozenset[str]:
+    """Whose ways are meant: hosts of users, or of the zone or region, or a share of these."""
     stage = current()
-    system = frozenset({stage.deployment.host})
-    users = stage.hosts(zone=zone, region=region) - system
+    hosts = sorted(stage.hosts(zone=zone, region=region) - stage.deployment.hosts)
+    if not 0 < percent <= 100:
+        raise Rejected(f"percent is more than 0 and at most 100, not {percent:g}", code="experiment")
+    return frozenset(stage.chance.sample(hosts, max(1, round(len(hosts) * percent / 100)))) if hosts else frozenset()
+
+
+def _between(name: str, duration_s: float, users: frozenset[str], what: Disturbance) -> None:
+    stage = current()
+    system = stage.deployment.hosts
     changed = [
         Disturbance(senders, receivers, what.latency_s, what.jitter_s, what.loss, what.bandwidth)
         for senders, receivers in ((system, users), (users, system))

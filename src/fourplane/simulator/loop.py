@@ -16,6 +16,7 @@ import asyncio
 import gc
 import random
 import ssl
+import warnings
 from asyncio import events
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -42,13 +43,13 @@ from fourplane.simulator.sequenced import (
     life_now,
     nowhere,
 )
+from fourplane.simulator.workers import Volume, Workers
 
 T = TypeVar("T")
 
 START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_S_MAX = 24 * 3_600.0
 STEPS_MAX = 50_000_000
-BLOCKING_S = (0.000_1, 0.000_6)
 UNHANDLED_MAX = 20
 SEEN_MAX = 512  # deliveries that may wait for the digest
 GARBAGE_STEPS = 250_000
@@ -104,12 +105,10 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         self.source = VirtualSource(self, seed)
         self.fabric = Fabric(self, random.Random(f"network of {seed}"), current_host)
         self.lives: dict[str, Life] = {}
-        self.stall_s: dict[str, float] = {}  # by host: how much longer each job of a worker takes
+        self.workers = Workers(self, random.Random(f"blocking of {seed}"))
         self.unhandled: list[str] = []  # errors nobody caught, as asyncio would log them
         self._any_dead = False
         self._buried: list[SequencedTask[Any]] = []
-        self._blocking_random = random.Random(f"blocking of {seed}")
-        self._blocking_free: dict[tuple[str, str], float] = {}
         self._collect_at = GARBAGE_STEPS
         self._virtual_s_max = virtual_s_max
         self._steps_max = steps_max
@@ -244,16 +243,21 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         life.dead = self._any_dead = True
         tasks = cast("set[SequencedTask[Any]]", asyncio.all_tasks(self))
         self._buried += sorted((task for task in tasks if task.life is life), key=hash)
-        self._blocking_free = {key: free for key, free in self._blocking_free.items() if key[0] != host}
+        self.workers.forget(host)
 
     def unbury(self) -> None:
         """After the run: let the tasks of crashed hosts go quietly, and after an error all others."""
         rest = cast("set[SequencedTask[Any]]", asyncio.all_tasks(self))
-        for task in [*self._buried, *sorted(rest, key=hash)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines which such a block begins and nobody awaits
+            self._let_go([*self._buried, *sorted(rest, key=hash)])
+        self._buried.clear()
+
+    def _let_go(self, tasks: Sequence["SequencedTask[Any]"]) -> None:
+        for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - they are meant to be pending
             with suppress(BaseException):  # their finally blocks run now, when nothing they touch matters any more
                 task.get_coro().close()
-        self._buried.clear()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What asyncio would log; that nobody awaits what a crashed host began is the point of crashing it."""
@@ -278,14 +282,8 @@ class SimulatorLoop(asyncio.BaseEventLoop):
     # -- threads, signals, names: inline, ignored, invented
 
     def blocking_inline(self, name: str, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Run `work` after a virtual latency, in order per host and worker name; what `foundation.blocking` asks for."""
-        key = (current_host(), name)
-        begin = max(self.virtual_s, self._blocking_free.get(key, 0.0))
-        done = begin + self._blocking_random.uniform(*BLOCKING_S) + self.stall_s.get(key[0], 0.0)
-        self._blocking_free[key] = done
-        future: asyncio.Future[T] = self.create_future()
-        self.call_at(done, _run_into, future, work)
-        return future
+        """What `foundation.blocking` asks for."""
+        return self.workers.submit(current_host(), name, work)
 
     def run_in_executor(  # type: ignore[override]
         self, _executor: object, func: Callable[..., T], *args: Any
@@ -399,7 +397,11 @@ class World:
 
     def stall(self, host: str, seconds: float) -> None:
         """Let every job of a host's workers (its disk, above all) take this much longer."""
-        self._loop.stall_s[host] = seconds
+        self._loop.workers.stall_s[host] = seconds
+
+    def replicate(self, host: str, volume: Volume) -> None:
+        """Let every write of a host's disk wait for its replicas."""
+        self._loop.workers.volumes[host] = volume
 
     def skew(self, host: str, seconds: float) -> None:
         """Let a host's wall clock be wrong by this much."""
@@ -479,14 +481,3 @@ def _sequenced_task(
     task.life = life_now.get() if context is None else context.get(life_now, nowhere)
     task.__init__(work, loop=loop, name=None if name is None else str(name), context=context)  # type: ignore[misc]
     return task
-
-
-def _run_into(future: "asyncio.Future[T]", work: Callable[[], T]) -> None:
-    if future.cancelled():
-        return
-    try:
-        result = work()
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits
-        future.set_exception(error)
-    else:
-        future.set_result(result)

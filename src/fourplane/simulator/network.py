@@ -88,6 +88,7 @@ class Fabric:
         self.version = 0  # changes with every link and disturbance, so that connections ask again
         self.seen: list[Entry] = []  # deliveries that are not in the digest yet
         self._host_now = host_now
+        self.names: dict[str, str] = {}  # of services, and the host each stands on now
         self._places: dict[str, tuple[str, str]] = {}
         self._links: dict[tuple[str, str], Link] = {}
         self._disturbances: list[Disturbance] = []
@@ -224,7 +225,7 @@ class Fabric:
     ) -> tuple[SimulatedTransport, Any]:
         """One round trip, then two connected transports; nobody listening raises ConnectionRefusedError."""
         here = self._host_now()
-        there = here if host in LOOPBACK else host
+        there = here if host in LOOPBACK else self.names.get(host, host)
         waited = 0.0
         while self.way(here, there).cut or self.way(there, here).cut:
             await asyncio.sleep(RETRANSMIT_S)

@@ -13,6 +13,7 @@ from fourplane.simulator.experiment import Experiment
 from fourplane.simulator.experiments import Result, run
 
 Told = Callable[[Result], None]
+Source = Callable[[int], Experiment]  # the experiment of a seed
 SHRINK_RUNS_MAX = 40
 
 
@@ -21,13 +22,14 @@ class Found(msgspec.Struct, frozen=True):
 
     seed: int
     kept: tuple[int, ...]
+    of: int  # activities there were
     result: Result
 
 
-def first_failure(experiment: Experiment, seeds: Iterable[int], told: Told = lambda _: None) -> Result | None:
+def first_failure(experiment: Experiment | Source, seeds: Iterable[int], told: Told = lambda _: None) -> Result | None:
     """Run seed after seed until one fails; None when all pass."""
     for seed in seeds:
-        result = run(experiment, seed)
+        result = run(experiment if isinstance(experiment, Experiment) else experiment(seed), seed)
         told(result)
         if not result.passed:
             return result
@@ -51,4 +53,4 @@ def shrink(experiment: Experiment, failed: Result) -> Found:
                 break
         if not dropped:
             size //= 2
-    return Found(failed.seed, tuple(kept), result)
+    return Found(failed.seed, tuple(kept), len(experiment.method), result)

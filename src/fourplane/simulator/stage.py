@@ -21,9 +21,15 @@ from fourplane.simulator.people.commerce import CommercePeople
 from fourplane.simulator.people.dispatch import DispatchPeople
 from fourplane.simulator.people.messaging import MessagingPeople
 from fourplane.simulator.people.streaming import StreamingPeople
+from fourplane.simulator.setting import Ours
 from fourplane.simulator.systems import RECIPES, stores_of
 
-USERS = (Spot("users-eu-a", "eu-a", "eu"), Spot("users-eu-b", "eu-b", "eu"), Spot("users-us-a", "us-a", "us"))
+HOSTS_PER_ZONE = 4
+USERS = tuple(
+    Spot(f"users-{zone}-{number}", zone, zone.partition("-")[0])
+    for number in range(1, HOSTS_PER_ZONE + 1)
+    for zone in ("eu-a", "eu-b", "us-a")
+)
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - a simulated disk needs no real one; a folder of our own is made in it
 PEOPLE: dict[str, Callable[[World, SimulatedDeployment, list[str], int], People]] = {
     "streaming": StreamingPeople,
@@ -63,26 +69,29 @@ class Lease:
 class Stage:
     """One system, its people, and what is wrong at the moment."""
 
-    def __init__(self, world: World, system: str, seed: int, *, people: int) -> None:
+    def __init__(self, world: World, ours: Ours, seed: int) -> None:
+        system = ours.system
         self.world = world
         self.system = system
         self.spans: list[Span] = []
         self.seed = seed
+        self.chance = Random(f"scope of {seed}")
         shared = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
         self._folder = Path(tempfile.mkdtemp(prefix="fourplane-simulated-", dir=shared))
         self._leases: list[Lease] = []
-        spot = Spot(f"{system}-1", "eu-a", "eu")
+        spots = [Spot(f"{system}-{n}", zone, zone.partition("-")[0]) for n, zone in enumerate(ours.replicas, 1)]
         for user in USERS:
             world.network.place(user.host, zone=user.zone, region=user.region)
         self.deployment = SimulatedDeployment(
             world,
-            spot,
+            spots,
             RECIPES[system],
             folder=self._folder,
             stores=stores_of(system),
             chance=Random(f"disk of {seed}"),
         )
-        self.people = PEOPLE[system](world, self.deployment, [user.host for user in USERS], people)
+        self.people = PEOPLE[system](world, self.deployment, [user.host for user in USERS], ours.people)
+        self.people.pace.shape(ours.load, ours.loop, period_s=ours.warm_up_s + ours.duration_s)
         _stage.set(self)
 
     def lease(self, name: str, duration_s: float, undo: Callable[[], None]) -> None:

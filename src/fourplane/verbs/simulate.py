@@ -1,7 +1,7 @@
 """Run the real services in virtual time from a seed, with faults, and hold them to their promises.
 
-An experiment is a file in Chaos Toolkit's format, or the name of one of the library (--list). A failing seed is shrunk to
-its smallest fault schedule and told as one command.
+An experiment is a file in Chaos Toolkit's format, the name of one of the library (--list), or drawn by the seed (--swarm). A
+failing seed is shrunk to its smallest fault schedule and told as one command.
 """
 
 import argparse
@@ -16,7 +16,11 @@ from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.verbs.table import table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fourplane.simulator.experiment import Experiment
     from fourplane.simulator.experiments import Result
+    from fourplane.simulator.search import Found
 
 HASH_SEED = "0"
 SEEDS_MAX = 1_000_000
@@ -25,6 +29,9 @@ SEEDS_MAX = 1_000_000
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="", metavar="FILE", help="an experiment, or a name of the library")
     parser.add_argument("--list", action="store_true", help="say what the library holds and run nothing")
+    parser.add_argument("--swarm", default="", metavar="SYSTEM", help="let each seed draw the faults itself")
+    parser.add_argument("--people", type=int, default=0, metavar="N", help="this many instead of what the file says")
+    parser.add_argument("--duration", type=float, default=0.0, metavar="S", help="virtual seconds under the faults")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the seed that decides everything (default 1)")
     parser.add_argument("--seeds", default="", metavar="A..B", help="all seeds from A to B, until one fails")
     parser.add_argument("--only", default="", metavar="I,J", help="only these activities of the method, counted from 0")
@@ -36,22 +43,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit code 0 when every seed kept its promises, 1 when one did not."""
-    from fourplane.simulator import experiment, report, search  # noqa: PLC0415 - loads all systems, so not for --help
+    from fourplane.simulator import report, search  # noqa: PLC0415 - loads all systems, so not for --help
 
     if options.list:
         return _list(as_json=options.json)
-    if not options.file:
-        raise Rejected("simulate what? name a file, or see --list", code="bad_arguments")
+    if bool(options.file) == bool(options.swarm):
+        raise Rejected("simulate what? name a file, see --list, or say --swarm SYSTEM", code="bad_arguments")
     if sys.flags.hash_randomization:
         _again()
-    chosen = experiment.parse(_found(options.file).read_bytes())
-    if options.only:
-        chosen = chosen.only(_places(options.only, len(chosen.method)))
     seeds = _seeds(options)
+    experiment_of = _source(options)
     if not options.json:
-        print(
-            f"{chosen.title}\n{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {chosen.ours.people} people", flush=True
-        )
+        first = experiment_of(seeds[0])
+        title = f"{options.swarm}: each seed draws its own faults" if options.swarm else first.title
+        print(f"{title}\n{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {first.ours.people} people", flush=True)
     last: list[Result] = []
 
     def told(result: "Result") -> None:
@@ -59,14 +64,12 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             print(_line(result), flush=True)
 
-    failed = search.first_failure(chosen, seeds, told)
+    failed = search.first_failure(experiment_of, seeds, told)
     result = last[0]
     command = ""
     if failed is not None:
-        found = search.shrink(chosen, failed)
-        places = _places(options.only, len(chosen.method)) if options.only else list(range(len(chosen.method)))
-        only = ",".join(str(places[place]) for place in found.kept)
-        command = f"./fourplane simulate {options.file} --seed {found.seed}" + (f" --only {only}" if only else "")
+        found = search.shrink(experiment_of(failed.seed), failed)
+        command = _command(options, found)
         result = found.result
     if options.report:
         Path(options.report).write_text(report.page(result, command), encoding="utf-8")
@@ -77,6 +80,34 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(_told(result, command))
     return 0 if failed is None else 1
+
+
+def _source(options: argparse.Namespace) -> "Callable[[int], Experiment]":
+    """The experiment of each seed: what was named, or what the seed draws."""
+    from fourplane.simulator import experiment, swarm  # noqa: PLC0415 - see run
+    from fourplane.simulator.setting import SYSTEMS  # noqa: PLC0415 - see run
+
+    sizes = {"people": options.people, "duration_s": options.duration}
+    if options.swarm:
+        if options.swarm not in SYSTEMS:
+            raise NotFound(f"no system {options.swarm!r}; there are {', '.join(SYSTEMS)}", code="no_system")
+        drawn = lambda seed: swarm.draw(options.swarm, seed).sized(**sizes)  # noqa: E731 - one of two forms of one thing
+    else:
+        chosen = experiment.parse(_found(options.file).read_bytes()).sized(**sizes)
+        drawn = lambda _: chosen  # noqa: E731 - as above
+    if not options.only:
+        return drawn
+    return lambda seed: drawn(seed).only(_places(options.only, len(drawn(seed).method)))
+
+
+def _command(options: argparse.Namespace, found: "Found") -> str:
+    """What repeats a failure: the seed, and of the method only what it needs."""
+    places = sorted({int(place) for place in options.only.split(",")}) if options.only else range(found.of)
+    only = ",".join(str(places[place]) for place in found.kept)
+    words = [f"--swarm {options.swarm}" if options.swarm else options.file, f"--seed {found.seed}"]
+    words += [f"--people {options.people}"] if options.people else []
+    words += [f"--duration {options.duration:g}"] if options.duration else []
+    return " ".join(["./fourplane simulate", *words, *([f"--only {only}"] if only else [])])
 
 
 def _again() -> None:
@@ -91,15 +122,21 @@ def _library() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
+def library_rows() -> list[tuple[str, str]]:
+    """Names and titles of the library."""
+    return [(name, str(msgspec.json.decode(path.read_bytes())["title"])) for name, path in _library().items()]
+
+
 def _list(*, as_json: bool) -> int:
-    titles = {name: msgspec.json.decode(path.read_bytes())["title"] for name, path in _library().items()}
+    titles = dict(library_rows())
     print(
         msgspec.json.encode(titles).decode() if as_json else table(("experiment", "what happens"), list(titles.items()))
     )
     return 0
 
 
-def _found(name: str) -> Path:
+def experiment_file(name: str) -> Path:
+    """The experiment of this name, from the library or from a file. Raises NotFound."""
     library = _library()
     path = library.get(name, Path(name))
     if not path.is_file():

@@ -3,7 +3,8 @@
 Facts come from two sides: what shoppers were answered, and what the stores say when everything has settled.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -38,6 +39,20 @@ def doubled(placed: list[Placed]) -> list[str]:
     broken = [f"shop: attempt {key} became {len(found)} orders" for key, found in by_key.items() if len(found) > 1]
     return broken + [
         f"shop: order {one} was told to {len(found)} buyers" for one, found in by_order.items() if len(found) > 1
+    ]
+
+
+def ordered_twice(carts: Sequence[str]) -> list[str]:
+    """The carts of all orders, of which each may stand there once: a buyer of ours orders a cart once, however often they ask."""
+    return [f"shop: cart {cart} became {count} orders" for cart, count in Counter(carts).items() if count > 1]
+
+
+def not_given_back(left: Mapping[str, int], stock: Mapping[str, int], sold: Mapping[str, int]) -> list[str]:
+    """Pieces that were neither sold nor can be bought after everything settled."""
+    return [
+        f"shop: {count} of {sku} can be bought, {stock[sku] - sold.get(sku, 0)} were not sold"
+        for sku, count in left.items()
+        if sku in stock and count != stock[sku] - sold.get(sku, 0)
     ]
 
 

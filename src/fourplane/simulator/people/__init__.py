@@ -5,6 +5,7 @@ so that a checker can hold the system to it. They speak the public protocols onl
 """
 
 import asyncio
+import math
 from typing import Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from fourplane.simulator.deployment import HTTP_PORT, SimulatedDeployment
 from fourplane.simulator.loop import World
 
 REQUEST_S = 8.0
+BEHIND_S_MAX = 10.0  # what a person of an open loop catches up on
 GRACE_S = 1.0  # what a request may take beyond its deadline
 
 
@@ -75,6 +77,7 @@ class People(Protocol):
     """One system's users."""
 
     felt: Felt
+    pace: "Pace"
 
     async def begin(self) -> None:
         """Register, log in, look around: before the experiment."""
@@ -99,7 +102,7 @@ class Caller:
         self._world = world
         self._felt = felt
         with world.on(host):
-            self._client = HttpClient(deployment.host, HTTP_PORT, settings=HttpClientSettings(connections_max=64))
+            self._client = HttpClient(deployment.address, HTTP_PORT, settings=HttpClientSettings(connections_max=64))
 
     async def call(
         self, action: str, method: str, path: str, *, body: object = None, headers: dict[str, str] | None = None
@@ -135,11 +138,36 @@ class Caller:
 
 
 class Pace:
-    """Pauses between the actions of one person, by the seed and the surge of the moment."""
+    """Pauses between the actions of one person, by the seed, the hour and the surge of the moment.
+
+    In a closed loop a pause begins when the answer is there, so that a slow system is asked less. In an open loop the next moment
+    is drawn from the last one: who waited too long acts at once, and a slow system gets no rest; what is missed is bounded.
+    """
 
     def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
+        self.every_s = every_s
         self.factor = 1.0
+        self._is_open = self._is_diurnal = False
+        self._period_s = 1.0
+        self._next_s: dict[object, float] = {}
+
+    def shape(self, load: str, loop: str, *, period_s: float) -> None:
+        """Steady or diurnal (a day in `period_s`), closed or open."""
+        self._is_diurnal, self._is_open, self._period_s = load == "diurnal", loop == "open", period_s
+
+    def rate(self, now_s: float) -> float:
+        """How often people act now, 1 = usual: by night a fifth, in the evening nearly twice."""
+        if not self._is_diurnal:
+            return self.factor
+        return self.factor * (1.0 - 0.8 * math.cos(2 * math.pi * now_s / self._period_s))
 
     async def wait(self) -> None:
-        await clock.sleep(clock.random().expovariate(self.factor / self._every_s))
+        """Until this person acts again."""
+        now = clock.monotonic_s()
+        pause = clock.random().expovariate(self.rate(now) / self.every_s)
+        if self._is_open:
+            person = asyncio.current_task()
+            at = max(self._next_s.get(person, now), now - BEHIND_S_MAX) + pause
+            self._next_s[person] = at
+            pause = max(0.0, at - now)
+        await clock.sleep(pause)

@@ -40,7 +40,7 @@ class CommercePeople:
         self._count = count
         self._callers = [Caller(world, deployment, self.felt, host) for host in hosts]
         self._hosts = hosts
-        self._pace = Pace(EVERY_S)
+        self.pace = Pace(EVERY_S)
         self._stock: dict[str, int] = {}
         self._placed: list[shop.Placed] = []
         self._carts: list[str] = []  # what is broken about them
@@ -91,7 +91,7 @@ class CommercePeople:
         return broken
 
     def surge(self, factor: float) -> None:
-        self._pace.factor = factor
+        self.pace.factor = factor
 
     def _system(self) -> Commerce | None:
         system = self._deployment.system
@@ -101,7 +101,12 @@ class CommercePeople:
         told = {one.order for one in self._placed}
         orders = await system.orders.in_state("paid", limit=ORDERS_MAX)
         known = {ids.encode("order", order.number) for order in orders}
-        broken = shop.unbalanced(balances)
+        broken = shop.unbalanced(balances) + shop.ordered_twice([order.cart for order in orders])
+        sold: dict[str, int] = {}
+        for order in orders:
+            for line in order.body.quote.lines:
+                sold[line.sku] = sold.get(line.sku, 0) + line.quantity
+        broken += shop.not_given_back(await system.inventory.levels(), self._stock, sold)
         broken += [f"shop: order {order} was confirmed and is gone" for order in sorted(told - known)]
         rest = sum(order.body.quote.total for order in orders if ids.encode("order", order.number) not in told)
         captured = sum(accounts.get("merchant", 0) for accounts in balances.values())
@@ -115,7 +120,7 @@ class CommercePeople:
             cart = ids.capability()
             promised: dict[str, int] = {}
             for _ in range(chance.choice((1, 1, 2))):
-                await self._pace.wait()
+                await self.pace.wait()
                 sku, quantity = chance.choice(sorted(self._stock)), chance.choice((1, 1, 2))
                 line = {"sku": sku, "quantity": quantity, "operation": ids.capability(8)}
                 answer = await caller.call(
@@ -123,7 +128,7 @@ class CommercePeople:
                 )
                 if answer is not None and answer.status == 200:
                     promised[sku] = promised.get(sku, 0) + quantity
-            await self._pace.wait()
+            await self.pace.wait()
             if promised:
                 await self._look_and_buy(place, cart, promised)
 

@@ -36,7 +36,7 @@ class DispatchPeople:
         self._callers = [Caller(world, deployment, self.felt, host) for host in hosts]
         self._riders = max(1, count * 2 // 3)
         self._drivers = max(2, count - self._riders)
-        self._pace = Pace(EVERY_S)
+        self.pace = Pace(EVERY_S)
         self._places: list[tuple[float, float]] = []
         self._rides: dict[str, str] = {}  # trip -> its rider's token
         self._ignored: set[tuple[str, str]] = set()
@@ -94,7 +94,7 @@ class DispatchPeople:
         return broken
 
     def surge(self, factor: float) -> None:
-        self._pace.factor = factor
+        self.pace.factor = factor
 
     def _system(self) -> Dispatch | None:
         system = self._deployment.system
@@ -113,7 +113,7 @@ class DispatchPeople:
     async def _ride(self, place: int, until_s: float) -> None:
         token = ""
         while clock.monotonic_s() < until_s:
-            await self._pace.wait()
+            await self.pace.wait()
             if not token:
                 made = await self._ask(place, "guest", "POST", "/guests", {}, {})
                 token = str(made["token"]) if made is not None and made["_status"] < 300 else ""

@@ -44,7 +44,7 @@ class MessagingPeople:
         self._world = world
         self._deployment = deployment
         self._people = [Person(f"p{number}", hosts[number % len(hosts)]) for number in range(count)]
-        self._pace = Pace(EVERY_S)
+        self.pace = Pace(EVERY_S)
         self._asked: dict[str, float] = {}
         self._settled = False
 
@@ -79,12 +79,12 @@ class MessagingPeople:
         return self.book.check(settled=self._settled) + self.felt.violations
 
     def surge(self, factor: float) -> None:
-        self._pace.factor = factor
+        self.pace.factor = factor
 
     async def _chat(self, person: Person, until_s: float) -> None:
         chance = clock.random()
         while clock.monotonic_s() < until_s:
-            await self._pace.wait()
+            await self.pace.wait()
             if person.client is None or person.client.closed:
                 await self._come(person)
             elif chance.random() < VANISH_SHARE:
@@ -133,7 +133,7 @@ class MessagingPeople:
         try:
             with self._world.on(person.host):
                 async with asyncio.timeout(LOGIN_S):
-                    await client.connect(self._deployment.host, XMPP_PORT)
+                    await client.connect(self._deployment.address, XMPP_PORT)
                     await client.login(manage=True)
         except FourplaneError as error:
             self.felt.failed(error.reason)

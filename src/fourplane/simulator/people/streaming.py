@@ -30,8 +30,9 @@ class StreamingPeople:
         self._callers = [Caller(world, deployment, self.felt, host) for host in hosts]
         self._nodes: dict[tuple[int, int], HttpClient] = {}
         self._count = count
-        self._pace = Pace(EVERY_S)
+        self.pace = Pace(EVERY_S)
         self._titles: dict[str, str] = {}  # id -> name
+        self._versions: dict[str, str] = {}
 
     async def begin(self) -> None:
         for _ in range(TRIES):
@@ -39,6 +40,7 @@ class StreamingPeople:
             if answer is not None and answer.status == 200:
                 listed = msgspec.json.decode(answer.body)["titles"]
                 self._titles = {title["id"]: title["name"] for title in listed if title["version"]}
+                self._versions = {title["id"]: title["version"] for title in listed}
                 break
         assert self._titles, "there are films to watch"
 
@@ -62,11 +64,11 @@ class StreamingPeople:
         return list(self.felt.violations)
 
     def surge(self, factor: float) -> None:
-        self._pace.factor = factor
+        self.pace.factor = factor
 
     async def _view(self, place: int, until_s: float) -> None:
         while clock.monotonic_s() < until_s:
-            await self._pace.wait()
+            await self.pace.wait()
             await self._watch(place, clock.random().choice(sorted(self._titles)), until_s)
 
     async def _watch(self, place: int, title: str, until_s: float) -> None:
@@ -101,8 +103,9 @@ class StreamingPeople:
     async def _try_another(self, place: int, base: str, title: str, track: str) -> None:
         """The own right with another title's path, and no right at all."""
         other = next(one for one in self._titles if one != title)
+        own, wanted = (f"/v/{one}/{self._versions[one]}" for one in (title, other))
         for address, what in (
-            (f"{base.replace(title, other)}/{track}/0.m4s", "another title with this one's right"),
+            (f"{base.replace(own, wanted)}/{track}/0.m4s", "another title with this one's right"),
             (f"{_without_token(base)}/{track}/0.m4s", "a segment without any right"),
         ):
             found = await self._get(place, address)
@@ -115,7 +118,7 @@ class StreamingPeople:
         port = int(host.rpartition(":")[2])
         client = self._nodes.get((place, port))
         if client is None:
-            client = self._nodes[place, port] = HttpClient(self._deployment.host, port)
+            client = self._nodes[place, port] = HttpClient(self._deployment.address, port)
         try:
             answer = await client.request("GET", f"/{path}", timeout_s=REQUEST_S)
         except (FourplaneError, OSError):

@@ -1,0 +1,313 @@
+"""The same experiment file on a running deployment: real processes, real time, real clients.
+
+Clients of the system (`crowds`) drive it from this process, so that probes say what users felt and not what the servers
+think. Faults are leases in the deployment (`control.live_faults`): this runner renews them every second, and they lapse
+`LEASE_S` after it died. Order as in simulation: the hypothesis must hold, else nothing is done; the method; rollbacks and
+the end of all faults always; the hypothesis must hold again. While faults last it is looked at every second: below
+`halt_below` served the run is halted at once.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError, Rejected
+from fourplane.foundation.telemetry import Histogram, quantile
+from fourplane.simulator.crowds import Crowd, Plan, Tally, Target
+from fourplane.simulator.experiment import Activity, Experiment, tolerates
+from fourplane.simulator.experiments import VERSION, Result
+from fourplane.simulator.stage import Span
+
+LEASE_S = 5.0
+TICK_S = 1.0
+RECOVER_S = 30.0
+NOT_FAULTS = frozenset({"retry_storm", "undo_all"})
+
+Order = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (order, arguments) to the deployment's faults
+Told = Callable[[str], None]
+
+
+class _Second:
+    """What users felt until a second was over; differences of two of them are what they felt between."""
+
+    def __init__(self, at_s: float, tally: Tally) -> None:
+        self.at_s = at_s
+        self.served = sum(cell.count for cell in tally.latency.values())
+        self.failed = sum(tally.errors.values())
+        self.buckets = _joined(tally)
+
+
+class LiveRun:
+    """One run against one deployment. `crowd` makes clients, `order` reaches the deployment's faults."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        target: Target,
+        *,
+        order: Order,
+        crowd: Callable[[], Crowd],
+        plan: Plan,
+        told: Told,
+        halt_below: float = 0.2,
+    ) -> None:
+        self._experiment = experiment
+        self._system = experiment.ours.system
+        self._target = target
+        self._order = order
+        self._crowd = crowd
+        self._plan = plan
+        self._told = told
+        self._halt_below = halt_below
+        self._tally = Tally()
+        self._seconds: list[_Second] = []
+        self._spans: list[Span] = []
+        self._leases: dict[str, Span] = {}
+        self._entries: list[dict[str, Any]] = []
+        self._states: dict[str, Any] = {"during": []}
+        self._began_s = 0.0
+        self._halted = ""
+        self._group: asyncio.TaskGroup
+
+    async def run(self) -> Result:
+        """All of it. The deployment is left without faults, whatever happens here."""
+        ours, start, rollbacks = self._experiment.ours, _moment(), []
+        self._began_s = clock.monotonic_s()
+        self._seconds.append(_Second(0.0, self._tally))
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            jobs = [group.create_task(self._drive(self._crowd(), self._tally)), group.create_task(self._watch())]
+            try:
+                await self._calm("before", ours.warm_up_s)
+                if self._states["before"]["steady_state_met"]:
+                    self._told("steady: the method begins")
+                    method = group.create_task(self._method())
+                    await method
+                else:
+                    self._told("the steady state does not hold, so nothing is done to it")
+            finally:
+                rollbacks = [await self._perform(one) for one in self._experiment.rollbacks]
+                await self._end_faults()
+            if self._states["before"]["steady_state_met"]:
+                await self._calm("after", RECOVER_S)
+            for job in jobs:
+                job.cancel()
+        return self._result(start, rollbacks)
+
+    async def _method(self) -> None:
+        begun_s = self._now_s()
+        for activity in self._experiment.method:
+            if self._halted:
+                return
+            self._entries.append(await self._perform(activity))
+        while not self._halted and self._now_s() - begun_s < self._experiment.ours.duration_s:
+            await clock.sleep(0.2)
+
+    async def _drive(self, crowd: Crowd, tally: Tally, factor: float = 1.0) -> None:
+        plan = Plan(max(1, int(self._plan.users * factor)), self._plan.rate_per_s * factor, 0.0, self._plan.shape)
+        while True:
+            try:
+                await crowd.drive(self._target, plan, tally, lambda _share, _text: None)
+                return
+            except (FourplaneError, OSError) as error:  # the whole crowd gave up: it comes back, as people do
+                tally.failed(getattr(error, "reason", type(error).__name__))
+                await clock.sleep(0.5)
+
+    async def _watch(self) -> None:
+        while True:
+            await clock.sleep(TICK_S)
+            self._seconds.append(_Second(self._now_s(), self._tally))
+            if self._leases:
+                self._states["during"].append(self._steady())
+                share = self._availability(5.0)
+                if share < self._halt_below and not self._halted:
+                    self._halted = f"only {share:.0%} was served for five seconds"
+                    self._told(f"halted: {self._halted}")
+                await self._renew()
+
+    async def _renew(self) -> None:
+        now_s = self._now_s()
+        for lease, span in list(self._leases.items()):
+            if span.ended_s <= now_s:
+                del self._leases[lease]
+        if self._leases:
+            try:
+                await self._order("renew", {"ids": list(self._leases), "lease_s": LEASE_S})
+            except (FourplaneError, OSError):
+                return  # the worker is away: so are its leases
+
+    async def _calm(self, when: str, wait_s: float) -> None:
+        """Look until the hypothesis holds, `wait_s` at the longest (and at least two seconds)."""
+        until_s = self._now_s() + max(wait_s, 2.0)
+        await clock.sleep(2.0)
+        while True:
+            self._states[when] = state = self._steady()
+            if state["steady_state_met"] or self._now_s() >= until_s:
+                return
+            await clock.sleep(0.5)
+
+    # -- actions
+
+    async def _perform(self, activity: Activity) -> dict[str, Any]:
+        await clock.sleep(activity.before_s)
+        start, began = _moment(), clock.monotonic_s()
+        try:
+            output: object = await self._act(activity) if activity.kind == "action" else self._probe(activity)
+            status = "succeeded"
+        except (FourplaneError, OSError) as error:
+            status, output = "failed", str(error)
+            self._told(f"{activity.name} could not be done: {error}")
+        took = clock.monotonic_s() - began
+        await clock.sleep(activity.after_s)
+        return {
+            "activity": activity.raw, "output": output, "status": status, "start": start, "end": _moment(),
+            "duration": round(took, 6),
+        }  # fmt: skip
+
+    async def _act(self, activity: Activity) -> object:
+        kind, arguments = str(getattr(activity.call, "__name__", "")), dict(activity.arguments)
+        duration_s = float(arguments.get("duration_s", 5.0))
+        match kind:
+            case "undo_all":
+                return await self._end_faults()
+            case "retry_storm":
+                factor = float(arguments.get("factor", 10.0))
+                self._span(f"{factor:g} times the traffic", duration_s)
+                self._group.create_task(self._storm(factor, duration_s))
+                return factor
+        wanted = {"system": self._system, "kind": kind, "arguments": arguments, "lease_s": min(LEASE_S, duration_s)}
+        answer = await self._order("begin", wanted)
+        span = self._span(activity.name, duration_s)
+        self._told(f"{activity.name}: {kind} for {duration_s:g} s")
+        self._leases[str(answer["id"])] = span
+        return answer["id"]
+
+    async def _storm(self, factor: float, duration_s: float) -> None:
+        """More of the same people beside the first ones; what they feel counts, too."""
+        try:
+            async with asyncio.timeout(duration_s):
+                await self._drive(self._crowd(), self._tally, factor - 1)
+        except TimeoutError:
+            return
+
+    def _span(self, name: str, duration_s: float) -> Span:
+        span = Span(name, self._now_s(), self._now_s() + duration_s)
+        self._spans.append(span)
+        return span
+
+    async def _end_faults(self) -> int:
+        """End all faults; a worker that is away has none, and comes back by itself."""
+        now_s = self._now_s()
+        for span in self._leases.values():
+            span.ended_s = min(span.ended_s, now_s)
+        self._leases.clear()
+        for _ in range(10):
+            try:
+                return int((await self._order("undo_all", {}))["ended"])
+            except (FourplaneError, OSError):
+                await clock.sleep(1.0)
+        return 0
+
+    # -- probes: what users felt
+
+    def _steady(self) -> dict[str, Any]:
+        probes, met = [], True
+        for probe in self._experiment.hypothesis:
+            value = self._probe(probe)
+            kept = tolerates(probe.tolerance, value)
+            met = met and kept
+            now = _moment()
+            probes.append(
+                {
+                    "activity": probe.raw,
+                    "output": value,
+                    "status": "succeeded",
+                    "start": now,
+                    "end": now,
+                    "duration": 0.0,
+                    "tolerance_met": kept,
+                }
+            )
+        return {"steady_state_met": met, "probes": probes}
+
+    def _probe(self, probe: Activity) -> object:
+        window_s = float(probe.arguments.get("window_s", 10.0))
+        match getattr(probe.call, "__name__", ""):
+            case "availability":
+                return round(self._availability(window_s), 6)
+            case "slowest_s":
+                before, now = self._since(window_s)
+                recent = [new - old for new, old in zip(now.buckets, before.buckets, strict=True)]
+                return round(quantile(recent, 1.0), 6)
+            case "is_up":
+                before, now = self._since(3.0)
+                return now.served > before.served
+            case "broken_promises":
+                return 0  # what users were promised is checked in simulation; live only what they felt is known
+        raise Rejected(f"the probe {probe.name} cannot be asked of a running deployment", code="experiment")
+
+    def _availability(self, window_s: float) -> float:
+        before, now = self._since(window_s)
+        served, failed = now.served - before.served, now.failed - before.failed
+        return served / (served + failed) if served + failed else 0.0
+
+    def _since(self, window_s: float) -> tuple[_Second, _Second]:
+        now = _Second(self._now_s(), self._tally)
+        early = next((one for one in reversed(self._seconds) if one.at_s <= now.at_s - window_s), self._seconds[0])
+        return early, now
+
+    def _now_s(self) -> float:
+        return clock.monotonic_s() - self._began_s
+
+    def _result(self, start: str, rollbacks: list[dict[str, Any]]) -> Result:
+        met = [self._states.get(when, {}).get("steady_state_met", False) for when in ("before", "after")]
+        deviated = not all(met)
+        status = "interrupted" if self._halted else "failed" if deviated else "completed"
+        last = _Second(self._now_s(), self._tally)
+        felt = {
+            "served": last.served,
+            "failed": last.failed,
+            "errors": dict(sorted(self._tally.errors.items())),
+            "facts": {name: round(value, 3) for name, value in sorted(self._tally.facts.items())},
+            "p99_ms": {name: round(cell.quantile(0.99) * 1e3, 1) for name, cell in sorted(self._tally.latency.items())},
+        }
+        journal = {
+            "chaoslib-version": VERSION,
+            "platform": "fourplane, live",
+            "node": self._target.host,
+            "experiment": self._experiment.raw,
+            "start": start,
+            "status": status,
+            "deviated": deviated,
+            "steady_states": {"before": None, "after": None} | self._states,
+            "run": self._entries,
+            "rollbacks": rollbacks,
+            "end": _moment(),
+            "duration": round(self._now_s(), 6),
+            "x-fourplane": {"felt": felt, "halted": self._halted},
+        }
+        return Result(
+            seed=0, status=status, deviated=deviated, violations=[self._halted] if self._halted else [], digest="",
+            virtual_s=self._now_s(), steps=0, messages=last.served + last.failed, felt=felt, spans=self._spans,
+            seconds=self._by_second(), journal=journal, ended=[],
+        )  # fmt: skip
+
+    def _by_second(self) -> dict[int, tuple[int, int, float]]:
+        found = {}
+        for before, now in zip(self._seconds, self._seconds[1:], strict=False):
+            recent = [new - old for new, old in zip(now.buckets, before.buckets, strict=True)]
+            found[int(before.at_s)] = (now.served - before.served, now.failed - before.failed, quantile(recent, 1.0))
+        return found
+
+
+def _joined(tally: Tally) -> list[int]:
+    buckets = list(Histogram().buckets)
+    for cell in tally.latency.values():
+        buckets = [one + other for one, other in zip(buckets, cell.buckets, strict=True)]
+    return buckets
+
+
+def _moment() -> str:
+    return datetime.fromtimestamp(clock.now_us() / 1e6, UTC).isoformat(timespec="microseconds")
