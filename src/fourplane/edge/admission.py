@@ -33,6 +33,7 @@ SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
+REST_TURNS: Final = 3
 EXEMPT: Final = -1  # a hot route costs less than a rejection's bookkeeping would save
 
 
@@ -74,6 +75,7 @@ class Admission:
     __slots__ = (
         "_admitted",
         "_asked",
+        "_batch_cpu_s",
         "_began",
         "_bounds",
         "_busy_min",
@@ -85,6 +87,7 @@ class Admission:
         "_loop",
         "_open",
         "_rate",
+        "_rest",
         "_settings",
         "_shed",
         "_speeds",
@@ -129,7 +132,10 @@ class Admission:
         self._shed = [0] * CLASSES
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
         self._admitted = self._finished = self._stale = self._waiting = 0
-        self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._window_cpu_s = self._window_from = self._rate = 0.0
+        self._rest = 0  # turns that finish what has begun before the next batch
+        self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._window_cpu_s = (
+            self._window_from
+        ) = self._rate = 0.0
         self._turning = False
         self._held = False  # some stand in line for want of room
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -282,7 +288,11 @@ class Admission:
             self._timer = None
 
     def _turn(self) -> None:
-        """Begin a few of those in line, once per turn of the loop; their first steps run one after the other, measured."""
+        """Begin a few of those in line; their first steps run one after the other, measured.
+
+        What has begun comes first: an answer that waits for the disk passes through several turns of the loop, so between
+        two batches a few turns begin nothing (but of the highest class), as long as that takes no longer than a batch.
+        """
         loop, pace = self._loop, self.pace
         assert loop is not None
         cpu_s = clock.cpu_s()
@@ -291,8 +301,9 @@ class Admission:
             self._steps_s = 0.0
         self._turn_cpu_s = cpu_s
         now_s, left, room = clock.monotonic_s(), pace.starts, pace.running_max
+        full = self._rest <= 0 or cpu_s - self._batch_cpu_s > 2.0 * self._settings.overload.turn_s
         begun: list[_Waiting] = []
-        for number, line in enumerate(self._lines):
+        for number, line in enumerate(self._lines if full else self._lines[:1]):
             age_s_max, times = self._settings.age_s_max[number], ROOM[number]
             while line:
                 waiting = line[0]
@@ -313,8 +324,12 @@ class Admission:
             for _, _, exchange, scope in begun:
                 self.begin(exchange, scope)
             loop.call_soon(self._steps_end, len(begun))
-        self._held = self._waiting > 0 and left > 0
-        self._turning = self._waiting > 0 and left <= 0
+        if full:
+            self._rest, self._batch_cpu_s = REST_TURNS, cpu_s
+        else:
+            self._rest -= 1
+        self._held = full and self._waiting > 0 and left > 0
+        self._turning = self._waiting > 0 and not self._held
         if self._turning:
             loop.call_soon(self._turn)
         self._look()

@@ -190,10 +190,10 @@ class Gateway:
 
     def classify(self, method: bytes, path: bytes) -> Priority:
         """The priority class of a request, by its first line alone."""
-        found = self._table.find(path.decode("latin-1"))
+        found = self._table.methods_at(path.decode("latin-1"))
         if found is None:
             return Priority.USER
-        served = found[0].get(method.decode("latin-1"))
+        served = found.get(method.decode("latin-1"))
         return Priority.USER if served is None else served.route.priority
 
     async def open_socket(self, request: HttpRequest) -> SocketPlan | Tunnel | bytes:

@@ -24,6 +24,7 @@ import httptools
 from fourplane.edge import http_answers
 from fourplane.edge.http_answers import error_answer
 from fourplane.edge.http_request import (
+    FIRST_OF_GET,
     GET,
     MAY_BE_PLAIN,
     PLAIN_GET,
@@ -189,13 +190,14 @@ class HttpProtocol(asyncio.Protocol):
             self._other_data(data)
             return
         if self.exchange is None and self._phase is IDLE and not self._held and not self.write_paused:
-            target = self._seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
-            if target is None:
-                target = self._plain_target(data)
-            if target:
-                if self._take_plain(data, GET, target, b""):
+            first = data[0]
+            if first == FIRST_OF_GET:
+                target = self._seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
+                if target is None:
+                    target = self._plain_target(data)
+                if target is not None and self._take_plain(data, GET, target, b""):
                     return
-            elif data[0] in MAY_BE_PLAIN:
+            elif first in MAY_BE_PLAIN:
                 whole = plain_whole(data)
                 if whole is not None and self._take_plain(data, *whole):
                     return

@@ -24,6 +24,7 @@ PLAIN_HEAD: Final = re.compile(  # of a request that may have a body: method, ta
     + rb"(?:" + _HOST + _FIELDS + rb"(?:" + _LENGTH + _FIELDS + rb")?+|" + _LENGTH + _FIELDS + _HOST + _FIELDS + rb")\r\n"
 )  # fmt: skip
 GET: Final = b"GET"
+FIRST_OF_GET: Final = GET[0]
 MAY_BE_PLAIN: Final = frozenset(b"PD")  # how those methods begin
 
 

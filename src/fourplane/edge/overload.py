@@ -28,7 +28,7 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_s: float = 0.002  # CPU time of first steps per turn of the loop
     turn_s_max: float = 0.01  # the same where other work makes turns long
     busy_min: int = 8  # requests under way below which nobody stands in line
-    running_min: int = 32  # under way at a time, beside the highest class
+    running_min: int = 16  # under way at a time, beside the highest class
     window_s: float = 0.05
     spare_share: float = 0.7  # of one processor; below it the process waits for something else
     full_share: float = 0.85

@@ -91,6 +91,25 @@ class RouteTable(Generic[T]):
             return None
         return self._find_ambiguous(segments)
 
+    def methods_at(self, path: str) -> dict[str, T] | None:
+        """What serves a raw path, without its parameters: half the cost, for what is decided before a request is read."""
+        exact = self._exact.get(path)
+        if exact is not None:
+            return exact
+        if "%" not in path:
+            node = self._root
+            for segment in path[1:].split("/", SEGMENTS_MAX):
+                if node.tail is not None or (node.child is not None and segment in node.fixed):
+                    break
+                found = node.fixed.get(segment) or (node.child if segment else None)
+                if found is None:
+                    return None
+                node = found
+            else:
+                return node.methods or None
+        answer = self.find(path)
+        return None if answer is None else answer[0]
+
     def _find_ambiguous(self, segments: list[str]) -> tuple[dict[str, T], dict[str, str]] | None:
         """The same where a segment could go two ways: take one, come back if it leads nowhere."""
         values: list[str] = []

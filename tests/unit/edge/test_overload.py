@@ -165,7 +165,7 @@ def test_after_the_spike_everybody_comes_in_again_within_half_a_second():
     assert machine.admission.statistics().waiting == 0
 
 
-@pytest.mark.parametrize("foreign_s", [0.005, 0.02])
+@pytest.mark.parametrize("foreign_s", [0.002, 0.005, 0.01])
 def test_foreign_work_of_the_loop_sheds_nobody_who_waits_little(foreign_s):
     machine = Machine(foreign_s=foreign_s)
     machine.run((20.0, 400.0, 10.0, 0.0), 5.0)  # 22 % of the loop, which is never idle

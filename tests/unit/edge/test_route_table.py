@@ -15,6 +15,7 @@ def table(*paths):
 
 def found(made, path):
     match = made.find(path)
+    assert made.methods_at(path) == (None if match is None else match[0])
     return None if match is None else (match[0]["GET"], match[1])
 
 
