@@ -8,8 +8,12 @@ from fourplane.edge.routes import Access, Call, Door, Priority, Reply, Route, St
 from fourplane.edge.steering import isp_of
 from fourplane.foundation import clock
 from fourplane.foundation.errors import NotFound, Rejected
+from fourplane.streaming.about import About
+from fourplane.streaming.cmcd import CmcdStatistics
+from fourplane.streaming.encode_plan import CAPTIONS_MAX
 from fourplane.streaming.jobs import Job
 from fourplane.streaming.playback import Play
+from fourplane.streaming.positions import resume_at
 from fourplane.streaming.proactive_fill import FillStatistics
 from fourplane.streaming.quality import Beacon, QualityStatistics
 from fourplane.streaming.system import StreamingRooms
@@ -31,14 +35,36 @@ class UploadAsked(msgspec.Struct, frozen=True):
     size: int
 
 
+class CaptionAsked(msgspec.Struct, frozen=True):
+    language: str
+    text: str  # WebVTT or SubRip
+    kind: str = "vtt"
+
+
 class ImportAsked(msgspec.Struct, frozen=True):
     name: str = ""
+    captions: list[CaptionAsked] = []
     description: str = ""
     replace: str = ""  # a title whose next version this is
 
 
+class DescribeAsked(msgspec.Struct, frozen=True):
+    name: str
+    description: str = ""
+    about: About = About()
+
+
 class TitleList(msgspec.Struct, frozen=True):
     titles: list[Title]
+
+
+class Begun(msgspec.Struct, frozen=True):
+    title: Title
+    at_s: float
+
+
+class BegunList(msgspec.Struct, frozen=True):
+    begun: list[Begun]
 
 
 class JobList(msgspec.Struct, frozen=True):
@@ -60,11 +86,16 @@ class TrackFacts(msgspec.Struct, frozen=True):
     peak_bps: int
     average_bps: int
     segments: int
+    language: str = ""
+    vmaf: float = 0.0
 
 
 class TitleFacts(msgspec.Struct, frozen=True):
     title: Title
     tracks: list[TrackFacts]
+    captions: list[str] = []
+    at_s: float = 0.0  # where this account stopped
+    episodes: list[Title] = []  # of the same series, in order
 
 
 class RegionAsked(msgspec.Struct, frozen=True):
@@ -96,6 +127,7 @@ class DeliveryFacts(msgspec.Struct, frozen=True):
     fill: FillStatistics
     quality: QualityStatistics
     cost: float
+    cmcd: CmcdStatistics
 
 
 class Api:
@@ -115,12 +147,16 @@ class Api:
             Route("GET", "/streaming/watch/{title}", self._page("index.html"), "watch one title"),
             Route("GET", "/streaming/studio", self._page("studio.html"), "upload films and follow their encoding"),
             Route("GET", "/streaming/cdn", self._page("cdn.html"), "the delivery tree, live"),
-            Route("GET", f"{base}/titles", self.titles, "all titles, or those with ?q=words", answer=TitleList),
+            Route("GET", f"{base}/titles", self.titles, "titles: ?q=words&genre=&region=", answer=TitleList),
+            Route("GET", f"{base}/continue", self.begun, "what you began", access="user", answer=BegunList),
             Route("GET", f"{base}/titles/{{title}}", self.title, "one title and its ladder", answer=TitleFacts),
             Route("GET", f"{base}/titles/{{title}}/poster.jpg", self.poster, "its poster"),
             Route("POST", f"{base}/play", self.play, "play a title", body=PlayAsked, answer=Play, priority=play),
             Route(
                 "GET", f"{base}/sessions/{{session}}/master.m3u8", self.steered, "the steered playlist", priority=play
+            ),
+            Route(
+                "GET", f"{base}/sessions/{{session}}/manifest.mpd", self.steered_dash, "the steered MPD", priority=play
             ),
             Route(
                 "GET", f"{base}/sessions/{{session}}/steering", self.steering, "the steering manifest", priority=play
@@ -181,9 +217,19 @@ class Api:
                 access=staff,
                 body=ImportAsked,
                 answer=Job,
+                body_max=8 << 20,
             ),
             Route(
                 "POST", f"{base}/test-title", self.make_test_title, "encode a test picture", answer=Job, access=staff
+            ),
+            Route(
+                "PUT",
+                f"{base}/titles/{{title}}",
+                self.describe,
+                "name, description, series, people, licence",
+                access=staff,
+                body=DescribeAsked,
+                answer=Title,
             ),
             Route("GET", f"{base}/jobs", self.jobs, "recent imports", access=staff, answer=JobList),
             Route("GET", f"{base}/jobs/{{job}}", self.job, "one import", access=staff, answer=Job),
@@ -201,12 +247,25 @@ class Api:
     # -- watching
 
     async def titles(self, call: Call[None]) -> TitleList:
-        return TitleList(await self._rooms.titles.all(call.query.get("q", "")[:256]))
+        asked = call.query
+        words, genre, region = asked.get("q", ""), asked.get("genre", ""), asked.get("region", "")
+        return TitleList(await self._rooms.finder.find(words[:256], genre=genre[:100], region=region[:20]))
+
+    async def begun(self, call: Call[None]) -> BegunList:
+        assert call.identity is not None
+        known = {title.id: title for title in await self._rooms.titles.all() if title.version}
+        places = await self._rooms.positions.recent(call.identity.account_id)
+        kept = [(known[one.title], one.at_s) for one in places if one.title in known]
+        return BegunList([Begun(title, at_s) for title, at_s in kept if resume_at(at_s, title.duration_s)])
 
     async def title(self, call: Call[None]) -> TitleFacts:
         title = await self._rooms.titles.get(call.params["title"])
+        series, viewer = title.about.series, call.identity
+        at_s = await self._rooms.positions.of(viewer.account_id, title.id) if viewer else 0.0
+        mates = [one for one in await self._rooms.titles.all() if series and one.about.series == series]
+        mates.sort(key=lambda one: (one.about.season, one.about.episode, one.name))
         if not title.version:
-            return TitleFacts(title, [])
+            return TitleFacts(title, [], [], at_s, mates)
         index = await self._rooms.origin.index(title.id, title.version)
         tracks = [
             TrackFacts(
@@ -218,10 +277,12 @@ class Api:
                 track.peak_bps(index.target_s),
                 track.average_bps(),
                 len(track.segments),
+                track.language,
+                track.vmaf,
             )
             for track in [*index.video, *index.audio]
         ]
-        return TitleFacts(title, tracks)
+        return TitleFacts(title, tracks, [caption.language for caption in index.captions], at_s, mates)
 
     async def poster(self, call: Call[None]) -> Reply:
         title = await self._rooms.titles.get(call.params["title"])
@@ -251,12 +312,21 @@ class Api:
         text = await self._rooms.playback.steered_master(call.params["session"], host)
         return Reply(text.encode(), media_type="application/vnd.apple.mpegurl", headers={"cache-control": "no-store"})
 
+    async def steered_dash(self, call: Call[None]) -> Reply:
+        host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
+        text = await self._rooms.playback.steered_manifest(call.params["session"], host)
+        return Reply(text.encode(), media_type="application/dash+xml", headers={"cache-control": "no-store"})
+
     async def steering(self, call: Call[None]) -> Reply:
         manifest = self._rooms.playback.steering(call.params["session"])
         return Reply(msgspec.json.encode(manifest), media_type=STEERING_TYPE, headers={"cache-control": "no-store"})
 
     async def beacon(self, call: Call[Beacon]) -> None:
-        self._rooms.quality.hear(call.body, clock.monotonic_s())
+        told = call.body
+        watched = self._rooms.quality.find(told.session)
+        if watched is not None and watched.account and told.at_s is not None:
+            self._rooms.positions.note(int(watched.account), watched.title, min(told.at_s, 1e6))
+        self._rooms.quality.hear(told, clock.monotonic_s())
 
     async def delivery(self, _: Call[None]) -> DeliveryFacts:
         return await self._facts()
@@ -294,6 +364,7 @@ class Api:
             self._rooms.fill.statistics(),
             self._rooms.quality.statistics(clock.monotonic_s()),
             delivered / 1e9 * settings.cost_per_gb,
+            self._rooms.guard.cmcd.statistics(),
         )
 
     async def region(self, call: Call[RegionAsked]) -> DeliveryFacts:
@@ -327,7 +398,15 @@ class Api:
         upload = self._rooms.uploads.finish(call.params["upload"])
         asked = call.body
         name = asked.name or Path(upload.name).stem
+        for caption in asked.captions[:CAPTIONS_MAX]:
+            await self._rooms.uploads.put_beside(upload, caption.language, caption.kind, caption.text)
         return _told(await self._rooms.submit(upload.path, name, asked.description, replace=asked.replace, owned=True))
+
+    async def describe(self, call: Call[DescribeAsked]) -> Title:
+        asked = call.body
+        title = await self._rooms.titles.describe(call.params["title"], asked.name, asked.description, asked.about)
+        await self._rooms.finder.changed(title)
+        return title
 
     async def make_test_title(self, _: Call[None]) -> Job:
         return _told(await self._rooms.test_title())

@@ -20,7 +20,7 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 from fourplane.service.tokens import Signer
-from fourplane.state.contracts import Blobs, Sql
+from fourplane.state.contracts import Blobs, Search, Sql
 from fourplane.state.schema import ensure
 from fourplane.streaming import ffmpeg
 from fourplane.streaming.api import Api
@@ -28,7 +28,7 @@ from fourplane.streaming.diagram import nodes_of
 from fourplane.streaming.jobs import JobStatistics
 from fourplane.streaming.playback import Entitlement
 from fourplane.streaming.quality import QualityStatistics
-from fourplane.streaming.schema import METADATA
+from fourplane.streaming.schema import METADATA, MIGRATIONS
 from fourplane.streaming.settings import StreamingSettings
 from fourplane.streaming.system import StreamingRooms, everybody
 
@@ -73,6 +73,7 @@ class Streaming:
         registry: Registry,
         sockets: Mapping[str, socket.socket] | None = None,
         entitlement: Entitlement = everybody,
+        search: Search | None = None,
         data: Path = Path("data"),
     ) -> None:
         self._sql = sql
@@ -89,21 +90,25 @@ class Streaming:
             registry=registry,
             sockets=sockets or {},
             entitlement=entitlement,
+            search=search,
         )
         self._api = Api(self.rooms)
 
     async def start(self, tasks: Tasks) -> None:
         """Bring the tables up, listen on origin and nodes, take up waiting imports."""
-        await ensure(self._sql, "streaming", METADATA)
+        await ensure(self._sql, "streaming", METADATA, MIGRATIONS)
+        await self.rooms.finder.rebuild()
         await self.rooms.delivery.start(tasks)
         tasks.start(self.rooms.jobs.run(), "encoder")
         tasks.start(self.rooms.fill.run(), "fill")
         tasks.start(self.rooms.titles.keep_plays(), "plays")
+        tasks.start(self.rooms.positions.keep(), "positions")
 
     async def drain(self) -> None:
         """Finish the answers under way."""
         await self.rooms.delivery.drain()
         await self.rooms.titles.store_plays()
+        await self.rooms.positions.store()
 
     async def stop(self) -> None:
         """Release ports; a running encode is queued again at the next start."""

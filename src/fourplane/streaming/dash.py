@@ -3,22 +3,22 @@
 Segment times come from the index as a SegmentTimeline, so picture and sound of unequal length are stated as they are.
 """
 
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from fourplane.streaming.captions import language_tag
 from fourplane.streaming.packaging import TitleIndex, Track
 
 
-def manifest(index: TitleIndex) -> str:
-    """The MPD of a title version."""
+def manifest(index: TitleIndex, *, steering_uri: str = "", pathways: tuple[tuple[str, str], ...] = ()) -> str:
+    """The MPD of a title version; `pathways` are (service location, base address) pairs for content steering."""
     longest = max(seg.duration / track.timescale for track in index.tracks for seg in track.segments)
     head = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static" '
         f'mediaPresentationDuration="{_time(index.duration_s)}" maxSegmentDuration="{_time(longest + 0.001)}" '
-        f'minBufferTime="PT{max(2, index.target_s)}S">\n<Period id="0" start="PT0S">\n'
+        f'minBufferTime="PT{max(2, index.target_s)}S">\n'
     )
-    parts = [head]
+    parts = [head, *_places(steering_uri, pathways), '<Period id="0" start="PT0S">\n']
     if index.video:
         top = index.video[-1]
         parts.append(
@@ -48,6 +48,17 @@ def manifest(index: TitleIndex) -> str:
             "</Representation>\n</AdaptationSet>\n"
         )
     return "".join([*parts, "</Period>\n</MPD>\n"])
+
+
+def _places(steering_uri: str, pathways: tuple[tuple[str, str], ...]) -> list[str]:
+    lines = [f"<BaseURL serviceLocation={quoteattr(name)}>{escape(address)}</BaseURL>\n" for name, address in pathways]
+    if steering_uri and pathways:
+        usual = quoteattr(pathways[0][0])
+        lines.append(
+            f'<ContentSteering defaultServiceLocation={usual} queryBeforeStart="false">{escape(steering_uri)}'
+            "</ContentSteering>\n"
+        )
+    return lines
 
 
 def _picture(index: TitleIndex, track: Track) -> str:

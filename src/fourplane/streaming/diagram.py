@@ -16,7 +16,6 @@ HOLLOW: tuple[tuple[str, Plane, str], ...] = (
     ("REC_SVC", "service", "Recommendations are not built yet."),
     ("BILLING_SVC", "service", "Plans and invoices are not built yet; the entitlement hook of play is their place."),
     ("CASSANDRA", "state", "Viewing history per profile is not built yet."),
-    ("ES", "state", "Titles are searched in the sql store; the search index over titles and people is not built yet."),
     ("SPINNAKER", "control", "Canaries and rollout are not built yet."),
     ("EUREKA", "control", "Discovery leases are not built yet; the delivery tree is configured."),
     ("HYSTRIX", "control", "A breaker and limits around every call are not built yet."),
@@ -74,6 +73,9 @@ def _services(rooms: StreamingRooms) -> list[Node]:
     def titles() -> Figures:
         return Figures(rooms.titles.reads)
 
+    def searches() -> Figures:
+        return Figures(rooms.finder.searches, facts={"index": "search engine" if rooms.finder.indexed else "sql store"})
+
     def cells() -> Figures:
         return Figures(rooms.registry.events_total, facts={"series": len(rooms.registry.cells)})
 
@@ -100,6 +102,13 @@ def _services(rooms: StreamingRooms) -> list[Node]:
             "Titles and import jobs in the sql store; billing is not there yet.",
             "streaming/titles.py",
             titles,
+        ),
+        _box(
+            "ES",
+            "state",
+            "Search over titles, people, genres and series.",
+            "streaming/finding.py",
+            searches,
         ),
         _box(
             "ATLAS",

@@ -13,7 +13,8 @@ from fourplane.streaming.ladder import Rung, ladder_for
 from fourplane.streaming.probe import Source
 from fourplane.streaming.settings import EncodingSettings
 
-CHUNK_S = 20.0
+CHUNK_S = 20.0  # of a long film; a short one is cut into `CHUNKS_MIN` pieces, so that every core has some
+CHUNKS_MIN = 4
 AUDIO_MAX = 8
 CAPTIONS_MAX = 20
 SPRITE_COLUMNS = 10
@@ -82,7 +83,7 @@ def make_plan(file: Path, source: Source, settings: EncodingSettings, *, judged:
         fixed,
         (rate.numerator, rate.denominator),
         gop,
-        gop * max(1, round(CHUNK_S * float(rate) / gop)),
+        gop * max(1, round(min(CHUNK_S, max(2 * settings.segment_s, length / CHUNKS_MIN)) * float(rate) / gop)),
         length,
         settings.preset,
         settings.audio_kbps,

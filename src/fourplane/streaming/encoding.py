@@ -170,7 +170,8 @@ class Encode:
         steps = []
         for chunk in range(plan.chunks):
             files = tuple(f"{rung.name}_{chunk:05d}.mp4" for rung in plan.rungs)
-            threads, length = self._settings.threads, plan.length_of(chunk)
+            enough = plan.chunks >= 2 * (os.cpu_count() or 1)  # chunks for all cores: one thread each wastes nothing
+            threads, length = self._settings.threads or int(enough), plan.length_of(chunk)
             arguments = encode_plan.chunk_arguments(plan, self._file, self._folder, chunk, threads=threads)
             name = f"chunk {chunk + 1} of {plan.chunks}"
             lack = plan.may_lack(chunk)

@@ -9,6 +9,7 @@ last: files to blobs, index, then the title's pointer. A failure keeps its name 
 import asyncio
 import contextlib
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -72,7 +73,9 @@ class Jobs:
         titles: Titles,
         ids: IdGenerator,
         registry: Registry,
+        published: Callable[[Title], Awaitable[None]] | None = None,
     ) -> None:
+        self._published = published
         self._settings = settings
         self._sql = sql
         self._blobs = blobs
@@ -230,6 +233,8 @@ class Jobs:
         index = await self._worker.submit(packaging.index_title, title.id, version, encoded)
         stored = await packaging.publish(self._blobs, index, encoded)
         replaced = await self._titles.publish(index, stored)
+        if self._published is not None:
+            await self._published(await self._titles.get(title.id))
         await self._clean(job)
         self.done += 1
         self.film_s += index.duration_s
@@ -244,8 +249,8 @@ class Jobs:
     async def _clean(self, job: Job) -> None:
         folder = self._settings.folder / "work" / job.id
         await self._worker.submit(shutil.rmtree, folder, True)
-        if job.owned:
-            await self._worker.submit(_unlink, Path(job.file))
+        if job.owned:  # an upload of ours lies in a folder of its own, beside its captions
+            await self._worker.submit(shutil.rmtree, Path(job.file).parent, True)
 
     async def _set(self, job: Job, state: str, error: str = "", said: str = "") -> None:
         statement = "UPDATE jobs SET state = ?2, error = ?3, said = ?4, changed_us = ?5 WHERE id = ?1"
@@ -267,7 +272,3 @@ class Jobs:
 
 def _job(row: Row) -> Job:
     return msgspec.convert(dict(zip(_FIELDS, row, strict=True)), Job)
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ A version never changes, so everything may be kept for a year (`immutable`); its
 The origin answers whole objects; ranges are the CDN nodes' work. Indexes in use are kept in memory, `INDEXES_MAX` of them.
 """
 
+import base64
 from collections import OrderedDict
 
 import msgspec
@@ -18,6 +19,7 @@ from fourplane.streaming.captions import PIECE_S, piece
 from fourplane.streaming.packaging import TitleIndex, Track, blob_key, load_index
 
 INDEXES_MAX = 256
+INITS_MAX = 2_000
 KEEP = "public, max-age=31536000, immutable"
 TYPES = {
     "m3u8": "application/vnd.apple.mpegurl",
@@ -44,6 +46,7 @@ class Origin:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._indexes: OrderedDict[tuple[str, str], TitleIndex] = OrderedDict()
+        self._inits: dict[tuple[str, str, str], str] = {}
 
     async def index(self, title: str, version: str) -> TitleIndex:
         """The index of a version, from memory when it was used lately; raises NotFound."""
@@ -55,6 +58,17 @@ class Origin:
                 self._indexes.popitem(last=False)
         else:
             self._indexes.move_to_end(key)
+        return found
+
+    async def init(self, index: TitleIndex, track: Track) -> str:
+        """The init segment of a track in base64, from memory when it was used lately."""
+        key = (index.title, index.version, track.name)
+        found = self._inits.get(key)
+        if found is None:
+            found = base64.b64encode(await self._range(index, track, 0, track.init_size)).decode()
+            if len(self._inits) >= INITS_MAX:
+                self._inits.clear()
+            self._inits[key] = found
         return found
 
     async def fetch(self, path: str) -> OriginObject:

@@ -15,9 +15,11 @@ from fourplane.edge.steering import CdnNode, Viewer, preference
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Forbidden, NotFound, Overloaded, Rejected, Unavailable
 from fourplane.service.tokens import Signer
-from fourplane.streaming import hls
+from fourplane.streaming import dash, hls
+from fourplane.streaming.cmcd import Cmcd
 from fourplane.streaming.origin import Origin
 from fourplane.streaming.packaging import TitleIndex, Track
+from fourplane.streaming.positions import Positions, resume_at
 from fourplane.streaming.quality import Quality
 from fourplane.streaming.settings import StreamingSettings
 from fourplane.streaming.titles import Title, Titles
@@ -37,11 +39,12 @@ Entitlement = Callable[[Identity | None, Title], Awaitable[None]]
 class MediaGuard:
     """Turns `/t/<token>/v/...` into `/v/...` for whoever may see it; a cache node's guard."""
 
-    __slots__ = ("_known", "_signer", "refused")
+    __slots__ = ("_known", "_signer", "cmcd", "refused")
 
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self._known: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
+        self.cmcd = Cmcd()
         self.refused = 0
 
     def __call__(self, target: bytes) -> bytes:
@@ -50,7 +53,9 @@ class MediaGuard:
             self.refused += 1
             raise Forbidden("media is only served with a signed address", code="no_token")
         end = target.find(b"/", 3)
-        token, path = target[3:end], target[end:].partition(b"?")[0]  # players append CMCD queries
+        token, (path, _, query) = target[3:end], target[end:].partition(b"?")  # players append CMCD queries
+        if query and b"CMCD=" in query:
+            self.cmcd.hear(query)
         known = self._known.get(token)
         now_s = clock.monotonic_s()
         if known is None or known[1] < now_s:
@@ -74,6 +79,14 @@ class MediaGuard:
         return known
 
 
+class PlayCaption(msgspec.Struct, frozen=True):
+    """A text track: one WebVTT file below the base."""
+
+    name: str
+    language: str
+    label: str
+
+
 class PlayTrack(msgspec.Struct, frozen=True):
     """A rendition for players that read no manifest: segment n lies at `<name>/<n>.m4s` and lasts `segment_s` (the last less)."""
 
@@ -85,6 +98,8 @@ class PlayTrack(msgspec.Struct, frozen=True):
     segment_s: float
     count: int
     language: str
+    label: str = ""
+    init: str = ""  # base64 of what must come before the first segment; only of tracks that a player starts with
 
 
 class Play(msgspec.Struct, frozen=True):
@@ -104,6 +119,9 @@ class Play(msgspec.Struct, frozen=True):
     base: str
     tracks: list[PlayTrack]
     expires_s: float
+    captions: list[PlayCaption] = []
+    resume_s: float = 0.0
+    steered_dash: str = ""
     steering_s: float = 10.0  # how often a player without steering of its own asks which node to use
 
 
@@ -121,7 +139,9 @@ class Playback:
         nodes: Callable[[], list[CdnNode]],
         ports: Mapping[str, int],
         entitlement: Entitlement,
+        positions: Positions,
     ) -> None:
+        self._positions = positions
         self._settings = settings
         self._titles = titles
         self._origin = origin
@@ -139,6 +159,7 @@ class Playback:
             raise NotFound("this title is not ready yet", code="not_ready")
         account = "" if identity is None else str(identity.account_id)
         try:
+            title.about.admit(region, clock.now_us())
             await self._entitlement(identity, title)
             if self._quality.watching(account, clock.monotonic_s()) >= self._settings.streams_per_viewer_max:
                 raise Forbidden("too many streams of this account are running", code="too_many_streams")
@@ -166,13 +187,42 @@ class Playback:
             f"{base}poster.jpg" if index.poster else "",
             f"{base}scrub.vtt" if index.sprite_every_s else "",
             base,
-            [_play_track(index, track) for track in [*index.video, *index.audio]],
+            await self._tracks(index),
             self._settings.token_s,
+            _captions(index),
+            resume_at(await self._positions.of(identity.account_id, title.id), index.duration_s) if identity else 0.0,
+            f"/streaming/api/sessions/{session}/manifest.mpd",
             float(self._settings.steering_ttl_s),
+        )
+
+    async def _tracks(self, index: TitleIndex) -> list[PlayTrack]:
+        """Every rendition; those a player starts with carry their init segment, which spares two requests."""
+        sounds = hls.names([track.language for track in index.audio], "Sound")
+        labels = {track.name: label for track, label in zip(index.audio, sounds, strict=True)}
+        first = {track.name for track in (*index.video[:1], *index.audio)}
+        return [
+            msgspec.structs.replace(
+                _play_track(index, track),
+                label=labels.get(track.name, ""),
+                init=await self._origin.init(index, track) if track.name in first else "",
+            )
+            for track in [*index.video, *index.audio]
+        ]
+
+    async def steered_manifest(self, session: str, host: str) -> str:
+        """The session's DASH manifest with every node as a service location."""
+        index, pathways = await self._pathways(session, host)
+        return dash.manifest(
+            index, steering_uri=f"/streaming/api/sessions/{session}/steering?dash=1", pathways=pathways
         )
 
     async def steered_master(self, session: str, host: str) -> str:
         """The session's multivariant playlist with every node as a pathway."""
+        index, pathways = await self._pathways(session, host)
+        return hls.master(index, steering_uri=f"/streaming/api/sessions/{session}/steering", pathways=pathways)
+
+    async def _pathways(self, session: str, host: str) -> tuple[TitleIndex, tuple[tuple[str, str], ...]]:
+        """The index of what a session watches, and (node, address) in the session's order."""
         found = self._quality.find(session)
         if found is None:
             raise NotFound("this session has ended", code="no_such_session")
@@ -184,7 +234,7 @@ class Playback:
             (node, f"http://{public}:{self._ports[node]}{path}")
             for node in self.order(session, found.region, found.isp)
         )
-        return hls.master(index, steering_uri=f"/streaming/api/sessions/{session}/steering", pathways=pathways)
+        return index, pathways
 
     def steering(self, session: str) -> dict[str, object]:
         """The steering manifest of a session: the order of nodes from now on (HLS content steering, version 1)."""
@@ -210,6 +260,14 @@ class Playback:
         path = f"/v/{title}/{version}/"
         token = self._signer.sign(AUDIENCE, {"path": path, "session": session}, self._settings.token_s)
         return f"/t/{token}{path}"
+
+
+def _captions(index: TitleIndex) -> list[PlayCaption]:
+    labels = hls.names([caption.language for caption in index.captions], "Text")
+    return [
+        PlayCaption(caption.name, caption.language, label)
+        for caption, label in zip(index.captions, labels, strict=True)
+    ]
 
 
 def _play_track(index: TitleIndex, track: Track) -> PlayTrack:

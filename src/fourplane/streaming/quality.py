@@ -5,7 +5,7 @@ twice or out of order counts once. Sessions are bounded; the oldest idle ones ar
 below 100 ms, rebuffer below 0.5 %, a quarter of the bytes in 4K, 0.02 a gigabyte.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import msgspec
 
@@ -14,6 +14,7 @@ from fourplane.foundation.telemetry import Histogram
 START_GOAL_S = 0.1
 REBUFFER_GOAL = 0.005
 TALL_GOAL = 0.25
+OVER_MAX = 1_000
 HEIGHTS = (240, 360, 480, 540, 720, 1080, 1440, 2160)
 
 
@@ -31,6 +32,8 @@ class Beacon(msgspec.Struct, frozen=True):
     region: str = ""
     node: str = ""
     error: str = ""
+    at_s: float | None = None  # where in the film the viewer is
+    ended: bool = False  # the player was closed: the session is over
 
 
 class PlaybackSession:
@@ -65,6 +68,8 @@ class QualityStatistics(msgspec.Struct, frozen=True):
     bytes: int
     tall_share: float
     by_region: dict[str, int]
+    by_title: dict[str, int]
+    by_isp: dict[str, int]
 
 
 class Quality:
@@ -82,6 +87,7 @@ class Quality:
         self.errors = 0
         self.bytes = 0
         self._heights: dict[int, float] = {}
+        self._over: OrderedDict[str, PlaybackSession] = OrderedDict()  # their last beacons may still be under way
 
     def open(self, session: str, title: str, region: str, account: str, now_s: float, *, isp: str = "") -> None:
         """A viewer pressed play."""
@@ -102,10 +108,11 @@ class Quality:
 
     def hear(self, beacon: Beacon, now_s: float) -> bool:
         """Take a beacon; False for a session that is not known (or forgotten)."""
-        found = self._sessions.get(beacon.session)
+        found = self._sessions.get(beacon.session) or self._over.pop(beacon.session, None)
         if found is None:
             return False
         found.seen_s = now_s
+        self._sessions[beacon.session] = found  # who goes on after an end is watching again
         self._sessions.move_to_end(beacon.session)
         last = found.last
         if beacon.start_ms is not None and last.start_ms is None and 0 <= beacon.start_ms < 600_000:
@@ -123,15 +130,20 @@ class Quality:
         if beacon.played_s >= last.played_s:
             start = beacon.start_ms if beacon.start_ms is not None else last.start_ms
             found.last = msgspec.structs.replace(beacon, start_ms=start)
+        if beacon.ended:  # so that another screen may begin at once
+            self._over[beacon.session] = self._sessions.pop(beacon.session)
+            if len(self._over) > OVER_MAX:
+                self._over.popitem(last=False)
         return True
 
     def statistics(self, now_s: float) -> QualityStatistics:
         self._forget(now_s)
         watched = self.played_s + self.stalled_s
         shown = sum(self._heights.values())
-        regions: dict[str, int] = {}
-        for one in self._sessions.values():
-            regions[one.region] = regions.get(one.region, 0) + 1
+        regions, titles, isps = (
+            dict(Counter(getattr(one, field) for one in self._sessions.values() if getattr(one, field)).most_common(20))
+            for field in ("region", "title", "isp")
+        )
         return QualityStatistics(
             len(self._sessions),
             self.plays,
@@ -146,6 +158,8 @@ class Quality:
             self.bytes,
             self._heights.get(2160, 0.0) / shown if shown else 0.0,
             regions,
+            titles,
+            isps,
         )
 
     def _forget(self, now_s: float) -> None:

@@ -11,13 +11,15 @@ from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.telemetry import Histogram, Registry
 from fourplane.service.tokens import Signer
-from fourplane.state.contracts import Blobs, Sql
+from fourplane.state.contracts import Blobs, Search, Sql
 from fourplane.streaming import ffmpeg
 from fourplane.streaming.clip import generate_clip
 from fourplane.streaming.delivery import Delivery
+from fourplane.streaming.finding import TitleFinder
 from fourplane.streaming.jobs import Job, Jobs
 from fourplane.streaming.origin import Origin
 from fourplane.streaming.playback import Entitlement, MediaGuard, Playback
+from fourplane.streaming.positions import Positions
 from fourplane.streaming.proactive_fill import ProactiveFill
 from fourplane.streaming.quality import Quality
 from fourplane.streaming.settings import StreamingSettings
@@ -43,11 +45,22 @@ class StreamingRooms:
         registry: Registry,
         sockets: Mapping[str, socket.socket],
         entitlement: Entitlement,
+        search: Search | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.titles = Titles(sql, id_generator)
-        self.jobs = Jobs(settings, sql=sql, blobs=blobs, titles=self.titles, ids=id_generator, registry=registry)
+        self.finder = TitleFinder(self.titles, search)
+        self.positions = Positions(sql)
+        self.jobs = Jobs(
+            settings,
+            sql=sql,
+            blobs=blobs,
+            titles=self.titles,
+            ids=id_generator,
+            registry=registry,
+            published=self.finder.changed,
+        )
         self.uploads = Uploads(settings)
         self.origin = Origin(blobs)
         self.quality = Quality(sessions_max=settings.sessions_max, idle_s=settings.session_idle_s)
@@ -73,6 +86,7 @@ class StreamingRooms:
             nodes=self.delivery.seen,
             ports=_Ports(self.delivery),
             entitlement=entitlement,
+            positions=self.positions,
         )
 
     async def submit(

@@ -12,14 +12,21 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.state.contracts import Row, Sql, Statement
+from fourplane.streaming.about import About, decode
 from fourplane.streaming.packaging import TitleIndex
 
 NAME_MAX = 200
 DESCRIPTION_MAX = 4_000
 LISTED_MAX = 500
 STORE_PLAYS_S = 2.0
-_SELECT = "SELECT id, name, description, version, duration_s, height, rungs, bytes, plays, created_us, published_us FROM titles"
-_INSERT = "INSERT INTO titles VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+_SELECT = (
+    "SELECT id, name, description, version, duration_s, height, rungs, bytes, plays, created_us, published_us, about"
+    " FROM titles"
+)
+_INSERT = (
+    "INSERT INTO titles (id, name, description, version, duration_s, height, rungs, bytes, plays, created_us,"
+    " published_us, about) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+)
 
 
 class Title(msgspec.Struct, frozen=True):
@@ -36,6 +43,7 @@ class Title(msgspec.Struct, frozen=True):
     plays: int
     created_us: int
     published_us: int
+    about: About = About()
 
 
 class Titles:
@@ -53,8 +61,7 @@ class Titles:
         if not name or len(name) > NAME_MAX or len(description) > DESCRIPTION_MAX:
             raise Rejected(f"a title has a name of 1 to {NAME_MAX} letters", code="bad_name")
         title = Title(self._ids.text("title"), name, description, "", 0.0, 0, 0, 0, 0, clock.now_us(), 0)
-        values = msgspec.structs.astuple(title)
-        await self._sql.commit([Statement(_INSERT, values)])
+        await self._sql.commit([Statement(_INSERT, (*msgspec.structs.astuple(title)[:11], ""))])
         return title
 
     async def get(self, title_id: str) -> Title:
@@ -71,13 +78,11 @@ class Titles:
         rows = await self._sql.read(_SELECT + " WHERE name = ?1 ORDER BY created_us DESC LIMIT 1", wanted)
         return _title(rows[0]) if rows else None
 
-    async def all(self, words: str = "") -> list[Title]:
-        """Titles, the most recently published first; `words` must all occur in the name or the description."""
+    async def all(self) -> list[Title]:
+        """Titles, the most recently published first."""
         self.reads += 1
         rows = await self._sql.read(_SELECT + f" ORDER BY published_us DESC, created_us DESC LIMIT {LISTED_MAX}")
-        asked = words.lower().split()
-        titles = [_title(row) for row in rows]
-        return [one for one in titles if all(word in f"{one.name} {one.description}".lower() for word in asked)]
+        return [_title(row) for row in rows]
 
     async def publish(self, index: TitleIndex, stored_bytes: int) -> str:
         """Make a version the current one; returns the version it replaces (empty for none)."""
@@ -104,12 +109,16 @@ class Titles:
         )
         return before.version
 
-    async def rename(self, title_id: str, name: str, description: str) -> None:
-        """Change what people read of a title."""
-        if not name.strip() or len(name) > NAME_MAX or len(description) > DESCRIPTION_MAX:
+    async def describe(self, title_id: str, name: str, description: str, about: About) -> Title:
+        """Change what people read of a title; raises Rejected for what cannot be true, NotFound."""
+        name = " ".join(name.split())
+        if not name or len(name) > NAME_MAX or len(description) > DESCRIPTION_MAX:
             raise Rejected(f"a title has a name of 1 to {NAME_MAX} letters", code="bad_name")
-        statement = "UPDATE titles SET name = ?2, description = ?3 WHERE id = ?1"
-        await self._sql.commit([Statement(statement, (title_id, name.strip(), description), expect_rows=1)])
+        stored = msgspec.json.encode(about.check()).decode()
+        await self.get(title_id)
+        update = "UPDATE titles SET name = ?2, description = ?3, about = ?4 WHERE id = ?1"
+        await self._sql.commit([Statement(update, (title_id, name, description, stored), expect_rows=1)])
+        return await self.get(title_id)
 
     def count_play(self, title_id: str) -> None:
         """One more play, what popularity is made of; stored a little later, so that a start waits for no disk."""
@@ -140,4 +149,6 @@ class Titles:
 
 
 def _title(row: Row) -> Title:
-    return msgspec.convert(dict(zip(Title.__struct_fields__, row, strict=True)), Title)
+    fields: dict[str, object] = dict(zip(Title.__struct_fields__, row, strict=True))
+    fields["about"] = decode(str(row[-1] or ""))
+    return msgspec.convert(fields, Title)

@@ -10,6 +10,7 @@ import msgspec
 from fourplane.foundation import clock, ids
 from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import Conflict, NotFound, Overloaded, Rejected, TooLarge
+from fourplane.streaming.captions import SIDECAR_MAX
 from fourplane.streaming.settings import StreamingSettings
 
 STALE_S = 86_400.0
@@ -81,6 +82,17 @@ class Uploads:
             raise Conflict(f"{upload.size - upload.offset} bytes are missing", code="incomplete", offset=upload.offset)
         del self._open[upload_id]
         return upload
+
+    async def put_beside(self, upload: Upload, language: str, kind: str, text: str) -> None:
+        """Keep a text track beside a finished upload, named as `captions.sidecars` expects; raises Rejected."""
+        known = kind in {"vtt", "srt"} and language.isascii() and language.isalpha() and 2 <= len(language) <= 3
+        content = text.encode()
+        if not known or len(content) > SIDECAR_MAX:
+            raise Rejected(
+                "a text track is WebVTT or SubRip in a language of two or three letters", code="bad_captions"
+            )
+        path = upload.path.with_name(f"{upload.path.stem}.{language.lower()}.{kind}")
+        await self._worker.submit(_append, path, 0, content)
 
     def get(self, upload_id: str) -> Upload:
         """The open upload; raises NotFound."""

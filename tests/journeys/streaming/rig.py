@@ -23,7 +23,9 @@ from fourplane.streaming.app import Streaming
 from fourplane.streaming.settings import TREE, EncodingSettings, StreamingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICK = EncodingSettings(preset="ultrafast", per_title=False, rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64)
+QUICK = EncodingSettings(
+    preset="ultrafast", per_title=False, rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64
+)
 
 
 def run(main):
@@ -59,6 +61,7 @@ async def house(folder, *, encoding=QUICK, settings=None):
         chosen,
         sql=await stores.sql("streaming"),
         blobs=await stores.blobs("streaming"),
+        search=await stores.search("streaming"),
         signer=Signer(KeyRing.open(folder / "secrets" / "keys.json")),
         ids=ids,
         registry=registry,
