@@ -247,7 +247,8 @@ def test_a_rider_and_a_driver_complete_a_ride_in_the_browser() -> None:
         async with running(settings=patient) as city, async_playwright() as tools:
             browser = await tools.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             base, wrong = f"http://127.0.0.1:{city.server.port}/dispatch", []
-            driver, rider = [await (await browser.new_context()).new_page() for _ in range(2)]
+            people = await browser.new_context(reduced_motion="reduce", viewport={"width": 1_200, "height": 700})
+            driver, rider = [await people.new_page() for _ in range(2)]
             for page in (driver, rider):
                 page.on("pageerror", lambda error: wrong.append(str(error)))
             await driver.goto(f"{base}/drive")
@@ -274,6 +275,12 @@ def test_a_rider_and_a_driver_complete_a_ride_in_the_browser() -> None:
             await rider.get_by_text("Charged to your card").wait_for()
             await rider.get_by_role("button", name="5 stars").click()
             await rider.locator(".stars .on").nth(4).wait_for()
+            operator = await city.accounts.create("olga", "a long password", roles=("operator",))
+            token = await city.accounts.open_session(operator)
+            await rider.set_extra_http_headers({"authorization": f"Bearer {token}"})
+            await rider.goto(f"{base}/operations")
+            await rider.locator(".trip").click()
+            await rider.get_by_text("rider aboard").wait_for()
             assert wrong == []
             assert city.dispatch.rides.statistics().completed == 1
             await browser.close()

@@ -7,6 +7,7 @@ events that leave. Everything a caller may do stands in `rider_api`, `driver_api
 import socket
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 
 from fourplane.control.nodes import Node, Switch
+from fourplane.dispatch.blocks import Blocks
 from fourplane.dispatch.cells import parents
 from fourplane.dispatch.diagram import make_nodes
 from fourplane.dispatch.driver_api import DriverApi
@@ -26,8 +28,10 @@ from fourplane.dispatch.live import Live, heat_cells
 from fourplane.dispatch.location_feed import FeedStatistics, LocationFeed
 from fourplane.dispatch.maps import Maps
 from fourplane.dispatch.matcher import Matcher, MatcherStatistics
+from fourplane.dispatch.operations_api import OperationsApi
 from fourplane.dispatch.osm_import import Progress
 from fourplane.dispatch.pages import page_doors
+from fourplane.dispatch.partner_api import PartnerApi
 from fourplane.dispatch.pricing import Product, Surge, SurgeMap
 from fourplane.dispatch.push import Push
 from fourplane.dispatch.rider_api import RiderApi
@@ -36,6 +40,7 @@ from fourplane.dispatch.settings import DispatchSettings
 from fourplane.dispatch.trip_processor import ProcessorStatistics, TripProcessor
 from fourplane.dispatch.trip_store import TripStore
 from fourplane.dispatch.trips import Trip
+from fourplane.dispatch.webhooks import Webhooks, WebhookStatistics
 from fourplane.edge.routes import Call, Door, Route, SocketSession
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Worker
@@ -49,6 +54,8 @@ from fourplane.state.contracts import Blobs, EventLog, Records
 
 T = TypeVar("T")
 PICKUP_CANDIDATES = 5
+TRACK_S, TRACK_MAX, TRACKED_MAX = 2.0, 1_800, 5_000
+UNDER_WAY = frozenset({"accepted", "arriving", "in_progress"})
 
 
 class Switches:
@@ -73,6 +80,7 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     matcher: MatcherStatistics
     rides: RideStatistics
     processor: ProcessorStatistics
+    webhooks: WebhookStatistics
     drivers: int
     available: int
     reserved: int
@@ -110,9 +118,12 @@ class Dispatch:
         self.push = Push()
         self.drivers = Drivers(self.index, records, drivers_max=settings.index.drivers_max)
         self.surge = SurgeMap(settings.pricing)
+        self.blocks = Blocks(records)
         self.store = TripStore(records, log)
         self.live = Live(self)
         self._rider_api, self._driver_api = RiderApi(self), DriverApi(self)
+        self._operations_api = OperationsApi(self)
+        self._partner_api = PartnerApi(self, self._rider_api)
         self._heavy = Worker("dispatch-heavy", queue_max=100)
         self.estimates = 0
         self.eta: Eta
@@ -121,11 +132,14 @@ class Dispatch:
         self.desk: DriverDesk
         self.feed: LocationFeed
         self.processor: TripProcessor
+        self.webhooks: Webhooks
 
     async def start(self, tasks: Tasks) -> None:
         """Load the map, take up the trips under way, listen for positions."""
         self.eta = Eta(await self.maps.load(self.settings.map))
+        self._go_by_the_hour()
         await self.drivers.load()
+        await self.blocks.load()
         self.rides = Rides(
             self.store, self.drivers, records=self.records, eta=self.eta, payments=self.payments, push=self.push,
             registry=self.registry, ids=self.ids, matching=self.settings.matching, pricing=self.settings.pricing,
@@ -134,6 +148,7 @@ class Dispatch:
         self.matcher = Matcher(
             self.rides, self.drivers, index=self.index, eta=self.eta, settings=self.settings.matching,
             registry=self.registry, switches=(self.switches.matching, self.switches.location, self.switches.trips),
+            blocks=self.blocks,
         )  # fmt: skip
         self.rides.wake = self.matcher.wake
         self.desk = DriverDesk(self.drivers, self.rides, trips_switch=self.switches.trips)
@@ -145,8 +160,20 @@ class Dispatch:
         self.processor = TripProcessor(
             self.rides.look_up, self.log, self.records, registry=self.registry, switch=self.switches.processor
         )
+        self.webhooks = Webhooks(
+            self.settings.webhooks, records=self.records, log=self.log, ids=self.ids, find=self.rides.look_up
+        )
+        await self.webhooks.load()
         await self.feed.start(tasks)
-        for work in (self.matcher.run(), self._offers(), self._money(), self._surge(), self.processor.run()):
+        for work in (
+            self.matcher.run(),
+            self._offers(),
+            self._money(),
+            self._surge(),
+            self._follow(),
+            self.processor.run(),
+            self.webhooks.run(),
+        ):
             tasks.start(work)
         self.matcher.wake()
         if restored:
@@ -175,7 +202,15 @@ class Dispatch:
         statistics = Route(
             "GET", "/dispatch/api/statistics", self._statistics, "Figures of dispatch", answer=DispatchStatistics
         )
-        return [*self._rider_api.routes(), *self._driver_api.doors(), *self.live.doors(), statistics, *page_doors()]
+        return [
+            *self._rider_api.routes(),
+            *self._partner_api.routes(),
+            *self._operations_api.routes(),
+            *self._driver_api.doors(),
+            *self.live.doors(),
+            statistics,
+            *page_doors(),
+        ]
 
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagrams."""
@@ -185,7 +220,8 @@ class Dispatch:
         match = self.rides.match_seconds
         return DispatchStatistics(
             self.index.statistics(), self.feed.statistics(), self.eta.statistics(), self.matcher.statistics(),
-            self.rides.statistics(), self.processor.statistics(), self.drivers.count,
+            self.rides.statistics(), self.processor.statistics(), self.webhooks.statistics(),
+            self.drivers.count,
             *self._by_status(), self.live.viewers, self.push.sent,
             len(self.surge.cells), round(match.quantile(0.5), 3), round(match.quantile(0.99), 3),
         )  # fmt: skip
@@ -257,6 +293,34 @@ class Dispatch:
             await clock.sleep(0.25)
             await self._attempt("an offer could not expire", self.rides.expire_offers)
 
+    async def _follow(self) -> None:
+        """Where the drivers under way are, for the replay; and who is not heard of any more."""
+        while True:
+            await clock.sleep(TRACK_S)
+            rides = [
+                ride for ride in self.rides.active.values() if ride.trip.status in UNDER_WAY and not ride.trip.sandbox
+            ][:TRACKED_MAX]
+            if not rides:
+                continue
+            now = clock.now_us()
+            lats, lngs = self.index.places(np.array([ride.trip.driver for ride in rides], np.uint32))
+            for ride, lat, lng in zip(rides, lats.tolist(), lngs.tolist(), strict=True):
+                if lat == lat:  # noqa: PLR0124 - NaN: off the map
+                    ride.lost_since_us = 0
+                    if len(ride.track) < TRACK_MAX:
+                        ride.track.append((now, round(lat, 6), round(lng, 6)))
+                elif not ride.lost_since_us:
+                    ride.lost_since_us = now
+                elif now - ride.lost_since_us > self.settings.pricing.lost_s * 1e6:
+                    lost_s = self.settings.pricing.lost_s
+                    await self._attempt("a lost driver keeps a ride", partial(self.rides.lose, ride, lost_s=lost_s))
+
+    def _go_by_the_hour(self) -> None:
+        """The hour of the local day by the sun: an hour for 15 degrees, unless the settings say otherwise."""
+        offset = self.settings.utc_offset_h
+        offset_h = self.eta.roads.center[1] / 15 if offset is None else offset
+        self.eta.at_hour(int(clock.now_us() / 3.6e9 + offset_h) % 24)
+
     async def _money(self) -> None:
         while True:
             await clock.sleep(0.2)
@@ -268,6 +332,7 @@ class Dispatch:
     async def _surge(self) -> None:
         while True:
             await clock.sleep(self.settings.pricing.surge_refresh_s)
+            self._go_by_the_hour()
             before = len(self.surge.cells)
             self.surge.refresh(heat_cells(self), clock.now_us())
             if bool(before) != bool(self.surge.cells):

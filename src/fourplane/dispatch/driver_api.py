@@ -17,7 +17,7 @@ from fourplane.dispatch.trip_processor import read_history
 from fourplane.dispatch.trips import Place
 from fourplane.edge.routes import Call, Priority, Route, SocketRoute
 from fourplane.foundation import clock, ids
-from fourplane.foundation.errors import Rejected, Unauthenticated
+from fourplane.foundation.errors import Forbidden, Rejected, Unauthenticated
 from fourplane.foundation.money import Money
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class DriverApi:
             Route("GET", f"{API}/drivers/me", self.me, "What I am doing", answer=DriverState, priority=urgent),
             Route("POST", f"{API}/drivers/me/position", self.position, "Where I am (the feed does this better)",
                   body=PositionBody, answer=DriverState),
+            Route("POST", f"{API}/drivers/me/block", self.block, "Not this rider again", body=VerbBody),
             Route("GET", f"{API}/drivers/me/earnings", self.earnings, "My rides and what they brought"),
             *(
                 Route("POST", f"{API}/drivers/me/{verb}", self._verb(verb), f"Driver: {verb}", body=VerbBody,
@@ -150,6 +151,14 @@ class DriverApi:
         )  # fmt: skip
         self._d.feed.positions(updates, number, number + 1)
         return self._state(number)
+
+    async def block(self, call: Call[VerbBody]) -> dict[str, Any]:
+        number = self.driver_of(call)
+        trip = (await self._d.rides.find(ids.decode("trip", call.body.trip))).trip
+        if trip.driver != number:
+            raise Forbidden("this is not your trip", code="not_your_trip")
+        await self._d.blocks.add(trip.rider, number)
+        return {"blocked": call.body.trip}
 
     async def earnings(self, call: Call[None]) -> dict[str, Any]:
         rows = await read_history(self._d.records, f"dispatch/driver/{self.driver_of(call)}", limit=200)

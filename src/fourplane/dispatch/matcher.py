@@ -11,19 +11,22 @@ import msgspec
 import numpy as np
 
 from fourplane.control.nodes import Switch
+from fourplane.dispatch.blocks import Blocks
+from fourplane.dispatch.cells import distances_m
 from fourplane.dispatch.driver_index import DriverIndex
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta, Ranked
 from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK, VEHICLE_MASK, VEHICLE_SHIFT
 from fourplane.dispatch.matching import Decision, MatchingSettings, choose_pairs, costs
 from fourplane.dispatch.pricing import find_product
-from fourplane.dispatch.rides import Ride, Rides
+from fourplane.dispatch.rides import Ending, Ride, Rides
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.telemetry import Registry
 
 OFFERS_AT_ONCE = 256
 RETRY_S = 0.25
+AWAITED_MAX, FASTEST_MPS = 3, 25.0
 SPARE = 12  # candidates more than are kept, for those who refused or drive another kind
 
 
@@ -35,15 +38,16 @@ class MatcherStatistics(msgspec.Struct, frozen=True):
     candidates: int
     offered: int
     unmatched: int
+    awaited: int  # decisions to wait for a driver about to be free
 
 
 class _Found:
-    """One request with its candidates, nearest by line first."""
+    """One request with its candidates, nearest by line first; the last `soon` of them still have a rider aboard."""
 
-    __slots__ = ("costs", "drivers", "etas", "idle_s", "metres", "ratings", "ride")
+    __slots__ = ("costs", "drivers", "etas", "idle_s", "metres", "ratings", "ride", "soon")
 
     def __init__(self, ride: Ride) -> None:
-        self.ride = ride
+        self.ride, self.soon = ride, 0
         self.drivers = np.empty(0, np.int64)
         self.metres = self.etas = self.ratings = self.idle_s = self.costs = np.empty(0)
 
@@ -61,11 +65,14 @@ class Matcher:
         settings: MatchingSettings,
         registry: Registry,
         switches: tuple[Switch, ...],
+        blocks: Blocks,
     ) -> None:
         self._rides, self._drivers, self._index, self._eta = rides, drivers, index, eta
         self._settings, self._registry, self._switches = settings, registry, switches
+        self._blocks = blocks
+        self._ending = Ending.none()
         self._wanted = asyncio.Event()
-        self._rounds = self._considered = self._candidates = self._offered = self._unmatched = 0
+        self._rounds = self._considered = self._candidates = self._offered = self._unmatched = self._awaited = 0
         self.search_seconds = registry.histogram(
             "fourplane_dispatch_search_seconds", "candidates and road ETA of one request"
         )
@@ -100,12 +107,13 @@ class Matcher:
         self._rounds += 1
         found: list[_Found] = []
         waiting = list(self._rides.searching.values())
+        self._ending = self._rides.ending(self._settings.horizon_s, now) if self._settings.horizon_s else Ending.none()
         for at in range(0, len(waiting), self._settings.slice_count):
             asking = []
             for ride in waiting[at : at + self._settings.slice_count]:
                 if now - ride.waiting_since_us > self._settings.patience_s * 1e6:
                     await self._rides.give_up(ride)
-                elif ride.trip.status == "processing":
+                elif ride.trip.status == "processing" and not ride.trip.sandbox:
                     asking.append(ride)
             found += self._search(asking, now)
             await clock.sleep(0)
@@ -120,7 +128,9 @@ class Matcher:
         return made
 
     def statistics(self) -> MatcherStatistics:
-        return MatcherStatistics(self._rounds, self._considered, self._candidates, self._offered, self._unmatched)
+        return MatcherStatistics(
+            self._rounds, self._considered, self._candidates, self._offered, self._unmatched, self._awaited
+        )
 
     def _search(self, rides: list[Ride], now_us: int) -> list[_Found]:
         """Candidates of a slice of requests; those that look for the same in the same radius go together."""
@@ -164,8 +174,9 @@ class Matcher:
             if len(kinds) == 2
             else np.ones(len(ranked.drivers), bool)
         )
-        if trip.refused_by:
-            fit &= ~np.isin(ranked.drivers, trip.refused_by)
+        refused = [*trip.refused_by, *self._blocks.of(trip.rider)]
+        if refused:
+            fit &= ~np.isin(ranked.drivers, refused)
         keep = np.flatnonzero(fit)[: self._settings.candidates]
         self._considered += 1
         self._candidates += len(keep)
@@ -175,7 +186,40 @@ class Matcher:
             found.idle_s = (now_us - self._drivers.idle_since_us[drivers]) / 1e6
             found.ratings = self._drivers.ratings[drivers].astype(np.float64)
             found.costs = costs(found.etas, found.ratings, found.idle_s, self._settings)
+        if len(self._ending.drivers):
+            self._await(found, refused, now_us)
         return found
+
+    def _await(self, found: _Found, refused: list[int], now_us: int) -> None:
+        """Add who ends a ride near within the horizon, if sooner at the rider than the best of the free ones.
+
+        Nobody is promised: the request just is not given away this round, and the driver is free in the next or the one after.
+        """
+        ride, ending, settings = found.ride, self._ending, self._settings
+        trip = ride.trip
+        if now_us - ride.waiting_since_us > settings.patience_s * 5e5 or trip.fare is None:
+            return  # half of the patience is used: take whom there is
+        kinds = find_product(trip.fare.product_id).vehicles
+        metres = distances_m(trip.pickup.lat, trip.pickup.lng, ending.lats, ending.lngs)
+        best = float(found.costs.min(initial=np.inf))
+        ratings = self._drivers.ratings[ending.drivers].astype(np.float64)
+        least = ending.left_s + metres / FASTEST_MPS + settings.rating_s * (5 - ratings)  # no road is quicker
+        near = (metres <= settings.radius_m) & (least < best) & np.isin(self._drivers.kinds[ending.drivers], kinds)
+        if refused:
+            near &= ~np.isin(ending.drivers, refused)
+        some = np.flatnonzero(near)
+        some = some[np.argsort(least[some])][:AWAITED_MAX]
+        if len(some) == 0:
+            return
+        etas = ending.left_s[some] + self._eta.to_pickup(
+            trip.pickup.lat, trip.pickup.lng, ending.lats[some], ending.lngs[some], limit_s=settings.eta_s_max
+        )
+        cost, idle = costs(etas, ratings[some], np.zeros(len(some)), settings), np.zeros(len(some))
+        keep = np.flatnonzero(cost < best)
+        found.soon = len(keep)
+        for name, more in (("drivers", ending.drivers[some]), ("metres", metres[some]), ("etas", etas),
+                           ("ratings", ratings[some]), ("idle_s", idle), ("costs", cost)):  # fmt: skip
+            setattr(found, name, np.concatenate([getattr(found, name), more[keep]]))
 
     def _choose(self, found: list[_Found], now_us: int) -> list[tuple[Ride, int, float]]:
         if not found:
@@ -190,6 +234,13 @@ class Matcher:
             edge = given.get(number)
             driver = -1 if edge is None else int(drivers[edge])
             columns = (one.drivers, one.metres, one.etas, one.ratings, one.idle_s, one.costs)
+            place = -1 if edge is None else int(edge - starts[number])
+            if place >= len(one.drivers) - one.soon and edge is not None:
+                at = int(np.flatnonzero(self._ending.drivers == driver)[0])
+                wait_s = max(1.0, float(self._ending.left_s[at]))
+                one.ride.decisions.append(Decision(columns, driver, now_us, self._settings, wait_s=wait_s))
+                self._awaited += 1
+                continue
             one.ride.decisions.append(Decision(columns, driver, now_us, self._settings))
             if edge is not None:
                 chosen.append((one.ride, driver, float(one.etas[edge - starts[number]])))

@@ -51,6 +51,7 @@ class MatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offer_s: float = 15.0
     patience_s: float = 300.0
     waiting_max: int = 20_000
+    horizon_s: float = 45.0  # a driver who ends a ride within this is waited for where nobody free is as near; 0: never
     slice_count: int = 48  # requests searched before the loop gets a breath
     rule: Literal["cheapest", "auction"] = "cheapest"  # how the pairs of a pool are chosen
     value_s: float = 1_000.0  # auction: what serving a rider is worth, in seconds of cost; more is not paid
@@ -60,6 +61,8 @@ class MatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 0 <= self.window_s <= 30:
             raise Misconfigured(f"dispatch.matching.window_s is {self.window_s}, allowed are 0 to 30")
+        if not 0 <= self.horizon_s <= 300:
+            raise Misconfigured(f"dispatch.matching.horizon_s is {self.horizon_s}, allowed are 0 to 300")
         if not 1 <= self.candidates <= 200:
             raise Misconfigured(f"dispatch.matching.candidates is {self.candidates}, allowed are 1 to 200")
         if not (self.step_s > 0 and self.value_s > self.eta_s_max and self.bids_per_pair >= 0):
@@ -90,7 +93,7 @@ class Story(msgspec.Struct, frozen=True):
 class Decision:
     """One decision as columns; `story` tells it. Kept for every request, told for few."""
 
-    __slots__ = ("_at_us", "_columns", "_driver", "_settings")
+    __slots__ = ("_at_us", "_columns", "_driver", "_settings", "_wait_s")
 
     def __init__(
         self,
@@ -98,9 +101,15 @@ class Decision:
         driver: int,
         at_us: int,
         settings: MatchingSettings,
+        *,
+        wait_s: float = 0.0,
     ) -> None:
-        """Columns: drivers, metres by line, seconds by road, ratings, seconds idle, costs."""
+        """Columns: drivers, metres by line, seconds by road, ratings, seconds idle, costs.
+
+        `wait_s` above zero: the driver is not free yet, and the request waits so long for them.
+        """
         self._columns, self._driver, self._at_us, self._settings = columns, driver, at_us, settings
+        self._wait_s = wait_s
 
     def story(self) -> Story:
         """Candidates, costs and why the nearest did not get it."""
@@ -118,6 +127,9 @@ class Decision:
                 *(column.tolist() for column in self._columns), strict=True
             )
         ]
+        if self._wait_s > 0:
+            text = f"waits for driver {self._driver}, whose ride ends near in {self._wait_s:.0f} s: sooner than any free one"
+            return Story(self._at_us, -1, tuple(candidates), text)
         return explain(candidates, self._driver, self._at_us, self._settings)
 
 

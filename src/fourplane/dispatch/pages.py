@@ -1,11 +1,16 @@
-"""The pages under /dispatch/: the live map, the rider's and the driver's. Files of `static/`, served as they are."""
+"""The pages under /dispatch/: the live map, the rider's, the driver's and operations. Files of `static/`, served as they are."""
 
 from pathlib import Path
 
 from fourplane.edge.routes import Call, Door, Reply, Route, StaticFolder
 
 STATIC = Path(__file__).parent / "static"
-PAGES = {"/dispatch/": "map.html", "/dispatch/ride": "map.html", "/dispatch/drive": "drive.html"}
+PAGES = {
+    "/dispatch/": "map.html",
+    "/dispatch/ride": "map.html",
+    "/dispatch/drive": "drive.html",
+    "/dispatch/operations": "operations.html",
+}
 
 
 def page_doors() -> list[Door]:

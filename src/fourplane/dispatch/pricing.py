@@ -56,6 +56,7 @@ class PricingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver_share_percent: int = 78
     free_cancel_s: float = 120.0
     no_show_s: float = 300.0
+    lost_s: float = 60.0  # a driver on the way of whom nothing is heard so long loses the trip
 
 
 class FareLine(msgspec.Struct, frozen=True):
@@ -104,20 +105,25 @@ def find_product(product_id: str) -> Product:
 def price(product: Product, *, metres: float, seconds: float, surge: Surge, settings: PricingSettings) -> Fare:
     """The upfront fare of a ride over this distance and time."""
     currency = settings.currency
-    distance = Money(product.per_km, currency).times(Fraction(round(metres), 1_000), "half_up")
-    time = Money(product.per_minute, currency).times(Fraction(round(seconds), 60), "half_up")
+    distance = Money(_share(product.per_km, round(metres), 1_000), currency)
+    time = Money(_share(product.per_minute, round(seconds), 60), currency)
     lines = [FareLine("Base", Money(product.base, currency)), FareLine("Distance", distance), FareLine("Time", time)]
     plain = Money.total([line.amount for line in lines], currency)
     if plain.amount < product.minimum:
         lines.append(FareLine("Up to the minimum", Money(product.minimum, currency) - plain))
         plain = Money(product.minimum, currency)
     if surge.factor > 1:
-        more = plain.times(Fraction(round(surge.factor * 10) - 10, 10), "half_up")
+        more = Money(_share(plain.amount, round(surge.factor * 10) - 10, 10), currency)
         lines.append(FareLine(f"Surge {surge.factor:.1f}x", more))
         plain = plain + more
     lines.append(FareLine("Booking fee", Money(product.booking_fee, currency)))
     total = plain + lines[-1].amount
     return Fare(product.id, total, tuple(lines), surge.factor, surge.reason(), round(metres), round(seconds))
+
+
+def _share(amount: int, part: int, whole: int) -> int:
+    """Amount * part / whole of positive numbers, halves up."""
+    return (2 * amount * part + whole) // (2 * whole)
 
 
 def driver_part(total: Money, booking_fee: int, settings: PricingSettings) -> Money:

@@ -193,6 +193,7 @@ class RiderApi:
             Route("POST", f"{API}/guests", self.guest, "A rider without an account", answer=Guest,
                   rate_per_s=self._d.settings.guests_per_s),
             Route("GET", f"{API}/products", self.products, "Kinds of rides", answer=ProductList),
+            Route("GET", f"{API}/products/{{product_id}}", self.product, "One kind of ride", answer=Product),
             Route("GET", f"{API}/estimates/price", self.prices, "What a way would cost, per product", answer=Prices),
             Route("GET", f"{API}/estimates/time", self.times, "How soon a driver could be there", answer=Times),
             Route("GET", f"{API}/estimates/drivers", self.near, "Nearest free drivers and their road times to a place",
@@ -204,6 +205,7 @@ class RiderApi:
             Route("POST", f"{API}/requests", self.request, "Ask for a ride (Idempotency-Key repeats safely)",
                   body=RequestBody, answer=RideAnswer, priority=urgent, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("GET", f"{API}/requests/current", self.current, "My ride under way", answer=RideAnswer, priority=urgent),
+            Route("DELETE", f"{API}/requests/current", self.cancel_current, "Cancel my ride", answer=RideAnswer, priority=urgent),
             Route("GET", f"{API}/requests/{{request_id}}", self.show, "One ride", answer=RideAnswer, priority=urgent),
             Route("DELETE", f"{API}/requests/{{request_id}}", self.cancel, "Cancel a ride", answer=RideAnswer, priority=urgent),
             Route("GET", f"{API}/requests/{{request_id}}/map", self.map, "Lines for the map: driver's way and ride"),
@@ -211,6 +213,7 @@ class RiderApi:
             Route("GET", f"{API}/requests/{{request_id}}/story", self.story, "Why this driver: candidates, costs, reasons"),
             Route("POST", f"{API}/requests/{{request_id}}/rating", self.rate, "Rate the driver", body=RatingBody,
                   answer=RideAnswer),
+            Route("POST", f"{API}/requests/{{request_id}}/block", self.block, "Not this driver again"),
             Route("GET", f"{API}/history", self.history, "My rides, newest first"),
         ]  # fmt: skip
 
@@ -228,6 +231,9 @@ class RiderApi:
 
     async def products(self, _call: Call[None]) -> ProductList:
         return ProductList(PRODUCTS)
+
+    async def product(self, call: Call[None]) -> Product:
+        return find_product(call.params["product_id"])
 
     async def prices(self, call: Call[None]) -> Prices:
         self._d.switches.pricing.check()
@@ -322,31 +328,39 @@ class RiderApi:
         signed = msgspec.json.decode(claims["fare"], type=_SignedFare)
         if signed.rider != rider:
             raise Forbidden("this fare was offered to somebody else", code="foreign_fare")
-        self._d.surge.asked(cell_id(signed.start.lat, signed.start.lng, SURGE_LEVEL), clock.now_us())
+        if not rider.startswith(trips.SANDBOX):
+            self._d.surge.asked(cell_id(signed.start.lat, signed.start.lng, SURGE_LEVEL), clock.now_us())
         pin = f"{int.from_bytes(clock.token_bytes(4), 'big') % 10_000:04d}" if call.body.pin else ""
         trip = await self._d.rides.request(
             rider, signed.fare, signed.start, signed.end, method=call.body.payment_method,
             key=call.headers.get("idempotency-key", "")[:100], pin=pin,
         )  # fmt: skip
-        answer = self._answer(await self._d.rides.find(trip.id))
+        answer = self.answer(await self._d.rides.find(trip.id))
         return Reply(msgspec.json.encode(answer), status=202, media_type="application/json")
 
     async def current(self, call: Call[None]) -> RideAnswer:
         ride = self._d.rides.of_rider(self.rider_of(call))
         if ride is None:
             raise NotFound("you have no ride under way", code="no_ride")
-        return self._answer(ride)
+        return self.answer(ride)
 
     async def show(self, call: Call[None]) -> RideAnswer:
-        return self._answer(await self._own(call))
+        return self.answer(await self.own(call))
+
+    async def cancel_current(self, call: Call[None]) -> RideAnswer:
+        ride = self._d.rides.of_rider(self.rider_of(call))
+        if ride is None:
+            raise NotFound("you have no ride under way", code="no_ride")
+        await self._d.rides.cancel(ride.trip.id, ride.trip.rider)
+        return self.answer(ride)
 
     async def cancel(self, call: Call[None]) -> RideAnswer:
-        ride = await self._own(call)
+        ride = await self.own(call)
         await self._d.rides.cancel(ride.trip.id, ride.trip.rider)
-        return self._answer(ride)
+        return self.answer(ride)
 
     async def map(self, call: Call[None]) -> dict[str, Any]:
-        ride = await self._own(call)
+        ride = await self.own(call)
         trip = ride.trip
         lines: dict[str, list[tuple[float, float]]] = {"approach": [], "ride": []}
         place = self._d.place_of(trip.driver)
@@ -359,7 +373,7 @@ class RiderApi:
         return dict(lines)
 
     async def receipt(self, call: Call[None]) -> ReceiptAnswer:
-        ride = await self._own(call)
+        ride = await self.own(call)
         trip = ride.trip
         if not trip.ended or trip.fare is None or trip.due is None:
             raise NotFound("the ride has not ended", code="no_receipt")
@@ -374,7 +388,7 @@ class RiderApi:
         )  # fmt: skip
 
     async def story(self, call: Call[None]) -> dict[str, Any]:
-        ride = await self._own(call)
+        ride = await self.own(call)
         events = await self._d.rides.history(ride.trip.id)
         return {
             "request_id": ids.encode("trip", ride.trip.id),
@@ -383,9 +397,16 @@ class RiderApi:
         }
 
     async def rate(self, call: Call[RatingBody]) -> RideAnswer:
-        ride = await self._own(call)
+        ride = await self.own(call)
         await self._d.rides.rate(ride.trip.id, "rider", ride.trip.rider, call.body.stars)
-        return self._answer(ride)
+        return self.answer(ride)
+
+    async def block(self, call: Call[None]) -> dict[str, Any]:
+        trip = (await self.own(call)).trip
+        if trip.driver < 0:
+            raise NotFound("no driver took this ride", code="no_driver")
+        await self._d.blocks.add(trip.rider, trip.driver)
+        return {"blocked": trip.driver}
 
     async def history(self, call: Call[None]) -> dict[str, Any]:
         rows = await read_history(self._d.records, f"dispatch/riders/{self.rider_of(call)}")
@@ -395,13 +416,13 @@ class RiderApi:
             for row in rows
         ]}  # fmt: skip
 
-    async def _own(self, call: Call[Any]) -> Ride:
+    async def own(self, call: Call[Any]) -> Ride:
         ride = await self._d.rides.find(ids.decode("trip", call.params["request_id"]))
         if ride.trip.rider != self.rider_of(call):
             raise NotFound("no such ride", code="no_ride")
         return ride
 
-    def _answer(self, ride: Ride) -> RideAnswer:
+    def answer(self, ride: Ride) -> RideAnswer:
         trip = ride.trip
         assert trip.fare is not None
         driver = None
@@ -413,7 +434,7 @@ class RiderApi:
         return RideAnswer(
             ids.encode("trip", trip.id), trip.fare.product_id, "processing" if trip.status == "offered" else trip.status,
             trip.pickup, trip.dropoff, trip.fare, self._d.remaining_s(trip), driver, trip.pin, trip.requested_us // 1_000_000,
-            paid, trip.reason, trip.stars.get("rider"), trips.MDS_STATES[trip.status],
+            paid, trip.reason, trip.stars.get("rider"), trips.mds_state(trip.status, heard=not ride.lost_since_us),
         )  # fmt: skip
 
 
@@ -433,4 +454,5 @@ def thin(line: list[tuple[float, float]], most: int = 400) -> list[tuple[float, 
     """A line for drawing: six decimals, not more points than anybody sees."""
     step = max(1, len(line) // most)
     kept = line[::step] + ([line[-1]] if line and (len(line) - 1) % step else [])
-    return [(round(lat, 6), round(lng, 6)) for lat, lng in kept]
+    rounded: list[tuple[float, float]] = np.round(np.array(kept), 6).tolist() if kept else []
+    return rounded

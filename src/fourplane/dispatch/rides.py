@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from fourplane.dispatch import trips
 from fourplane.dispatch.drivers import Drivers
@@ -70,10 +71,33 @@ class DriverNews(msgspec.Struct, frozen=True):
     kind: str = "driver_trip"
 
 
+class Ending(msgspec.Struct, frozen=True):
+    """Rides that end soon, as columns: their drivers, where they will be, in how many seconds."""
+
+    drivers: NDArray[np.int64]
+    lats: NDArray[np.float64]
+    lngs: NDArray[np.float64]
+    left_s: NDArray[np.float64]
+
+    @classmethod
+    def none(cls) -> "Ending":
+        return cls(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0))
+
+
 class Ride:
     """One trip with what is only needed while it is under way."""
 
-    __slots__ = ("decisions", "expected_s", "lock", "matched_us", "node", "trip", "waiting_since_us")
+    __slots__ = (
+        "decisions",
+        "expected_s",
+        "lock",
+        "lost_since_us",
+        "matched_us",
+        "node",
+        "track",
+        "trip",
+        "waiting_since_us",
+    )
 
     def __init__(self, trip: Trip, node: Snapped | None) -> None:
         self.trip = trip
@@ -83,6 +107,8 @@ class Ride:
         self.waiting_since_us = trip.requested_us
         self.matched_us = 0
         self.expected_s = 0.0
+        self.lost_since_us = 0  # since when nothing is heard of the driver, 0: they are on the map
+        self.track: list[tuple[int, float, float]] = []  # (us, lat, lng) of the driver, every few seconds
 
 
 class RideStatistics(msgspec.Struct, frozen=True):
@@ -101,6 +127,7 @@ class RideStatistics(msgspec.Struct, frozen=True):
     active: int
     searching: int
     earned: int  # captured, minor units
+    lost: int  # drivers given up on because nothing was heard of them
 
 
 class Rides:
@@ -126,13 +153,14 @@ class Rides:
         self._matching, self._pricing = matching, pricing
         self.active: dict[int, Ride] = {}
         self.searching: dict[int, Ride] = {}
+        self.riding: dict[int, Ride] = {}  # those with the rider aboard
         self.closed: OrderedDict[int, Ride] = OrderedDict()
         self._by_rider: dict[str, int] = {}
         self._offers: deque[tuple[int, int, int]] = deque()  # (expires_us, trip, driver), in order
         self._unsettled: dict[int, Ride] = {}
         self._counts = dict.fromkeys(
             ("requested", "accepted", "completed", "cancelled", "unserved", "offers", "declined", "expired", "settled",
-             "payment_failures", "earned"), 0,
+             "payment_failures", "earned", "lost"), 0,
         )  # fmt: skip
         self.wake: Callable[[], None] = lambda: None
         self.match_seconds = registry.histogram(
@@ -158,6 +186,7 @@ class Rides:
                 self._drivers.reserve(holder, trip.id)
                 if trip.status == "in_progress":
                     self._drivers.ride(holder)
+                    self.riding[trip.id] = ride
             if trip.status == "processing":
                 self.searching[trip.id] = ride
             elif trip.status == "offered":
@@ -187,13 +216,16 @@ class Rides:
             )
         self._by_rider[rider] = trip_id
         try:
-            held = await self._payments.authorise(f"trip:{trip_id}", fare.total, method)
-            if held.state != "authorised":
-                raise Rejected(f"the payment was declined: {held.reason}", code="payment_declined")
+            authorisation = "sandbox"
+            if not rider.startswith(trips.SANDBOX):
+                held = await self._payments.authorise(f"trip:{trip_id}", fare.total, method)
+                if held.state != "authorised":
+                    raise Rejected(f"the payment was declined: {held.reason}", code="payment_declined")
+                authorisation = held.id
             trip = Trip(trip_id)
             ride = Ride(trip, node)
             now = clock.now_us()
-            await self._append(ride, [trips.Requested(now, rider, pickup, dropoff, fare, held.id, method, pin)])
+            await self._append(ride, [trips.Requested(now, rider, pickup, dropoff, fare, authorisation, method, pin)])
         except BaseException:
             self._by_rider.pop(rider, None)
             raise
@@ -218,6 +250,20 @@ class Rides:
     async def history(self, trip_id: int) -> Sequence[Event]:
         """Everything that happened, in order."""
         return await self._store.history(trip_id)
+
+    def ending(self, within_s: float, now_us: int) -> Ending:
+        """Rides under way that should end within so many seconds, by the fare's expected time."""
+        rows = []
+        for ride in self.riding.values():
+            trip = ride.trip
+            assert trip.fare is not None
+            left_s = trip.fare.seconds - (now_us - trip.started_us) / 1e6
+            if -within_s <= left_s <= within_s:
+                rows.append((trip.driver, trip.dropoff.lat, trip.dropoff.lng, max(left_s, 5.0)))
+        if not rows:
+            return Ending.none()
+        drivers, lats, lngs, left = zip(*rows, strict=True)
+        return Ending(np.array(drivers, np.int64), np.array(lats), np.array(lngs), np.array(left))
 
     def of_rider(self, rider: str) -> Ride | None:
         """The rider's ride under way."""
@@ -304,6 +350,7 @@ class Rides:
         async with ride.lock:
             if await self._append(ride, trips.start(ride.trip, driver, pin, now_us=clock.now_us())):
                 self._drivers.ride(driver)
+                self.riding[trip_id] = ride
                 self._tell(ride)
         return ride.trip
 
@@ -350,6 +397,22 @@ class Rides:
                     self._search_again(ride)
         return trip
 
+    async def lose(self, ride: Ride, *, lost_s: float) -> bool:
+        """Nothing was heard for long of a driver on the way to the pick-up: the search begins again without them."""
+        trip = ride.trip
+        async with ride.lock:
+            now = clock.now_us()
+            if trip.status != "accepted" or not ride.lost_since_us or now - ride.lost_since_us < lost_s * 1e6:
+                return False
+            driver = trip.driver
+            await self._append(ride, trips.lose(trip, now_us=now))
+            ride.lost_since_us = 0
+            self._counts["lost"] += 1
+            self._drivers.release(driver, trip.id, now)
+            self._push.driver(driver, DriverNews(driver, ids.encode("trip", trip.id), "lost"))
+            self._search_again(ride)
+            return True
+
     async def give_up(self, ride: Ride) -> None:
         """Nobody came."""
         async with ride.lock:
@@ -386,7 +449,7 @@ class Rides:
         for ride in done:
             del self.active[ride.trip.id]
             self._keep_closed(ride)
-        await asyncio.gather(*(self._store.close(ride.trip) for ride in done))
+        await asyncio.gather(*(self._store.close(ride.trip, ride.track) for ride in done))
 
     def statistics(self) -> RideStatistics:
         return RideStatistics(**self._counts, active=len(self.active), searching=len(self.searching))
@@ -432,6 +495,7 @@ class Rides:
     def _ended(self, ride: Ride, held: int = -1) -> None:
         trip = ride.trip
         self.searching.pop(trip.id, None)
+        self.riding.pop(trip.id, None)
         self._by_rider.pop(trip.rider, None)
         for driver in (trip.driver, held):
             if driver >= 0:
@@ -446,11 +510,14 @@ class Rides:
         assert trip.due is not None
         assert trip.fare is not None
         product = find_product(trip.fare.product_id)
+        kind: Literal["captured", "voided"]
         try:
-            if trip.due.amount > 0:
+            if trip.sandbox:
+                earned, kind = Money.zero(trip.due.currency), "voided"
+            elif trip.due.amount > 0:
                 await self._payments.capture(f"trip:{trip.id}:end", trip.authorisation, trip.due)
                 earned = driver_part(trip.due, product.booking_fee, self._pricing)
-                kind: Literal["captured", "voided"] = "captured"
+                kind = "captured"
             else:
                 await self._payments.void(f"trip:{trip.id}:end", trip.authorisation)
                 earned, kind = Money.zero(trip.due.currency), "voided"
@@ -468,7 +535,7 @@ class Rides:
             return False
         self._unsettled.pop(trip.id, None)
         self._counts["settled"] += 1
-        self._counts["earned"] += trip.due.amount
+        self._counts["earned"] += 0 if trip.sandbox else trip.due.amount
         self.settle_seconds.record(clock.monotonic_s() - began)
         self._tell(ride)
         return True

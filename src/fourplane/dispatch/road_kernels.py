@@ -58,7 +58,7 @@ def _pop(keys: np.ndarray, items: np.ndarray, size: int) -> None:
     nogil=True,
     error_model="numpy",
 )
-def reach(
+def reach(  # noqa: PLR0915 - one loop, all of it hot
     source: int, targets: np.ndarray, limit: float, starts: np.ndarray, links: np.ndarray, marks: np.ndarray,
     generation: int, twins: np.ndarray, per_second: float, ring: np.ndarray, entries: np.ndarray, out: np.ndarray,
 ) -> int:  # fmt: skip

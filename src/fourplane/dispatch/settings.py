@@ -6,6 +6,7 @@ from fourplane.dispatch.driver_index import IndexSettings
 from fourplane.dispatch.location_feed import FeedSettings
 from fourplane.dispatch.matching import MatchingSettings
 from fourplane.dispatch.pricing import PricingSettings
+from fourplane.dispatch.webhooks import WebhookSettings
 
 
 class DispatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,6 +17,8 @@ class DispatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feed: FeedSettings = FeedSettings()
     matching: MatchingSettings = MatchingSettings()
     pricing: PricingSettings = PricingSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    utc_offset_h: float | None = None  # of the city's clock, for the traffic of the hour; unset: by the sun
     live_hz: float = 2.0  # map frames per second and viewer
     live_drivers_max: int = 20_000  # per frame
     viewers_max: int = 2_000

@@ -22,7 +22,10 @@ HOURS = b"dispatch/trip-hours"
 TOPIC = "trip.state.changed"
 PAGE = 1_000
 WAITING_MAX = 100_000
-OPEN, EVENT = b"o", b"e"
+OPEN, EVENT, TRACK = b"o", b"e", b"t"
+TRACK_KEPT_S = 7 * 86_400.0
+
+Track = Sequence[tuple[int, float, float]]
 
 
 class TripNotice(msgspec.Struct, frozen=True, array_like=True):
@@ -96,9 +99,19 @@ class TripStore:
             del self._waiting[: len(batch)]
         return len(batch)
 
-    async def close(self, trip: Trip) -> None:
-        """Take the open mark of a closed trip away; its events must have been relayed."""
-        await self._records.write(_partition(trip.id), [Delete(OPEN + trip.id.to_bytes(8, "big"))])
+    async def close(self, trip: Trip, track: Track = ()) -> None:
+        """Take the open mark of a closed trip away; its events must have been relayed. The car's track stays for a week."""
+        key = trip.id.to_bytes(8, "big")
+        changes: list[Change] = [Delete(OPEN + key)]
+        if track:
+            value = bytes((trips.SCHEMA,)) + msgspec.msgpack.encode(track)
+            changes.append(Put(TRACK + key, value, ttl_s=TRACK_KEPT_S))
+        await self._records.write(_partition(trip.id), changes)
+
+    async def track(self, trip_id: int) -> Track:
+        """Where the car of a closed trip was: microseconds, latitude, longitude."""
+        row = await self._records.get(_partition(trip_id), TRACK + trip_id.to_bytes(8, "big"))
+        return () if row is None else msgspec.msgpack.decode(row.value[1:], type=list[tuple[int, float, float]])
 
     async def forget_hours(self, before_us: int) -> None:
         """Stop listing hours that began before `before_us` and have no open trip left."""

@@ -25,6 +25,7 @@ from fourplane.foundation.money import Money
 
 SCHEMA = 1
 OFFERS_KEPT = 40
+SANDBOX = "sandbox-"  # riders of the sandbox begin with it
 
 Status = Literal[
     "processing", "offered", "accepted", "arriving", "in_progress", "completed",
@@ -47,6 +48,19 @@ MDS_EVENTS: dict[tuple[str, str], str] = {
     ("reserved", "available"): "passenger_cancellation|driver_cancellation",
     ("stopped", "available"): "passenger_cancellation|driver_cancellation",
 }  # fmt: skip
+# The same while nothing is heard of the vehicle: it is non_contactable until it is heard of again, or freed.
+MDS_CONTACT: dict[tuple[str, str], str] = {
+    ("reserved", "non_contactable"): "comms_lost", ("stopped", "non_contactable"): "comms_lost",
+    ("on_trip", "non_contactable"): "comms_lost", ("non_contactable", "reserved"): "comms_restored",
+    ("non_contactable", "stopped"): "comms_restored", ("non_contactable", "on_trip"): "comms_restored",
+    ("non_contactable", "available"): "driver_cancellation",
+}  # fmt: skip
+
+
+def mds_state(status: Status, *, heard: bool = True) -> str:
+    """What a trip's vehicle is doing, as MDS says it."""
+    state = MDS_STATES[status]
+    return state if heard or state == "available" else "non_contactable"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -167,6 +181,11 @@ class Trip(msgspec.Struct):
     @property
     def ended(self) -> bool:
         return self.status in ENDS
+
+    @property
+    def sandbox(self) -> bool:
+        """A programmer's ride: no driver comes and no money moves."""
+        return self.rider.startswith(SANDBOX)
 
     @property
     def closed(self) -> bool:
@@ -309,6 +328,13 @@ def cancel_by_driver(trip: Trip, driver: int, *, now_us: int, no_show_s: float, 
     if trip.status in {"accepted", "arriving"}:
         return [Released(now_us, driver, "cancelled by the driver")]
     raise _wrong(trip, "be given back")
+
+
+def lose(trip: Trip, *, now_us: int) -> list[Event]:
+    """Contact with a driver on the way to the pick-up is lost for good."""
+    if trip.status != "accepted":
+        raise _wrong(trip, "lose its driver")
+    return [Released(now_us, trip.driver, "contact with the driver was lost")]
 
 
 def give_up(trip: Trip, *, now_us: int, reason: str) -> list[Event]:

@@ -13,7 +13,8 @@ export class CityView {
     this.squeeze = Math.cos((((info.south + info.north) / 2) * Math.PI) / 180);
     this.lines = null;
     this.cars = new Map();
-    this.overlays = { routes: [], pins: [], heat: [] };
+    this.overlays = { routes: [], pins: [], heat: [], ghosts: [] };
+    this.heatMode = "all"; // or supply, demand, surge
     this.followed = -1;
     this.onview = () => {};
     this.ontap = () => {};
@@ -21,6 +22,7 @@ export class CityView {
     this.pictureView = null;
     this.colours();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.colours(); this.stale = true; });
+    this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     this.scale = 9000;
     [this.cx, this.cy] = this.project(info.center[0], info.center[1]);
     this.resize();
@@ -220,7 +222,9 @@ export class CityView {
 
   frame(now) {
     requestAnimationFrame((t) => this.frame(t));
-    const context = this.canvas.getContext("2d"), { ratio, width, height } = this;
+    if (this.calm.matches && now - (this.drawnAt ?? -1e9) < 180) return; // who wants little motion gets few frames
+    this.drawnAt = now;
+    const context = this.canvas.getContext("2d"), { ratio, width, height } = this, began = performance.now();
     if (this.stale && !this.dragging) this.drawRoads();
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = this.paint["--land"];
@@ -235,6 +239,9 @@ export class CityView {
     for (const route of this.overlays.routes) this.drawRoute(context, route);
     this.drawCars(context, now);
     for (const pin of this.overlays.pins) this.drawPin(context, pin, now);
+    for (const ghost of this.overlays.ghosts) this.drawGhost(context, ghost);
+    this.frames = (this.frames || 0) + 1;
+    this.drawMs = (this.drawMs ?? 0) * 0.9 + (performance.now() - began) * 0.1;
   }
 
   drawHeat(context) {
@@ -245,8 +252,9 @@ export class CityView {
         if (n) context.lineTo(x, y); else context.moveTo(x, y);
       });
       context.closePath();
-      const hot = cell.surge > 1;
-      context.fillStyle = hot ? `rgba(224,90,0,${Math.min(0.5, 0.12 + (cell.surge - 1) * 0.25)})` : `rgba(10,157,88,${Math.min(0.32, 0.03 + cell.free / 400)})`;
+      const [colour, strength, label] = this.heatOf(cell);
+      if (!label) continue;
+      context.fillStyle = `rgba(${colour},${Math.min(0.55, strength)})`;
       context.fill();
       context.strokeStyle = "rgba(128,128,128,.35)";
       context.lineWidth = 1;
@@ -256,8 +264,14 @@ export class CityView {
       context.fillStyle = this.paint["--ink"];
       context.font = "600 12px system-ui, sans-serif";
       context.textAlign = "center";
-      context.fillText(hot ? `${cell.surge.toFixed(1)}x` : `${cell.free}`, x, y);
+      context.fillText(label, x, y);
     }
+  }
+
+  heatOf({ surge, free, asks }) {
+    const supply = ["10,157,88", 0.04 + free / 300, `${free}`], demand = ["37,99,235", 0.05 + asks / 60, asks ? `${asks}` : ""];
+    const price = ["224,90,0", 0.1 + (surge - 1) * 0.28, surge > 1 ? `${surge.toFixed(1)}×` : ""];
+    return { supply, demand, surge: price }[this.heatMode] ?? (surge > 1 ? price : supply);
   }
 
   drawRoute(context, { line, colour, dashed }) {
@@ -281,7 +295,8 @@ export class CityView {
   drawCars(context, now) {
     const size = this.scale > 60000 ? 10 : this.scale > 26000 ? 8 : this.scale > 12000 ? 5.5 : 4;
     const { scale, width, height, cx, cy } = this;
-    for (const [number, car] of this.cars) {
+    if (size < 7) this.drawDots(context, now, size);
+    for (const [number, car] of size < 7 ? this.followedCar() : this.cars) {
       const share = Math.min(1, (now - car.since) / GLIDE_MS);
       const x = (car.fx + (car.tx - car.fx) * share - cx) * scale + width / 2;
       const y = (car.fy + (car.ty - car.fy) * share - cy) * scale + height / 2;
@@ -294,14 +309,45 @@ export class CityView {
         context.fillStyle = "rgba(80,140,255,.22)";
         context.fill();
       }
-      if (size < 7 && !mine) context.drawImage(canvas, x - box / 2, y - box / 2, box, box);
-      else {
-        const cos = Math.cos(car.angle), sin = Math.sin(car.angle), r = this.ratio;
-        context.setTransform(cos * r, sin * r, -sin * r, cos * r, x * r, y * r);
-        context.drawImage(canvas, -box / 2, -box / 2, box, box);
-        context.setTransform(r, 0, 0, r, 0, 0);
-      }
+      const cos = Math.cos(car.angle), sin = Math.sin(car.angle), r = this.ratio;
+      context.setTransform(cos * r, sin * r, -sin * r, cos * r, x * r, y * r);
+      context.drawImage(canvas, -box / 2, -box / 2, box, box);
+      context.setTransform(r, 0, 0, r, 0, 0);
     }
+  }
+
+  followedCar() {
+    const car = this.cars.get(this.followed);
+    return car ? [[this.followed, car]] : [];
+  }
+
+  // Far out a car is a dot: one path and one fill per state, so that ten thousand cost a few milliseconds a frame.
+  drawDots(context, now, size) {
+    const { scale, width, height, cx, cy } = this, half = size / 2, ox = width / 2 - cx * scale, oy = height / 2 - cy * scale;
+    const paths = {};
+    for (const [number, car] of this.cars) {
+      const share = Math.min(1, (now - car.since) / GLIDE_MS);
+      const x = (car.fx + (car.tx - car.fx) * share) * scale + ox, y = (car.fy + (car.ty - car.fy) * share) * scale + oy;
+      if (x < -9 || y < -9 || x > width + 9 || y > height + 9 || number === this.followed) continue;
+      (paths[car.state] ??= new Path2D()).rect(x - half, y - half, size, size);
+    }
+    for (const state of [4, 1, 2, 3]) {
+      if (!paths[state]) continue;
+      context.fillStyle = this.paint[STATES[state]];
+      context.fill(paths[state]);
+    }
+  }
+
+  // A car of a replay: where it was, looking where it went.
+  drawGhost(context, { lat, lng, angle }) {
+    const [x, y] = this.toScreen(...this.project(lat, lng)), r = this.ratio, { canvas, box } = this.sprite(3, 13);
+    context.beginPath();
+    context.arc(x, y, 25, 0, 7);
+    context.fillStyle = "rgba(80,140,255,.24)";
+    context.fill();
+    context.setTransform(Math.cos(angle) * r, Math.sin(angle) * r, -Math.sin(angle) * r, Math.cos(angle) * r, x * r, y * r);
+    context.drawImage(canvas, -box / 2, -box / 2, box, box);
+    context.setTransform(r, 0, 0, r, 0, 0);
   }
 
   drawPin(context, { lat, lng, kind, label, pulse }, now) {
