@@ -87,17 +87,16 @@ def _source(options: argparse.Namespace) -> "Callable[[int], Experiment]":
     from fourplane.simulator import experiment, swarm  # noqa: PLC0415 - see run
     from fourplane.simulator.setting import SYSTEMS  # noqa: PLC0415 - see run
 
-    sizes = {"people": options.people, "duration_s": options.duration}
-    if options.swarm:
-        if options.swarm not in SYSTEMS:
-            raise NotFound(f"no system {options.swarm!r}; there are {', '.join(SYSTEMS)}", code="no_system")
-        drawn = lambda seed: swarm.draw(options.swarm, seed).sized(**sizes)  # noqa: E731 - one of two forms of one thing
-    else:
-        chosen = experiment.parse(_found(options.file).read_bytes()).sized(**sizes)
-        drawn = lambda _: chosen  # noqa: E731 - as above
-    if not options.only:
-        return drawn
-    return lambda seed: drawn(seed).only(_places(options.only, len(drawn(seed).method)))
+    if options.swarm and options.swarm not in SYSTEMS:
+        raise NotFound(f"no system {options.swarm!r}; there are {', '.join(SYSTEMS)}", code="no_system")
+    named = None if options.swarm else experiment.parse(experiment_file(options.file).read_bytes())
+
+    def of(seed: int) -> "Experiment":
+        chosen = named if named is not None else swarm.draw(options.swarm, seed)
+        chosen = chosen.sized(people=options.people, duration_s=options.duration)
+        return chosen.only(_places(options.only, len(chosen.method))) if options.only else chosen
+
+    return of
 
 
 def _command(options: argparse.Namespace, found: "Found") -> str:

@@ -11,6 +11,7 @@ class MessageBook:
     def __init__(self) -> None:
         self._sent: dict[str, tuple[str, str, int]] = {}
         self._acknowledged: set[str] = set()
+        self._refused: set[str] = set()
         self._seen: dict[str, set[str]] = {}  # by session of a reader
         self._last: dict[tuple[str, str], int] = {}  # by session of a reader and sender: the highest number so far
         self._readers: dict[str, str] = {}
@@ -22,6 +23,10 @@ class MessageBook:
     def acknowledged(self, ident: str) -> None:
         """The server took responsibility for it."""
         self._acknowledged.add(ident)
+
+    def refused(self, ident: str) -> None:
+        """Its sender was told that it did not arrive, so nothing is owed."""
+        self._refused.add(ident)
 
     def shown(self, ident: str, reader: str, session: str) -> None:
         """It arrived at a reader's session."""
@@ -46,7 +51,8 @@ class MessageBook:
         """What is broken; that something acknowledged is missing is known only when everything has `settled`."""
         broken = list(self._broken)
         if settled:
-            lost = sorted(self._acknowledged - self._readers.keys(), key=lambda ident: self._sent[ident][2])
+            owed = self._acknowledged - self._refused
+            lost = sorted(owed - self._readers.keys(), key=lambda ident: self._sent[ident][2])
             broken += [f"messages: {ident} to {self._sent[ident][1]} was acknowledged and lost" for ident in lost]
         return broken
 

@@ -96,7 +96,8 @@ class MessagingPeople:
     def _send(self, person: Person) -> None:
         client = person.client
         assert client is not None
-        friend = clock.random().choice([other for other in self._people if other is not person])
+        place = clock.random().randrange(len(self._people) - 1)
+        friend = self._people[place] if self._people[place] is not person else self._people[-1]
         person.number += 1
         try:
             ident = client.message(f"{friend.name}@localhost", f"{person.number}")
@@ -150,9 +151,15 @@ class MessagingPeople:
             count = int(stanza.attributes.get("h", "0")) - BEFORE_MESSAGES
             for ident in person.outbox[: max(0, count)]:
                 self.book.acknowledged(ident)
-        if stanza.name != MESSAGE or stanza.attributes.get("type") == "error" or not body_of(stanza):
+        if stanza.name != MESSAGE:
             return
         ident = stanza.attributes.get("id", "")
+        if stanza.attributes.get("type") == "error":
+            self.book.refused(ident)
+            self.felt.failed("bounced")
+            return
+        if not body_of(stanza):
+            return
         self.book.shown(ident, person.name, session)
         began = self._asked.pop(ident, None)
         if began is not None:
