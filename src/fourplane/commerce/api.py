@@ -22,6 +22,7 @@ from fourplane.foundation.errors import Forbidden, Rejected
 from fourplane.state.contracts import Query
 
 LIMIT_MAX = 60
+NEWEST = (1 << 63) - 1
 B = TypeVar("B")
 
 
@@ -262,7 +263,7 @@ class Api:
         """An account's orders, newest first."""
         assert call.identity is not None, "the gateway lets only accounts in"
         cursor = call.query.get("cursor", "")
-        before = ids.decode("order", cursor) if cursor else (1 << 63) - 1
+        before = min(ids.decode("order", cursor), NEWEST) if cursor else NEWEST
         limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
         found = await self._store.orders.of_account(call.identity.account_id, before=before, limit=limit)
         return OrderPage([order_view(order) for order in found], found[-1].id if len(found) == limit else "")

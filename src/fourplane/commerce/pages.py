@@ -12,6 +12,7 @@ import msgspec
 
 from fourplane.commerce.catalog import Product
 from fourplane.commerce.markup import Child, Markup, el, page
+from fourplane.commerce.media import WIDTHS
 from fourplane.commerce.pricing import MARKETS, Market, amount_text
 
 SHOP = "Fourplane Market"
@@ -300,13 +301,12 @@ def product_page(
     was = product.variants[0].was.get(market.currency, 0)
     crumbs = el(
         "nav",
-        el("a", "Home", href="/commerce/"), " / ", el("a", _title(product.department), href=category_path(product.department)),
-        " / ", el("a", _title(product.style), href=category_path(product.department, product.style)),
+        el("a", "Home", href="/commerce/"), _path(product),
         aria_label="Breadcrumb", class_="crumbs muted",
     )  # fmt: skip
     buy = el(
         "form",
-        _options(product, stock),
+        _options(product, stock, market.currency),
         el("input", type="hidden", name="operation", value=operation) if operation else None,
         el("div",
            el("label", "Quantity", el("input", name="quantity", type="number", value=1, min=1, max=20, inputmode="numeric")),
@@ -330,6 +330,9 @@ def product_page(
         class_="info",
     )  # fmt: skip
     picture = el("img", src=product.image(), alt=product.name, width=480, height=480, class_="hero-picture")
+    if product.images:
+        picture = el("div", [_photo(name, product.name if number == 0 else "") for number, name in enumerate(product.images)],
+                     class_="gallery")  # fmt: skip
     return layout(
         frame,
         product.name,
@@ -338,14 +341,40 @@ def product_page(
     )
 
 
-def _options(product: Product, stock: Mapping[str, int]) -> Markup:
+def _photo(name: str, alt: str) -> Markup:
+    """An uploaded picture in the size the window needs; only the first one is fetched at once."""
+    sizes = ", ".join(f"/commerce/media/{name}/{width}.jpg {width}w" for width in WIDTHS)
+    return el("img", src=f"/commerce/media/{name}/480.jpg", srcset=sizes, sizes="(max-width: 700px) 100vw, 480px", alt=alt,
+              width=480, loading=None if alt else "lazy", class_="hero-picture")  # fmt: skip
+
+
+def _path(product: Product) -> list[Markup | str]:
+    """Where the product stands, as links from the department down."""
+    links: list[Markup | str] = []
+    if len(product.categories) > 1:
+        for depth, name in enumerate(product.categories, start=1):
+            query = urlencode([("category", " > ".join(product.categories[:depth])), ("sort", "popular")])
+            links += [" / ", el("a", _title(name), href=f"/commerce/search?{query}")]
+        return links
+    links += [" / ", el("a", _title(product.department), href=category_path(product.department))]
+    return [*links, " / ", el("a", _title(product.style), href=category_path(product.department, product.style))]
+
+
+def _option(value: str) -> str:
+    return value.upper() if len(value) <= 3 else _title(value)
+
+
+def _options(product: Product, stock: Mapping[str, int], currency: str) -> Markup:
     if len(product.variants) == 1:
         return el("input", type="hidden", name="sku", value=product.variants[0].sku)
     chosen = next((v.sku for v in product.variants if stock.get(v.sku, 0) > 0), product.variants[0].sku)
+    prices = {variant.prices.get(currency, 0) for variant in product.variants}
     choices = [
         el("label",
            el("input", type="radio", name="sku", value=v.sku, checked=v.sku == chosen, disabled=stock.get(v.sku, 0) <= 0),
-           el("span", " / ".join(v.options.values()).upper()), class_="choice")
+           el("span", " / ".join(_option(value) for value in v.options.values()) or v.sku,
+              el("small", f" {amount_text(v.prices[currency], currency)}") if len(prices) > 1 and currency in v.prices else None),
+           class_="choice")
         for v in product.variants
     ]  # fmt: skip
     return el("fieldset", el("legend", _title(", ".join(product.variants[0].options))), choices, class_="choices")

@@ -25,6 +25,7 @@ from fourplane.foundation.errors import Corrupt
 _HEAD = Struct("<8sQQ")
 _SLOT = Struct("<IIQQ")
 _MAGIC = b"FPSNAP01"
+_UNPACK, _SLOT_BYTES = _SLOT.unpack_from, _SLOT.size
 
 
 class Writer:
@@ -87,7 +88,7 @@ def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> int:
 class Snapshot:
     """A table opened for reading; raises Corrupt for a file that is none."""
 
-    __slots__ = ("_base", "_bytes", "_inode", "_mask", "_path", "_view")
+    __slots__ = ("_base", "_bytes", "_inode", "_mask", "_path")
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -100,21 +101,21 @@ class Snapshot:
                 raise Corrupt(f"{path.name} is no snapshot", file=path.name) from error
         if magic != _MAGIC or slots & (slots - 1) or base + slots * _SLOT.size != len(self._bytes):
             raise Corrupt(f"{path.name} is no snapshot, or a part of one", file=path.name)
-        self._view = memoryview(self._bytes)
         self._base, self._mask = base, slots - 1
 
-    def find(self, name: str) -> memoryview | None:
-        """The value of a name where it lies, None when there is none; valid until `close`."""
+    def find(self, name: str) -> bytes | None:
+        """The value of a name, None when there is none."""
         key = name.encode()
         mark = crc32(key)
-        slot, base, mask, view = mark & self._mask, self._base, self._mask, self._view
-        unpack, size = _SLOT.unpack_from, _SLOT.size
+        slot, mask, data = mark & self._mask, self._mask, self._bytes
         while True:
-            found, key_bytes, value_bytes, at = unpack(view, base + slot * size)
-            if at == 0:
+            found, key_bytes, value_bytes, at = _UNPACK(data, self._base + slot * _SLOT_BYTES)
+            if found == mark and at:
+                behind = at + key_bytes
+                if data[at:behind] == key:
+                    return data[behind : behind + value_bytes]
+            elif not at:
                 return None
-            if found == mark and view[at : at + key_bytes] == key:
-                return view[at + key_bytes : at + key_bytes + value_bytes]
             slot = (slot + 1) & mask
 
     def renewed(self) -> bool:
@@ -125,8 +126,7 @@ class Snapshot:
             return False
 
     def close(self) -> None:
-        """Let go of the file; what was found is invalid afterwards."""
-        self._view.release()
+        """Let go of the file."""
         self._bytes.close()
 
     def __enter__(self) -> Self:

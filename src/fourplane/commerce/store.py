@@ -272,6 +272,8 @@ class Store:
             number = ids.decode("order", order_id)
         except Rejected:
             raise NotFound("no such order", code="no_such_order") from None
+        if number >= 1 << 63:
+            raise NotFound("no such order", code="no_such_order")
         order = await self.orders.fetch(number)
         mine = order.cart == cart_id or (
             identity is not None and (order.account == identity.account_id or "operator" in identity.roles)

@@ -28,7 +28,7 @@ from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Un
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
-SIZES = (64, 16, 4, 1)  # rows per statement: few texts, so that engines keep them prepared
+SIZES = (64, 32, 16, 8, 4, 2, 1)  # rows per statement: few texts, so that engines keep them prepared
 
 
 class Template(msgspec.Struct, frozen=True, eq=False):

@@ -53,9 +53,15 @@ async function suggest() {
   if (words.length < 2) return hideSuggestions();
   const number = ++asked;
   try {
-    const found = await call("GET", `/products?limit=6&country=${country}&q=${encodeURIComponent(words)}`);
+    const [found, meant] = await Promise.all([
+      call("GET", `/products?limit=5&country=${country}&q=${encodeURIComponent(words)}`),
+      call("GET", `/suggestions?limit=4&q=${encodeURIComponent(words)}`).catch(() => ({ suggestions: [] })),
+    ]);
     if (number !== asked) return;
+    const shown = new Set(found.products.map((product) => product.name));
     list.replaceChildren(
+      ...meant.suggestions.filter((phrase) => !shown.has(phrase)).map((phrase) =>
+        make("a", { href: `/commerce/search?q=${encodeURIComponent(phrase)}`, class: "phrase", role: "option" }, phrase)),
       ...found.products.map((product) =>
         make("a", { href: `/commerce/p/${encodeURIComponent(product.id)}`, role: "option" },
           make("img", { src: product.image, alt: "", width: 40, height: 40 }),

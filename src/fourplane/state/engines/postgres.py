@@ -5,7 +5,9 @@ after the other; PostgreSQL's own refusals (40001, 40P01) happen before anything
 connection lost while a commit was on its way raises Unavailable, because it may have happened; a read is tried once more.
 
 `?1` becomes `$1` outside quotes. NUMERIC comes back as int where it is whole, float otherwise, because the contract has
-no decimals. Each store lives in a schema called like itself. Bounds: `connections_max`, `waiting_max` callers, then Overloaded.
+no decimals. Reads have connections of their own, which cannot write: one round trip each. Nothing of a session is ever
+changed, so nothing is reset when a connection is given back. Each store lives in a schema called like itself.
+Bounds: `connections_max`, `waiting_max` callers, then Overloaded.
 """
 
 import asyncio
@@ -57,6 +59,7 @@ class PostgresSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of one pool."""
 
     connections_max: int = 10
+    readers_max: int = 6
     waiting_max: int = 1_000
     statements_max: int = 10_000
     read_rows_max: int = 10_000
@@ -83,8 +86,15 @@ class PostgresSql:
 
     dialect = "postgresql"
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", schema: str, settings: PostgresSettings) -> None:
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        readers: "asyncpg.Pool[asyncpg.Record]",
+        schema: str,
+        settings: PostgresSettings,
+    ) -> None:
         self._pool = pool
+        self._readers = readers
         self._schema = schema
         self._settings = settings
         self._waiting = self._commits = self._reads = self._repeated = self._lost = 0
@@ -93,16 +103,25 @@ class PostgresSql:
     async def open(cls, url: str, *, schema: str, settings: PostgresSettings | None = None) -> "PostgresSql":
         """Connect and make the schema; raises Unavailable or Misconfigured."""
         bounds = settings or PostgresSettings()
+        session = {"search_path": f'"{schema}"', "application_name": "fourplane"}
+        pools = []
         try:
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=bounds.connections_max,
-                command_timeout=bounds.timeout_s,
-                timeout=bounds.timeout_s,
-                init=_prepare,
-                server_settings={"search_path": f'"{schema}"', "application_name": "fourplane"},
-            )
+            for most, more in (
+                (bounds.connections_max, {}),
+                (bounds.readers_max, {"default_transaction_read_only": "on"}),
+            ):
+                pool = await asyncpg.create_pool(
+                    url,
+                    min_size=0 if more else 1,
+                    max_size=most,
+                    command_timeout=bounds.timeout_s,
+                    timeout=bounds.timeout_s,
+                    statement_cache_size=500,
+                    init=_prepare,
+                    reset=_nothing,
+                    server_settings=session | more,
+                )
+                pools.append(pool)
         except _LOGIN as error:
             raise Misconfigured(
                 "PostgreSQL refused the user, password or database of the URL", code="postgres_login"
@@ -111,7 +130,7 @@ class PostgresSql:
             raise Unavailable("PostgreSQL cannot be reached", code="postgres_unreachable") from error
         except ValueError as error:
             raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
-        store = cls(pool, schema, bounds)
+        store = cls(pools[0], pools[1], schema, bounds)
         with suppress(Conflict):  # two processes made it at the same moment
             await store.commit([Statement(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')])
         return store
@@ -122,7 +141,7 @@ class PostgresSql:
         rows: list[Any] = []
         for attempt in (1, 2):
             try:
-                async with self._connection() as connection, connection.transaction(readonly=True):
+                async with self._connection(self._readers) as connection:
                     rows = await connection.fetch(text, *parameters)
                 break
             except Exception as error:
@@ -140,7 +159,7 @@ class PostgresSql:
             raise TooLarge(f"{len(statements)} statements in one commit, {self._settings.statements_max} are allowed")
         for attempt in range(1, self._settings.attempts_max + 1):
             try:
-                async with self._connection() as connection, connection.transaction(isolation="serializable"):
+                async with self._connection(self._pool) as connection, connection.transaction(isolation="serializable"):
                     answers = [await _run(connection, each, position) for position, each in enumerate(statements)]
                 self._commits += 1
                 return answers
@@ -169,23 +188,24 @@ class PostgresSql:
     async def close(self) -> None:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                await self._pool.close()
+                await asyncio.gather(self._pool.close(), self._readers.close())
         except TimeoutError:
             self._pool.terminate()
+            self._readers.terminate()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self, pool: "asyncpg.Pool[asyncpg.Record]") -> AsyncIterator[Any]:
         if self._waiting >= self._settings.waiting_max:
             raise Overloaded(f"{self._waiting} callers wait for PostgreSQL", retry_after_s=0.2)
         self._waiting += 1
         try:
-            connection = await self._pool.acquire(timeout=self._settings.timeout_s)
+            connection = await pool.acquire(timeout=self._settings.timeout_s)
         finally:
             self._waiting -= 1
         try:
             yield connection
         finally:
-            await self._pool.release(connection)
+            await pool.release(connection)
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, FourplaneError):
@@ -231,6 +251,10 @@ async def _run(connection: Any, statement: Statement, position: int) -> list[Row
         told = f"statement {position} changed {changed} rows where {statement.expect_rows} were expected"
         raise Conflict(told, code="unexpected_rows", position=position, label=statement.label, rows=changed)
     return [tuple(row) for row in rows]
+
+
+async def _nothing(_connection: Any) -> None:
+    """Given back as it was taken."""
 
 
 async def _prepare(connection: Any) -> None:
