@@ -150,14 +150,19 @@ class Courier:
 
     @idempotent
     async def hello(self, sender: int, boot: str) -> Greeting:
-        """Who is here, and what it has of yours."""
+        """Who is here, and what it has of yours. Who asks for the first time began anew, and has nothing of ours."""
+        if self._boots.get(sender, boot) != boot:
+            self._lanes[sender].renew()
         last = self._last(sender, boot)
         return Greeting(self.boot, last, self._answers.get(sender, {}) if last else {})
 
     @idempotent
-    async def settle(self, sender: int, boot: str, safe: list[tuple[int, int]]) -> None:
-        """These groups of these batches are safe at `sender`; of an earlier process here they mean nothing."""
-        if boot == self.boot:
+    async def settle(self, sender: int, teller: str, boot: str, safe: list[tuple[int, int]]) -> None:
+        """These groups of these batches are safe at `sender`.
+
+        Numbers mean something between two processes only: what a killed one said last may come after its successor was met.
+        """
+        if boot == self.boot and teller == self._boots.get(sender):
             self._lanes[sender].settle(safe)
 
     # -- lifecycle
@@ -230,6 +235,11 @@ class _Lane:
             self._reaching = True
             self._courier.start_task(self._reach())
 
+    def renew(self) -> None:
+        """The other side is another process: find out what it lacks."""
+        self._up = False
+        self.begin()
+
     def send(self, message: bytes, owner: object | None) -> None:
         """See `Courier.send`."""
         load = self._fresh
@@ -297,8 +307,7 @@ class _Lane:
         try:
             await self._take(load)
         except FourplaneError:
-            self._up = False
-            self.begin()
+            self.renew()
         finally:
             self._flying -= 1
         if self._up and self._flying == FLYING_MAX - 1:
@@ -391,7 +400,7 @@ class _Lane:
                 while clock.monotonic_s() < until:
                     try:
                         with call_context.within(CALL_S):
-                            await self._far.settle(self._courier.slot, boot, safe)
+                            await self._far.settle(self._courier.slot, self._courier.boot, boot, safe)
                         break
                     except FourplaneError:
                         await clock.sleep(RETRY_S)

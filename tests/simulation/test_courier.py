@@ -1,0 +1,206 @@
+"""Two workers tell each other messages while calls are lost, answers are lost, and processes begin anew: seeded rounds.
+
+Checked at the end of each: no process handed a message on twice or out of order, every message that was ever said to be safe had
+been made safe by somebody, every sender's wait ended once, and nothing was lost while there was patience.
+"""
+
+import asyncio
+
+import pytest
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import FourplaneError, Unavailable
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.courier import Courier, CourierSettings
+from fourplane.simulator import loop as simulator
+
+MESSAGES = 300
+OWNERS = [f"owner{number}" for number in range(7)]
+
+
+class Way:
+    """Calls to whoever is in the other slot now; a call, or its answer, may get lost."""
+
+    def __init__(self, house, loss):
+        self.house = house
+        self.loss = loss
+
+    def method(self, _service, method):
+        async def call(*args):
+            await clock.sleep(clock.random().random() * 0.004)
+            target = self.house.courier
+            if target is None or clock.random().random() < self.loss:
+                raise Unavailable("lost on the way", code="connection_lost")
+            if self.house.generation != (generation := self.house.generation):
+                raise Unavailable("another process", code="connection_lost")
+            answer = await method.run(target, method.encode_arguments(args, {}))
+            await clock.sleep(clock.random().random() * 0.004)
+            if clock.random().random() < self.loss or self.house.generation != generation:
+                raise Unavailable("the answer was lost", code="connection_lost")
+            return answer
+
+        return call
+
+
+class House:
+    """The senders and receivers of one slot; its courier may be replaced as a killed process is."""
+
+    def __init__(self, slot, settings):
+        self.slot = slot
+        self.settings = settings
+        self.courier = None
+        self.generation = 0
+        self.handed = []  # per process: what it handed on
+        self.safe_messages = set()  # made safe here, by whatever process
+        self.waits = {}
+        self.tokens = 0
+        self.ended = []
+        self.lost_messages = []
+        self.restarts_heard = 0
+
+    async def start(self, other, loss):
+        self.generation += 1
+        self.handed.append([])
+        self.waits = {}
+        self.courier = Courier(self.slot, {1 - self.slot: Way(other, loss)}, self, settings=self.settings)
+        self.lifecycle = Lifecycle(Registry())
+        self.lifecycle.add("courier", self.courier)
+        await self.lifecycle.start()
+
+    async def kill(self):
+        courier, self.courier = self.courier, None
+        self.generation += 1
+        await courier.stop()
+        await self.lifecycle.stop()
+
+    # -- what the courier asks
+
+    def begin(self, owner):
+        self.tokens += 1
+        self.waits[self.tokens] = owner
+        return self.tokens
+
+    def end(self, owner, token):
+        assert self.waits.pop(token) == owner, "a wait ends once"
+        self.ended.append(owner)
+
+    def lost(self, message):
+        self.lost_messages.append(message)
+
+    def restarted(self, _slot):
+        self.restarts_heard += 1
+
+    def received(self, _sender, batch, safe):
+        longer = set()
+        for message, group in zip(batch.messages, batch.groups, strict=True):
+            self.handed[-1].append(bytes(message))
+            if group and clock.random().random() < 0.3:
+                longer.add(group)
+        of_group = {}
+        for message, group in zip(batch.messages, batch.groups, strict=True):
+            of_group.setdefault(group, []).append(bytes(message))
+        for group, messages in of_group.items():
+            if group in longer:
+                delay_s = clock.random().random() * 0.5
+                asyncio.get_running_loop().call_later(delay_s, self._safe, messages, safe(group), self.generation)
+            else:
+                self.safe_messages.update(messages)
+        return longer
+
+    def _safe(self, messages, tell, generation):
+        if generation == self.generation:  # a killed process makes nothing safe any more
+            self.safe_messages.update(messages)
+            tell()
+
+
+def number_of(message):
+    return int(message[1:])  # a msgpack string of one to fifteen bytes
+
+
+async def round_of(world, *, loss, kills):
+    sender, receiver = House(0, CourierSettings()), House(1, CourierSettings())
+    await receiver.start(sender, loss)
+    await sender.start(receiver, loss)
+    sent = []
+
+    async def send():
+        for number in range(MESSAGES):
+            text = b"%05d" % number
+            owner = OWNERS[number % 7] if number % 5 else None
+            sender.courier.send(1, bytes([0xA0 | len(text)]) + text, owner)
+            sent.append((number, owner))
+            if clock.random().random() < 0.3:
+                await clock.sleep(clock.random().random() * 0.02)
+
+    async def kill():
+        for _ in range(kills):
+            await clock.sleep(0.1 + clock.random().random())
+            await receiver.kill()
+            await clock.sleep(clock.random().random() * 0.5)
+            await receiver.start(sender, loss)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        group.create_task(kill())
+    until = clock.monotonic_s() + 120
+    while sender.waits and clock.monotonic_s() < until:
+        await clock.sleep(0.05)
+    await clock.sleep(1)
+    world.note(str(len(sender.ended)))
+    statistics = sender.courier.statistics()
+    await sender.kill()
+    await receiver.kill()
+    return sender, receiver, sent, statistics
+
+
+@pytest.mark.parametrize("kills", [0, 3])
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_lost_or_handed_on_twice(seed, loss, kills):
+    sender, receiver, sent, statistics = simulator.run(
+        lambda world: round_of(world, loss=loss, kills=kills), seed
+    ).result
+    for handed in receiver.handed:
+        numbers = [number_of(message) for message in handed]
+        assert numbers == sorted(set(numbers)), "in order, and each once in one process"
+    everything = {number_of(message) for handed in receiver.handed for message in handed}
+    assert everything == set(range(MESSAGES))
+    waited = {number for number, owner in sent if owner is not None}
+    assert waited <= {number_of(message) for message in receiver.safe_messages}
+    assert not sender.waits, "every wait ended"
+    assert not sender.lost_messages
+    assert statistics.unsettled == 0
+    assert sender.restarts_heard >= (1 if kills else 0)
+
+
+def test_who_never_comes_back_loses_messages_and_the_senders_hear_it():
+    async def main(_):
+        sender, receiver = House(0, CourierSettings(patience_s=2.0)), House(1, CourierSettings())
+        await receiver.start(sender, 0.0)
+        await sender.start(receiver, 0.0)
+        await clock.sleep(0.5)
+        await receiver.kill()
+        for number in range(10):
+            sender.courier.send(1, b"\xa5%05d" % number, "owner")
+        await clock.sleep(30)
+        return sender
+
+    sender = simulator.run(main, 3).result
+    assert len(sender.lost_messages) == 10
+    assert not sender.waits
+
+
+def test_a_full_lane_refuses():
+    async def main(_):
+        sender, receiver = House(0, CourierSettings(unsettled_max=1_000)), House(1, CourierSettings())
+        await sender.start(receiver, 0.0)
+        refused = 0
+        for number in range(3_000):
+            try:
+                sender.courier.send(1, b"\xa5%05d" % number)
+            except FourplaneError:
+                refused += 1
+        return refused
+
+    assert simulator.run(main, 3).result > 1_000
