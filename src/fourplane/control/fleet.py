@@ -10,17 +10,20 @@ the queue of connections that wait in it.
 
 A worker says through a pipe that it is ready. One that ends before its first readiness ends the fleet with its exit code
 (starting again would not help); later ends are restarts, within an intensity; past it the fleet stops and says so.
-SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or a second signal, SIGKILL. A worker
-whose parent died gets SIGTERM from the kernel.
+A worker whose loop stands still for `hung_s` (its pulse in shared memory stops) is killed and started again: its callers
+wait no longer than for one that died. SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or
+a second signal, SIGKILL. A worker whose parent died gets SIGTERM from the kernel.
 """
 
 import asyncio
 import ctypes
 import gc
 import importlib
+import mmap
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +47,8 @@ EXIT_MISCONFIGURED = 2
 EXIT_TOO_MANY_RESTARTS = 70
 POLL_S = 0.02  # while a worker starts; otherwise the parent sleeps
 IDLE_S = 3_600.0
+BEAT_S = 0.25
+PULSE = struct.Struct("d")
 READY_MAX = 1 << 16
 COLLECT_AFTER = (20_000, 20, 50)  # a worker holds many long-lived objects: look at them less often
 PR_SET_PDEATHSIG = 1
@@ -59,6 +64,7 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: dict[str, int] = {}  # system: slot; without it the systems take turns
     shards: dict[str, int] = {}  # system: into how many shards it is cut, chosen when a data folder is made
     ready_s: float = 120.0
+    hung_s: float = 30.0  # a worker whose loop stands still for so long is killed and started again; 0: never
     drain_s: float = 30.0
     restarts: IntensitySettings = IntensitySettings(count_max=5, period_s=60.0)
 
@@ -76,12 +82,20 @@ class Port(msgspec.Struct, frozen=True):
 class Worker:
     """What a forked worker is given."""
 
-    __slots__ = ("_ready", "parent_pid", "ports", "say", "slot", "sockets")
+    __slots__ = ("_pulse", "_ready", "parent_pid", "ports", "say", "slot", "sockets")
 
     def __init__(
-        self, slot: int, ports: Mapping[str, int], sockets: Mapping[str, socket.socket], ready: int, *, say: Say
+        self,
+        slot: int,
+        ports: Mapping[str, int],
+        sockets: Mapping[str, socket.socket],
+        ready: int,
+        *,
+        say: Say,
+        pulse: mmap.mmap | None = None,
     ) -> None:
         self.say = say
+        self._pulse = pulse
         self.slot = slot
         self.ports = ports  # the numbers of all ports by name, also of those that other workers serve
         self.sockets = sockets
@@ -92,6 +106,11 @@ class Worker:
         """Tell the parent that this worker serves; the facts go to `on_ready`."""
         os.write(self._ready, msgspec.json.encode(dict(facts))[:READY_MAX])
         os.close(self._ready)
+
+    def beat(self) -> None:
+        """Show the parent that the loop runs."""
+        if self._pulse is not None:
+            PULSE.pack_into(self._pulse, 0, clock.monotonic_s())
 
     def stop_fleet(self) -> None:
         """Ask the parent to stop everything in order, as a `stop` verb does."""
@@ -104,12 +123,13 @@ Body = Callable[[Worker], int]
 class _Slot:
     """One place for a worker: the sockets stay, the process may change."""
 
-    __slots__ = ("facts", "number", "pid", "ready", "sockets", "started_s", "was_ready")
+    __slots__ = ("facts", "number", "pid", "pulse", "ready", "sockets", "started_s", "was_ready")
 
     def __init__(self, number: int, sockets: dict[str, socket.socket]) -> None:
         self.number = number
         self.sockets = sockets
         self.pid = 0
+        self.pulse = mmap.mmap(-1, PULSE.size)  # shared with the worker: when its loop ran last
         self.ready = -1  # the reading end of the readiness pipe while the worker starts
         self.started_s = 0.0
         self.was_ready = False
@@ -150,6 +170,7 @@ class Fleet:
         self._numbers: dict[str, int] = {}
         self._slots: list[_Slot] = []
         self._intensity = RestartIntensity(self._settings.restarts)
+        self._idle_s = max(POLL_S, min(IDLE_S, self._settings.hung_s / 4 or IDLE_S))
         self._exit_code = 0
         self._stopping_since: float | None = None
         self._announced = False
@@ -187,7 +208,7 @@ class Fleet:
     def _step(self, parent: Parent) -> None:
         starting = any(slot.ready >= 0 for slot in self._slots)
         stopping = self._stopping_since is not None
-        match parent.wait(POLL_S if starting else 0.2 if stopping else IDLE_S):
+        match parent.wait(POLL_S if starting else 0.2 if stopping else self._idle_s):
             case Ended(pid=pid, code=code):
                 self._read_readiness()
                 self._ended(parent, next(slot for slot in self._slots if slot.pid == pid), code)
@@ -205,6 +226,7 @@ class Fleet:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         slot.ready, slot.started_s = reading, clock.monotonic_s()
+        PULSE.pack_into(slot.pulse, 0, 0.0)
         slot.pid = parent.fork(lambda: self._become_worker(slot, writing))
         os.close(writing)
 
@@ -221,7 +243,7 @@ class Fleet:
                 for one in other.sockets.values():
                     one.close()
         try:
-            return self._body(Worker(slot.number, self._numbers, slot.sockets, ready, say=self._say))
+            return self._body(Worker(slot.number, self._numbers, slot.sockets, ready, say=self._say, pulse=slot.pulse))
         except Misconfigured as error:
             self._say(error.message)
             return EXIT_MISCONFIGURED
@@ -297,6 +319,11 @@ class Fleet:
             if slot.ready >= 0 and now - slot.started_s > self._settings.ready_s:
                 self._say(f"worker {slot.number} (pid {slot.pid}) was not ready within {self._settings.ready_s:.0f} s")
                 parent.send(slot.pid, signal.SIGKILL)
+            beat_s = PULSE.unpack_from(slot.pulse, 0)[0]
+            if self._settings.hung_s and slot.pid and beat_s and now - beat_s > self._settings.hung_s:
+                self._say(f"worker {slot.number} (pid {slot.pid}) stood still for {now - beat_s:.1f} s")
+                PULSE.pack_into(slot.pulse, 0, 0.0)
+                parent.send(slot.pid, signal.SIGKILL)
 
 
 class SettledHeap:
@@ -336,10 +363,16 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
         failed = True
         over.set()
 
+    async def beat() -> None:
+        while True:
+            worker.beat()
+            await clock.sleep(BEAT_S)
+
     async with asyncio.TaskGroup() as group:
-        watching = group.create_task(watch())
+        beside = [group.create_task(watch()), group.create_task(beat())]
         await over.wait()
-        watching.cancel()
+        for one in beside:
+            one.cancel()
     await lifecycle.drain()
     await lifecycle.stop()
     return 1 if failed else 0

@@ -53,7 +53,7 @@ def body(worker):
 
 fleet = Fleet(
     [Port("http", "127.0.0.1", 0, "http.port")], body, say=lambda line: print(line, flush=True),
-    settings=FleetSettings(workers=2, restarts=IntensitySettings(count_max=3, period_s=60)),
+    settings=FleetSettings(workers=2, hung_s=0.8 if "hung" in sys.argv else 30, restarts=IntensitySettings(count_max=3, period_s=60)),
     preload=["msgspec"], on_ready=lambda facts: print("ready " + json.dumps(facts), flush=True),
 )
 sys.exit(fleet.run())
@@ -127,6 +127,19 @@ def test_killed_worker_comes_back_on_its_own_socket(deployment):
         assert int(say(port, b"pid")) in workers_of(pid), "connections wait for the new worker, none is refused"
     assert len(before & set(workers_of(pid))) == 1
     os.kill(pid, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_worker_that_stands_still_is_killed_and_replaced(deployment):
+    pid, lines = deployment("hung")
+    port = ready(lines)
+    stopped = int(say(port, b"pid"))
+    os.kill(stopped, signal.SIGSTOP)
+    assert "stood still" in lines.readline()
+    assert "starting it again" in lines.readline()
+    for _ in range(20):
+        assert int(say(port, b"pid")) != stopped
+    os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
