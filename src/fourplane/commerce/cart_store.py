@@ -1,6 +1,7 @@
 """Carts kept in Records: one partition per cart, written with compare-and-set, merged instead of refused.
 
-A change reads the cart, applies it, writes over the version it read. When somebody else wrote meanwhile, the two copies
+A change applies to the cart as it was last written here (a cart never seen is taken for a new one), and writes over that
+version. When somebody else wrote meanwhile, the two copies
 are merged and written again; after `attempts_max` lost races the caller hears Conflict. A cart that nobody
 touches for `keep_days` is forgotten.
 """
@@ -26,6 +27,7 @@ class CartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codes_max: int = 10
     gone_max: int = 500
     keep_days: int = 60
+    seen_max: int = 20_000
     attempts_max: int = 8
 
 
@@ -43,6 +45,9 @@ class CartStore:
         self._settings = settings
         self._records = records
         self._clock = HybridClock(replica)
+        self._seen: dict[
+            str, tuple[bytes, int]
+        ] = {}  # as last written here, oldest first; a guess that the version settles
         self._decoder = msgspec.msgpack.Decoder(Cart)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -58,22 +63,23 @@ class CartStore:
     async def change(self, cart_id: str, edit: Callable[[Cart, Stamp], object], *, known: "Copy | None" = None) -> Cart:
         """Apply `edit` durably and return the cart; `edit` may run again on a newer copy than the one that is `known`."""
         partition = _partition(cart_id)
-        for _ in range(self._settings.attempts_max):
-            cart, version = known or await self.load(cart_id)
+        for attempt in range(self._settings.attempts_max):
+            cart, version = known or (self._guess(cart_id) if attempt == 0 else await self.load(cart_id))
             known = None
             self._clock.observe(cart.latest())
             edit(cart, self._clock.tick(clock.now_us()))
             self._bound(cart)
-            put = Put(
-                SORT,
-                self._encoder.encode(cart),
-                expect_version=version,
-                ttl_s=self._settings.keep_days * 86_400.0,
-            )
+            stored = self._encoder.encode(cart)
+            put = Put(SORT, stored, expect_version=version, ttl_s=self._settings.keep_days * 86_400.0)
             try:
                 await self._records.write(partition, [put])
             except Conflict:
+                self._seen.pop(cart_id, None)
                 continue
+            self._seen.pop(cart_id, None)
+            if len(self._seen) >= self._settings.seen_max:
+                del self._seen[next(iter(self._seen))]
+            self._seen[cart_id] = (stored, version + 1)
             return cart
         raise Conflict("this cart is being changed from too many places at once", code="cart_busy")
 
@@ -85,6 +91,11 @@ class CartStore:
             cart.entries, cart.gone, cart.codes = both.entries, both.gone, both.codes
 
         return await self.change(cart_id, edit)
+
+    def _guess(self, cart_id: str) -> "Copy":
+        """The cart as last written here, or a new one: not read, so whoever uses it must expect its version."""
+        stored, version = self._seen.get(cart_id, (b"", 0))
+        return Copy(self._decode(stored), version) if version else Copy(Cart(), 0)
 
     def _decode(self, stored: bytes) -> Cart:
         cart = self._decoder.decode(stored)

@@ -1,6 +1,7 @@
 """The storefront's pages from the cart on: cart, one-page checkout, order and tracking. Pure functions from data to HTML."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -261,6 +262,12 @@ def _rate(rate: Rate, chosen: str) -> Markup:
     )
 
 
+def _moment(at_us: int) -> Markup:
+    """A time for people (UTC, as the page does not know where they are) and for programs."""
+    moment = datetime.fromtimestamp(at_us / 1e6, UTC)
+    return el("time", f"{moment:%d %b, %H:%M} UTC", datetime=moment.isoformat(timespec="seconds"), class_="muted")
+
+
 def order_page(
     frame: Frame, order: Order, story: Sequence[OrderEvent], parcel: Sequence[TrackingEvent], number: str
 ) -> bytes:
@@ -277,12 +284,14 @@ def order_page(
     where = [el("span", part) for part in (address.name, address.street, f"{address.postcode} {address.city}",
                                            MARKETS[address.country].name)]  # fmt: skip
     events = [(event.at_us, TRACK_NAMES.get(event.state, event.state), event.place) for event in parcel]
-    events += [
-        (event.at_us, STEP_NAMES.get(event.state, event.state.capitalize()), event.note.capitalize()) for event in story
-    ]
+    for event in story:
+        if event.state == "delivered" and parcel:
+            continue  # the carrier has said it
+        note = f"Parcel {number}" if event.state == "shipped" else event.note[:1].upper() + event.note[1:]
+        events.append((event.at_us, STEP_NAMES.get(event.state, event.state.capitalize()), note))
     history = [
-        el("li", el("strong", name), el("span", place, class_="muted"))
-        for _, name, place in sorted(events, reverse=True)
+        el("li", el("strong", name), el("span", place, class_="muted"), _moment(at_us))
+        for at_us, name, place in sorted(events, reverse=True)
     ]
     return layout(
         frame,

@@ -3,7 +3,8 @@
 One loop draws the next action over all shoppers at the plan's rate, so the load does not slow down with the shop (an open
 loop); at most `OPEN_MAX` actions run at once, what comes on top is counted as `missed`. Shapes: `steady`; `flash-sale`, quiet for
 a fifth of the time, then ten times the rate on a handful of products, then quiet again. Every order carries an idempotency
-key; an order whose answer was lost is asked for again, as an honest client does.
+key; an order whose answer was lost is asked for again, as an honest client does. Where a waiting room opens, a shopper takes a
+place, asks again from time to time without doing anything else, and goes on with the pass it is let in with.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ COUNTRIES = ("US", "DE", "PT", "GB", "FR")
 CARDS = ("card_ok",) * 24 + ("card_declined",)
 FLASH_FACTOR = 10.0
 FLASH_PRODUCTS = 5
+ROOM_POLL_S = 2.0
 ADDRESS = {
     "name": "Robin Shopper",
     "street": "7 Market Square",
@@ -50,6 +52,10 @@ class Shopper:
         self.country = COUNTRIES[number % len(COUNTRIES)]
         self.cart = ""
         self.filled = 0
+        self.room = ""  # where it waits, empty while it does not
+        self.place = ""
+        self.entry = ""  # what the room let it in with
+        self.asks_at_s = 0.0
 
 
 class CommerceCrowd:
@@ -65,7 +71,7 @@ class CommerceCrowd:
         client = HttpClient(
             target.host, target.http_port, settings=HttpClientSettings(connections_max=min(200, max(8, plan.users)))
         )
-        for name in ("orders", "sold_out", "declined", "missed"):
+        for name in ("orders", "sold_out", "declined", "missed", "waiting", "let_in"):
             tally.facts.setdefault(name, 0.0)
         shoppers = [Shopper(number) for number in range(max(1, plan.users))]
         chance = clock.random()
@@ -90,7 +96,11 @@ class CommerceCrowd:
                 task.add_done_callback(self._open.discard)
                 if plan.duration_s:
                     share = min(1.0, (clock.monotonic_s() - began) / plan.duration_s)
-                    progress(share, f"{tally.facts['orders']:.0f} orders{', flash sale' if flash else ''}")
+                    progress(
+                        share,
+                        f"{tally.facts['orders']:.0f} orders{', flash sale' if flash else ''}"
+                        f"{', ' + str(int(tally.facts['waiting'])) + ' wait' if tally.facts['waiting'] else ''}",
+                    )
             if self._open:
                 await asyncio.wait(self._open, timeout=15.0)
         finally:
@@ -115,7 +125,9 @@ class CommerceCrowd:
     async def _act(self, client: HttpClient, shopper: Shopper, tally: Tally, *, flash: bool) -> None:
         chance = clock.random()
         dice = chance.random()
-        if not self._products:
+        if shopper.room:
+            await self._wait(client, shopper, tally)
+        elif not self._products:
             await self._look(client, tally)
         elif shopper.filled and dice < (0.4 if flash else 0.2):
             await self._buy(client, shopper, tally)
@@ -123,18 +135,36 @@ class CommerceCrowd:
             await self._add(client, shopper, tally, flash=flash)
         elif dice < 0.7:
             word = chance.choice(WORDS)
-            await self._ask(client, tally, "search", "GET", f"/commerce/search?q={word}")
+            await self._ask(client, tally, "search", "GET", f"/commerce/search?q={word}", shopper=shopper)
         elif dice < 0.93:
-            await self._ask(client, tally, "product", "GET", f"/commerce/p/{chance.choice(self._products)}")
+            path = f"/commerce/p/{chance.choice(self._products)}"
+            await self._ask(client, tally, "product", "GET", path, shopper=shopper)
         else:
-            await self._ask(client, tally, "home", "GET", "/commerce/")
+            await self._ask(client, tally, "home", "GET", "/commerce/", shopper=shopper)
+
+    async def _wait(self, client: HttpClient, shopper: Shopper, tally: Tally) -> None:
+        """Ask for the way in, no more often than the room wants."""
+        now_s = clock.monotonic_s()
+        if now_s < shopper.asks_at_s:
+            return
+        shopper.asks_at_s = now_s + ROOM_POLL_S
+        headers = {"waiting-place": shopper.place} if shopper.place else {}
+        answer = await self._ask(client, tally, "waiting room", "GET", shopper.room, headers=headers)
+        if answer is None or answer.status != 200:
+            return
+        told = msgspec.json.decode(answer.body, type=dict[str, object])
+        if told.get("state") == "enter":
+            shopper.entry, shopper.room, shopper.place = str(told.get("pass", "")), "", ""
+            tally.facts["waiting"] -= 1
+            tally.facts["let_in"] += 1
+        else:
+            shopper.place = str(told.get("place", shopper.place))
 
     async def _add(self, client: HttpClient, shopper: Shopper, tally: Tally, *, flash: bool) -> None:
         chance = clock.random()
         products = self._products[:FLASH_PRODUCTS] if flash else self._products
-        found = await self._ask(
-            client, tally, "product api", "GET", f"/commerce/api/products/{chance.choice(products)}"
-        )
+        path = f"/commerce/api/products/{chance.choice(products)}"
+        found = await self._ask(client, tally, "product api", "GET", path, shopper=shopper)
         if found is None or found.status != 200:
             return
         stock = [sku for sku, count in msgspec.json.decode(found.body)["stock"].items() if count > 0]
@@ -144,7 +174,7 @@ class CommerceCrowd:
         shopper.cart = shopper.cart or ids.capability()
         body = {"sku": chance.choice(stock), "quantity": chance.choice((1, 1, 1, 2)), "operation": ids.capability(8)}
         path = f"/commerce/api/carts/{shopper.cart}/lines?country={shopper.country}"
-        answer = await self._ask(client, tally, "add to cart", "POST", path, body)
+        answer = await self._ask(client, tally, "add to cart", "POST", path, body, shopper=shopper)
         if answer is not None and answer.status == 200:
             shopper.filled += 1
 
@@ -178,9 +208,13 @@ class CommerceCrowd:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
+        *,
+        shopper: Shopper | None = None,
     ) -> HttpResponse | None:
         began = clock.monotonic_s()
         sent = {"content-type": "application/json", "accept": "*/*"} | (headers or {})
+        if shopper is not None and shopper.entry:
+            sent["waiting-pass"] = shopper.entry
         try:
             answer = await client.request(
                 method, path, body=b"" if body is None else msgspec.json.encode(body), headers=sent, timeout_s=15.0
@@ -188,7 +222,11 @@ class CommerceCrowd:
         except FourplaneError as error:
             tally.failed(error.reason)
             return None
-        if answer.status >= 500 or answer.status == 429:
+        if answer.status == 503 and shopper is not None and b'"waiting_room"' in answer.body:
+            shopper.room = msgspec.json.decode(answer.body)["error"]["fields"]["place"]
+            shopper.entry = ""
+            tally.facts["waiting"] += 1
+        elif answer.status >= 500 or answer.status == 429:
             tally.failed(f"http_{answer.status}")
         else:
             tally.done(action, clock.monotonic_s() - began)
