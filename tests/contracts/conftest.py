@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -136,6 +137,27 @@ def new_postgres():
     return Server(argv, port, f"postgresql://fourplane@127.0.0.1:{port}/postgres", folder, ready)
 
 
+def new_s3(*tls):
+    """Our own small S3 server as a program of its own; with a certificate and key it speaks TLS."""
+    folder, port = Path(tempfile.mkdtemp(prefix="fourplane-s3-")), free_port()
+    program = Path(__file__).parent / "s3_server.py"
+    argv = [sys.executable, program, str(port), folder / "objects", "bucket", "KEYID", "a secret/1", *tls]
+    scheme = "https" if tls else "http"
+    url = f"s3://KEYID:a%20secret%2F1@bucket/some/prefix?endpoint={scheme}://127.0.0.1:{port}"
+    return Server(argv, port, url, folder, listens(port))
+
+
+def listens(port):
+    def ready():
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    return ready
+
+
 def running(server):
     try:
         yield server.start()
@@ -155,6 +177,11 @@ def postgres_server():
     yield from running(new_postgres())
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    yield from running(new_s3())
+
+
 @pytest.fixture
 def opener(tmp_path, request):
     """`opener(contract, engine)` gives `on`; every call of `on` has a store of its own."""
@@ -166,6 +193,8 @@ def opener(tmp_path, request):
         elif engine == "postgresql":
             url = request.getfixturevalue("postgres_server").url
             settings = StoresSettings(sql=url, records=url)
+        elif engine == "s3":
+            settings = StoresSettings(blobs=request.getfixturevalue("s3_server").url)
         elif engine == "memory":
             settings = StoresSettings(sql="memory://", records="memory://", log="memory://", search="memory://")
         else:

@@ -9,6 +9,7 @@ from fourplane.foundation.errors import Misconfigured, Overloaded, Unavailable
 from fourplane.state.contracts import Put, Statement
 from fourplane.state.engines.postgres import PostgresSql
 from fourplane.state.engines.redis import RedisCache, RedisSettings
+from fourplane.state.engines.s3 import S3Blobs, S3Settings
 from fourplane.state.engines.sql_records import SqlRecords
 
 
@@ -105,5 +106,43 @@ def test_records_on_postgres_come_back_with_every_acknowledged_version(postgres_
         assert (await eventually(lambda: records.get(b"p", b"s"))).version == 3
         await eventually(lambda: records.write(b"p", [Put(b"s", b"y", expect_version=3)]))
         await records.close()
+
+    asyncio.run(body())
+
+
+def test_s3_comes_back_with_every_object(s3_server):
+    async def body():
+        quick = S3Settings(retry_s=0.1, retries_max=1)
+        blobs = await S3Blobs.open(s3_server.url, name="killed", settings=quick)
+        await blobs.put("a/b", b"1" * 3_000_000)
+        s3_server.kill()
+        for work in (blobs.put("a/c", b"2"), blobs.get("a/b"), blobs.info("a/b"), blobs.keys("")):
+            with pytest.raises(Unavailable):
+                await work
+        s3_server.start()
+        assert await eventually(lambda: blobs.get("a/b")) == b"1" * 3_000_000
+        await eventually(lambda: blobs.put("a/c", b"3"))
+        assert await blobs.keys("") == ["a/b", "a/c"]
+        await blobs.close()
+
+    asyncio.run(body())
+
+
+def test_s3_names_a_wrong_key_a_missing_bucket_and_nobody_there(s3_server):
+    async def body():
+        quick = S3Settings(retry_s=0.1, retries_max=0)
+        wrong = {
+            "s3_login": s3_server.url.replace("secret", "wrong-one"),
+            "s3_bucket": s3_server.url.replace("@bucket", "@nowhere"),
+            "store_url": s3_server.url.replace("endpoint", "entpoint"),
+        }
+        for code, url in wrong.items():
+            with pytest.raises(Misconfigured) as told:
+                await S3Blobs.open(url, name="x", settings=quick)
+            assert told.value.reason == code
+            assert "wrong-one" not in str(told.value)
+        with pytest.raises(Unavailable) as told:
+            await S3Blobs.open("s3://k:wrong-one@bucket?endpoint=http://127.0.0.1:9", name="x", settings=quick)
+        assert "wrong-one" not in str(told.value)
 
     asyncio.run(body())

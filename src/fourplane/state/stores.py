@@ -3,9 +3,11 @@
     memory://                     sql, records, log, cache, blobs (none), search: gone with the process
     sqlite:///FOLDER              sql, records, log: one file `<contract>-<name>.db` each; FOLDER may be one `.db` file
     folder:///FOLDER              blobs: FOLDER/<name>
+    s3://KEY:SECRET@bucket/prefix?endpoint=https://host:9000&region=..&ca=..    blobs: prefix/<name>/
     tantivy:///FOLDER             search: FOLDER/<name>
-    redis://[:password@]host:port/db            cache, keys prefixed with the name (rediss:// with TLS)
+    redis://[:password@]host:port/db            cache, keys prefixed with the name (rediss://..?ca=FILE with TLS)
     postgresql://user:password@host:port/db     sql, in a schema called like the name; records, in `r_` and the name
+                                                (with TLS: ?sslmode=verify-full&sslrootcert=FILE)
 
 `{data}` in a URL stands for the data folder. Three slashes and a name are relative to the working directory, four absolute.
 """
@@ -171,6 +173,10 @@ class Stores:
         match urlsplit(url).scheme:
             case "folder":
                 return await EmbeddedBlobs(_path(url) / name).open()
+            case "s3":
+                from fourplane.state.engines.s3 import S3Blobs  # noqa: PLC0415 - an extra, only where asked for
+
+                return await S3Blobs.open(url, name=name)
         raise _no_engine("blobs", url)
 
     async def _open_search(self, name: str, url: str) -> Engine:

@@ -109,8 +109,7 @@ class EmbeddedBlobs:
 
     async def _store(self, key: str, chunks: Iterator[bytes], media_type: str) -> BlobInfo:
         check_key(key)
-        if not _MEDIA_TYPE.fullmatch(media_type):
-            raise Rejected(f"not a media type: {media_type[:60]!r}", code="bad_media_type")
+        check_media_type(media_type)
         token = clock.token_bytes(8).hex()
         modified_us = clock.now_us()
         return await self._pool.run(self._write, key, chunks, media_type, token, modified_us)
@@ -260,6 +259,12 @@ def check_key(key: str) -> None:
         raise Rejected(f"not a blob key: {key[:80]!r}", code="bad_key")
     if any(len(part) > 200 for part in key.split("/")):
         raise Rejected("a part of a blob key has at most 200 characters", code="bad_key")
+
+
+def check_media_type(media_type: str) -> None:
+    """Raise Rejected for what is no media type."""
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        raise Rejected(f"not a media type: {media_type[:60]!r}", code="bad_media_type")
 
 
 def _walk(folder: str, above: str, prefix: str, after: str) -> Iterator[str]:

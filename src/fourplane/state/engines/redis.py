@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 import msgspec
@@ -64,7 +64,7 @@ class RedisCache:
             raise Misconfigured(f"not a Redis database number: {number[:20]!r}", code="store_url")
         self._settings = settings or RedisSettings()
         self._host, self._port = parts.hostname, parts.port or 6_379
-        self._tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+        self._tls = _trusted(parse_qs(parts.query)) if parts.scheme == "rediss" else None
         self._prefix = prefix
         self._greeting: list[tuple[Part, ...]] = []
         if parts.password:
@@ -193,6 +193,9 @@ class RedisCache:
                     if isinstance(reply, hiredis.ReplyError):
                         pipe.abort("refused")
                         raise _told(str(reply))
+        except ssl.SSLCertVerificationError as error:
+            told = f"the certificate of Redis at {self._host} is not trusted; name who signed it with ?ca=FILE"
+            raise Misconfigured(told, code="certificate") from error
         except (OSError, TimeoutError) as error:
             if pipe is not None:
                 pipe.abort("too slow")
@@ -306,6 +309,15 @@ class _Pipe(asyncio.Protocol):
             future = self._waiting.popleft()
             if not future.done():
                 future.set_exception(Unavailable(why, code="redis_lost"))
+
+
+def _trusted(options: dict[str, list[str]]) -> ssl.SSLContext:
+    """Who may answer as Redis: what the machine trusts, or the certificate named by `?ca=`."""
+    ca = options.get("ca", [""])[-1]
+    try:
+        return ssl.create_default_context(cafile=ca or None)
+    except (OSError, ssl.SSLError) as error:
+        raise Misconfigured(f"cannot read the certificate {ca}: {error}", code="store_url") from error
 
 
 def _told(answer: str) -> Exception:
