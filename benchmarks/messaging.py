@@ -43,10 +43,10 @@ from fourplane.service.accounts import Accounts, NewAccount
 from fourplane.state.stores import Stores
 
 USERS = 20_000
-PEER_USERS = 420
+PEER_USERS = 580
 ROOMS = 4
 ABSENT = 200  # accounts from here on never come
-COMERS = 220  # accounts from here on only log in and go
+COMERS = 400  # accounts from here on only log in and go
 Row = dict[str, float]
 
 

@@ -29,7 +29,7 @@ QUIET = subprocess.DEVNULL
 
 PROSODY = """
 modules_enabled = {{
-  "roster"; "saslauth"; "disco"; "ping"; "offline"; "carbons"; "smacks"; "blocklist"; "private"; "vcard_legacy"; "pep"; "posix"
+  "roster"; "saslauth"; "disco"; "ping"; "offline"; "carbons"; "smacks"; "blocklist"; "private"; "vcard_legacy"; "pep"; "posix";
   {archive}
 }}
 modules_disabled = {{ "s2s"; "tls" }}

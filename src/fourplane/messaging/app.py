@@ -19,10 +19,13 @@ from fourplane.messaging.account_data import AccountData
 from fourplane.messaging.addresses import prepare_local
 from fourplane.messaging.archive import MessageArchive
 from fourplane.messaging.client_stream import Streams
+from fourplane.messaging.commands import Commands
 from fourplane.messaging.diagram import diagram
 from fourplane.messaging.group_chat import GroupChat
 from fourplane.messaging.handover import Handover
 from fourplane.messaging.media import Media
+from fourplane.messaging.personal_events import PersonalEventing
+from fourplane.messaging.registration import Registration
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import ServerQueries
 from fourplane.messaging.settings import MessagingSettings
@@ -108,6 +111,9 @@ class Messaging:
         self.router.shards = self.shards
         self.queries = ServerQueries(self.router)
         AccountData(self.router, self.queries)
+        PersonalEventing(self.router, self.queries)
+        Registration(self.router, self.queries)
+        Commands(self.router, self.queries)
         if settings.archive:
             MessageArchive(self.router, self.queries)
         self.groups = GroupChat(self.router, f"groups.{settings.domains[0]}")

@@ -78,7 +78,10 @@ class Streams:
         if found is None:
             required = self.settings.tls_required
             made = Offer(secure=secure, starttls=self.tls_offered, tls_required=required, binding=self.binding)
-            found = self._offers[secure] = (made, made.features(tls_required=required))
+            found = self._offers[secure] = (
+                made,
+                made.features(tls_required=required, registration=self.settings.registration),
+            )
         return found
 
     def mark(self, stream: "ClientStream") -> None:

@@ -3,7 +3,7 @@
 A phone that lost its network comes back several times within a few seconds, and one exchange asks more than once; that
 should not cost a read of the store per step. What was read is remembered for `credentials_s`, which is also how long
 another worker's change of a password may go unnoticed here (as with web sessions); one made here counts at once. That an
-account does not exist is never remembered. Bounded by `credentials_max`; when it is full it is dropped whole, as the table of addresses is.
+account does not exist is never remembered. Bounded by `credentials_max`; a full table is dropped whole.
 """
 
 from fourplane.foundation import clock

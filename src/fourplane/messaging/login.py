@@ -59,7 +59,7 @@ class Offer:
             if secure:
                 self.mechanisms.append("PLAIN")
 
-    def features(self, *, tls_required: bool) -> bytes:
+    def features(self, *, tls_required: bool, registration: bool = False) -> bytes:
         """`<stream:features/>` before authentication."""
         parts = ["<stream:features>"]
         if self.starttls:
@@ -72,6 +72,8 @@ class Offer:
             if self.binding:
                 binding = "<channel-binding type='tls-server-end-point'/>"
                 parts.append(f"<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>{binding}</sasl-channel-binding>")
+            if registration:
+                parts.append("<register xmlns='http://jabber.org/features/iq-register'/>")
         parts.append("</stream:features>")
         return "".join(parts).encode()
 

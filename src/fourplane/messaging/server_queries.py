@@ -6,6 +6,7 @@ account, which are answered in that user's name whether or not a client is there
 """
 
 from collections.abc import Callable
+from typing import Protocol
 from xml.etree import ElementTree as ET
 
 from fourplane import __version__
@@ -22,6 +23,7 @@ from fourplane.messaging.xml_stream import IQ, Stanza
 
 INFO = "http://jabber.org/protocol/disco#info query"
 ITEMS = "http://jabber.org/protocol/disco#items query"
+COMMANDS = "http://jabber.org/protocol/commands"
 NAME_MAX = 1_023
 GROUPS_MAX = 50
 
@@ -99,6 +101,12 @@ class Request:
 Handler = Callable[[Request], None]
 
 
+class NodeInfo(Protocol):
+    """Answers discovery of an account's nodes, or of the list of them."""
+
+    def __call__(self, request: Request, node: str, *, items: bool) -> None: ...
+
+
 class ServerQueries:
     """The two tables and the lists of features; other modules add theirs with `own` and `of_others`."""
 
@@ -110,6 +118,9 @@ class ServerQueries:
         self.account_features = list(ACCOUNT_FEATURES)
         self.items: list[tuple[str, str]] = []  # services: domain and name
         self.forms: list[bytes] = []  # extended information of the server
+        self.answered: Callable[[Delivery], None] | None = None  # answers of clients to questions of their accounts
+        self.commands: Handler | None = None  # lists what operators may run (XEP-0050)
+        self.node_info: NodeInfo | None = None
         for name, get, put in (
             (INFO, _info, None),
             (ITEMS, _items, None),
@@ -151,6 +162,8 @@ class ServerQueries:
         stanza = delivery.stanza
         kind = stanza.attributes["type"]
         if kind in {"result", "error"}:
+            if self.answered is not None:
+                self.answered(delivery)
             return
         try:
             if len(stanza.children) != 1:
@@ -174,6 +187,12 @@ class ServerQueries:
 
     def _discover(self, request: Request, name: str) -> None:
         node = request.element.get("node", "")
+        if node == COMMANDS and name == ITEMS and request.user is None and self.commands is not None:
+            self.commands(request)
+            return
+        if self.node_info is not None and request.user is not None and (node or name == ITEMS):
+            self.node_info(request, node, items=name == ITEMS)
+            return
         attribute = f" node='{escape(node)}'" if node else ""
         if name == ITEMS:
             shown = self.items if request.user is None and not node else []

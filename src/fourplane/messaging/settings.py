@@ -51,6 +51,9 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     room_history_max: int = 50
     upload_max: int = 32 * 1024 * 1024
     upload_s: float = 30 * 86_400.0
+    pep_nodes_max: int = 200  # nodes a person may publish to (XEP-0163)
+    pep_items_max: int = 500  # items kept of each
+    pep_item_max: int = 128 * 1024
     vcard_max: int = 128 * 1024
     private_max: int = 64 * 1024
     blocked_max: int = 1_000

@@ -8,7 +8,7 @@ login.py and inline_login.py; here they meet the connection.
 from typing import TYPE_CHECKING
 
 from fourplane.foundation.errors import FourplaneError, Rejected
-from fourplane.messaging import inline_login, login, stanzas
+from fourplane.messaging import inline_login, login, registration, stanzas
 from fourplane.messaging.addresses import Address, parse
 from fourplane.messaging.inline_login import Wish
 from fourplane.messaging.login import BIND_NS, SASL2_NS, SASL_NS, Login, Offer, Step
@@ -20,18 +20,20 @@ from fourplane.messaging.xml_stream import IQ, Stanza, StreamError
 if TYPE_CHECKING:
     from fourplane.messaging.client_stream import ClientStream
 
+REGISTRATIONS_MAX = 3  # requests of a stream, that for the form among them
 BIND = [f"{BIND_NS} bind"]
 
 
 class StreamLogin:
     """The way of one stream to its session; dropped when it is there."""
 
-    __slots__ = ("_exchange", "_stream", "_wish")
+    __slots__ = ("_exchange", "_registrations", "_stream", "_wish")
 
     def __init__(self, stream: "ClientStream", offer: Offer) -> None:
         self._stream = stream
         self._exchange = Login(stream.streams.router, offer)
         self._wish: Wish | None = None
+        self._registrations = 0
 
     def take(self, stanza: Stanza) -> None:
         """One stanza before the session; raises StreamError, or another error of a step that cannot be done."""
@@ -53,8 +55,17 @@ class StreamLogin:
                 self._authenticated(step)
         elif name.startswith(f"{SASL2_NS} "):
             self._inline(stanza)
+        elif registration.is_registration(stanza) and self._may_register():
+            stream.wait_for(registration.register(stream, stanza))
         else:
             raise StreamError("not-authorized", "log in first")
+
+    def _may_register(self) -> bool:
+        """One account per stream, and never a password in the clear where TLS is required."""
+        if not self._stream.streams.settings.registration or not self._exchange.offer.mechanisms:
+            return False
+        self._registrations += 1
+        return self._registrations <= REGISTRATIONS_MAX
 
     async def _authenticate(self, mechanism: str, text: str) -> None:
         self._authenticated(await self._exchange.begin(mechanism, text))

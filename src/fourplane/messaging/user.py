@@ -5,6 +5,7 @@ Everything is synchronous: a stanza is decided in the call that brings it. `rece
 Messages follow RFC 6121 section 8.5; stored ones XEP-0160; copies for other devices XEP-0280.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from fourplane.foundation import clock
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Delivery", "User"]
 
 BODY = "jabber:client body"
+EVENT = ["http://jabber.org/protocol/pubsub#event event"]
+_EVENT_NODE = re.compile(rb"<(?:items|delete|purge) node=['\"]([^'\"]*)['\"]")
 HINTS = "urn:xmpp:hints "
 CARBONS = "urn:xmpp:carbons:2"
 UNKEPT = frozenset({"groupchat", "headline", "error"})
@@ -226,10 +229,15 @@ class User:
             self.router.spawn(self._flush(session))
 
     async def _flush(self, session: UserSession) -> None:
-        store, bare = self.router.store, self.address.bare
+        store, bare, waits = self.router.store, self.address.bare, False
         try:
             while self.sessions.get(session.address.resource) is session:
-                page = await store.offline(bare, FLUSH_PAGE)
+                sent = session.stored_ids()
+                found = await store.offline(bare, FLUSH_PAGE + len(sent))
+                page = [message for message in found if message.id not in sent][:FLUSH_PAGE]
+                if found and not page:  # all of it is on its way to this very client, and goes when that has it
+                    waits = True
+                    break
                 if not page and self.spooling == 0:
                     self.offline_count = 0
                     break
@@ -250,7 +258,7 @@ class User:
             self.flushing = False
         # A client came while another one was served, or this one went before it had taken everything.
         targets = [other for other in self.available() if other.stream is not None]
-        if targets and self.offline_count:
+        if targets and self.offline_count and not (waits and targets[0] is session):
             self.deliver_stored(targets[0])
 
     def receive_message(self, delivery: Delivery, *, archived: bool = False) -> None:
@@ -283,8 +291,10 @@ class User:
     def _to_bare(self, delivery: Delivery, kind: str | None) -> None:
         targets = self.available()
         if kind == "headline":
+            event = delivery.stanza.children == EVENT
             for session in targets:
-                self._push(session, delivery)
+                if not event or wanted_by(session, delivery.raw):
+                    self._push(session, delivery)
             return
         if not targets or self.flushing:
             self._spool(delivery)
@@ -364,6 +374,12 @@ class User:
         for session in self.sessions.values():
             if session.carbons and session.address.resource not in without:
                 session.send((head + stanzas.escape(session.address.full)).encode() + content)
+
+
+def wanted_by(session: UserSession, raw: bytes) -> bool:
+    """Whether the client has asked for events of the node that `raw` tells about (XEP-0163)."""
+    found = _EVENT_NODE.search(raw)
+    return found is not None and found.group(1).decode() in session.wanted
 
 
 def unacked_number(session: UserSession) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HOLDS_MAX = 500
 KEEP_AFTER_S = 2.0
 NOTHING_OWED: dict[int, int] = {}  # shared by all who never owe; `owe` makes a session's own
+NOTHING_WANTED: frozenset[str] = frozenset()
 TAKEN_POLL_S = 0.01
 QUIET_MAX = 1_000
 ACK_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"  # one at a time: its answer asks for the next while something is owed
@@ -61,6 +62,7 @@ class UserSession:
         "quiet",
         "stream",
         "user",
+        "wanted",
     )
 
     def __init__(self, user: "User", address: Address, stream: "ClientStream") -> None:
@@ -73,6 +75,7 @@ class UserSession:
         self.interested = False  # asked for the roster
         self.carbons = False
         self.knows_blocking = False
+        self.wanted: frozenset[str] = NOTHING_WANTED  # nodes whose events the client asked for (XEP-0163)
         self.directed: set[str] | None = None  # addresses that got directed presence
         self.management: StreamManagement | None = None
         self.quiet: dict[str, bytes] | None = None  # presence kept back while the client is inactive (XEP-0352)
@@ -321,6 +324,11 @@ class UserSession:
                 return False
             elif not self.stream.buffered():
                 return True
+
+    def stored_ids(self) -> frozenset[int]:
+        """What this client was sent, has not acknowledged, and lies in the store meanwhile."""
+        unacked = self.management.unacked if self.management is not None else ()
+        return frozenset(owed.stored_id for owed in unacked if owed.stored_id)
 
     def holds(self) -> int:
         """How many writes of this client are not finished."""

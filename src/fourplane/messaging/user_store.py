@@ -7,6 +7,7 @@
     b/<jid>             a blocked address
     v                   the vCard
     x/<namespace name>  private XML
+    p/<node>, q/<node>/<item>  what the user publishes (personal_nodes.py)
     f/<client>          a token for quick logins
     a/<8 byte id>       one archived message: schema, when, with whom, stanza
     room                a room: configuration, affiliations, subject
