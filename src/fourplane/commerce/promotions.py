@@ -136,7 +136,7 @@ def _unfit(rule: Promotion, lines: Sequence[Buyable], goods: int, currency: str,
         return f"not valid in {currency}"
     if rule.least and goods < rule.least.get(currency, 1 << 62):
         return "the order is too small for it"
-    if not any(_covers(rule, line) for line in lines):
+    if (rule.skus or rule.categories) and not any(_covers(rule, line) for line in lines):
         return "nothing in the cart qualifies"
     return ""
 
@@ -149,7 +149,7 @@ def _covers(rule: Promotion, line: Buyable) -> bool:
 
 def _run(rules: list[Promotion], lines: Sequence[Buyable], outcome: Outcome, currency: str, shipping: int) -> None:
     """Apply the better of: all stackable rules in turn, or one exclusive rule alone."""
-    if all(rule.stacks for rule in rules):
+    if len(rules) == 1 or all(rule.stacks for rule in rules):
         for rule in rules:
             _apply(rule, lines, outcome, currency, shipping)
         _refuse_idle(rules, outcome)
@@ -173,6 +173,8 @@ def _run(rules: list[Promotion], lines: Sequence[Buyable], outcome: Outcome, cur
 
 def _refuse_idle(rules: list[Promotion], outcome: Outcome) -> None:
     """Say of every code that saved nothing that others were better."""
+    if not any(rule.code for rule in rules):
+        return
     applied = {discount.promotion for discount in outcome.discounts}
     for rule in rules:
         if rule.code and rule.id not in applied:
@@ -210,6 +212,13 @@ def _line_saving(rule: Promotion, line: Buyable, left: int, currency: str) -> in
 
 def _spread(rule: Promotion, lines: Sequence[Buyable], outcome: Outcome, currency: str) -> None:
     """An order discount over its lines in proportion; the cents that are left go to the largest remainders."""
+    if len(lines) == 1:
+        line = lines[0]
+        base = line.quantity * line.unit - outcome.by_line[0]
+        wanted = (base * rule.percent + 50) // 100 if rule.kind == "order_percent" else rule.amounts[currency]
+        if base > 0 and _covers(rule, line):
+            _take(outcome, 0, min(wanted, base), rule)
+        return
     fit = [index for index, line in enumerate(lines) if _covers(rule, line)]
     left = {index: lines[index].quantity * lines[index].unit - outcome.by_line[index] for index in fit}
     base = sum(left.values())

@@ -17,6 +17,7 @@ SLOT_BITS = 10
 BORROW_MS_MAX = 10_000
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 _DIGITS = 13
 
 
@@ -51,8 +52,11 @@ class IdGenerator:
 
 def encode(prefix: str, number: int) -> str:
     """`trip` and a number as `trip_` and 13 letters that sort like the number."""
-    letters = [ALPHABET[(number >> shift) & 31] for shift in range((_DIGITS - 1) * 5, -1, -5)]
-    return f"{prefix}_{''.join(letters)}"
+    pairs = _PAIRS
+    return (
+        f"{prefix}_{ALPHABET[(number >> 60) & 31]}{pairs[(number >> 50) & 1023]}{pairs[(number >> 40) & 1023]}"
+        f"{pairs[(number >> 30) & 1023]}{pairs[(number >> 20) & 1023]}{pairs[(number >> 10) & 1023]}{pairs[number & 1023]}"
+    )
 
 
 def decode(prefix: str, text: str) -> int:
