@@ -237,7 +237,6 @@ class Checkout:
                 total=quote.total,
                 currency=quote.currency,
             )
-        limited = {rule.code for rule in self.promotions if rule.code and rule.uses_max} if codes else frozenset()
         body = OrderBody(
             schema=1,
             quote=quote,
@@ -245,7 +244,7 @@ class Checkout:
             shipping=rate.id,
             method=request.method,
             operations=sorted(cart.entries),
-            codes=[discount.code for discount in quote.discounts if discount.code in limited],
+            codes=self._limited(quote, account, request.address.email) if codes else [],
         )
         now = clock.now_us()
         return copy, Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market
@@ -254,7 +253,10 @@ class Checkout:
         quote = order.body.quote
         charge = Charge(Money(quote.total, quote.currency), order.body.method)
         free = quote.total == 0
-        branches = [Branch("order", Placing(order) if free else Placing(order, self._payments.intent(charge)))]
+        mine = {rule.code: rule.uses_per_buyer for rule in self.promotions} if order.body.codes else {}
+        per_buyer = {code: mine.get(code.partition("|")[0], 1) for code in order.body.codes if "|" in code}
+        along = (lambda _: ()) if free else self._payments.intent(charge)
+        branches = [Branch("order", Placing(order, along, per_buyer))]
         branches += [Branch(f"inventory-{shard}", hold) for shard, hold in holds.items()]
         if not free:
             branches.append(Branch("payment", charge, wave=1))
@@ -265,6 +267,17 @@ class Checkout:
                 await self._orders.explain_failure(order.attempt, f"{error.reason}|{error.message}")
             raise
         return msgspec.structs.replace(order, number=outcome.transaction.id, state="paid")
+
+    def _limited(self, quote: Quote, account: int, email: str) -> list[str]:
+        """Codes of this quote whose uses are counted, for everybody or for this buyer."""
+        buyer = str(account) if account else email.strip().lower()
+        mark = blake2b(buyer.encode(), digest_size=4).hexdigest()
+        rules = {rule.code: rule for rule in self.promotions if rule.code}
+        used = [rules[discount.code] for discount in quote.discounts if discount.code in rules]
+        return [
+            *(rule.code for rule in used if rule.uses_max),
+            *(f"{rule.code}|{mark}" for rule in used if rule.uses_per_buyer),
+        ]
 
     async def _was_it_ordered(self, claim: str) -> None:
         """Tell a second tab, or a buyer back after a crash, that this very cart has been bought."""

@@ -125,6 +125,7 @@ class Placing(msgspec.Struct, frozen=True):
 
     order: Order
     along: Callable[[Transaction], Sequence[Work]] = lambda _: ()
+    per_buyer: dict[str, int] = {}  # how often this buyer may use a code: by its name in `codes`, "CODE|buyer"
 
 
 class OrderEvent(msgspec.Struct, frozen=True):
@@ -165,15 +166,7 @@ class Orders:
         assert isinstance(work, Placing), "what is prepared here is an order"
         order = work.order
         assert order.state == "placing", "only a new order is prepared"
-        works: list[Work] = [
-            Statement(
-                "UPDATE code_uses SET used = used + 1 WHERE code = ?1 AND (uses_max = 0 OR used < uses_max)",
-                (code,),
-                expect_rows=1,
-                label=f"code:{code}",
-            )
-            for code in order.body.codes
-        ]
+        works: list[Work] = [_use(code, work.per_buyer.get(code)) for code in order.body.codes]
         quote = order.body.quote
         who = (transaction.id, order.attempt, order.cart, order.claim, order.account)
         when, body = order.created_us, self._encoder.encode(order.body)
@@ -186,8 +179,9 @@ class Orders:
         """Raise when a code is used up, or attempt or cart are taken; another try would not help."""
         label = str(conflict.fields.get("label", ""))
         if label.startswith("code:"):
-            code = label.partition(":")[2]
-            raise Conflict(f"the code {code} has been used up", code="code_used_up", promotion=code) from conflict
+            code, mine, _ = label.partition(":")[2].partition("|")
+            text = f"you have used the code {code} already" if mine else f"the code {code} has been used up"
+            raise Conflict(text, code="code_used_up", promotion=code) from conflict
         if not label and await self.find(transaction.id) is None:
             raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
         return False
@@ -316,6 +310,18 @@ class Orders:
         body = self._decoder.decode(stored)
         assert body.schema == 1, "an order of a newer schema"
         return msgspec.convert(dict(zip(_FIELDS, (*columns, body), strict=True)), Order)
+
+
+def _use(code: str, per_buyer: int | None) -> Statement:
+    """One more use of a limited code, of all or of one buyer's, under the condition that it is allowed."""
+    if per_buyer is None:
+        sql = "UPDATE code_uses SET used = used + 1 WHERE code = ?1 AND (uses_max = 0 OR used < uses_max)"
+        return Statement(sql, (code,), expect_rows=1, label=f"code:{code}")
+    sql = (
+        "INSERT INTO code_uses (code, used, uses_max) VALUES (?1, 1, ?2) ON CONFLICT (code) DO UPDATE SET "
+        "used = code_uses.used + 1, uses_max = excluded.uses_max WHERE code_uses.used < excluded.uses_max"
+    )
+    return Statement(sql, (code, per_buyer), expect_rows=1, label=f"code:{code}")
 
 
 def _free(codes: Sequence[str]) -> tuple[Statement, ...]:

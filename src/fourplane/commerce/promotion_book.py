@@ -16,7 +16,8 @@ from fourplane.state.contracts import Sql, Statement
 
 PROMOTIONS_MAX = 1_000
 STANDING = (
-    Promotion("welcome", "10 % off your first order", "order_percent", percent=10, code="WELCOME10", rank=200),
+    Promotion("welcome", "10 % off your first order", "order_percent", percent=10, code="WELCOME10", rank=200,
+              uses_per_buyer=1),
     Promotion("books", "3 for 2 on books", "buy_x_get_y", buy=2, free=1, categories=frozenset({"books"})),
     Promotion("ship", "Free delivery", "free_shipping", code="SHIPFREE"),
     Promotion(

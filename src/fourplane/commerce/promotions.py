@@ -6,7 +6,7 @@ piece, buy-x-get-y) run before order rules (percentage or fixed on the rest, spr
 that tax per line stays right), free shipping last. A discount never exceeds what is left of a line.
 
 Limited codes (`uses_max`, `uses_per_buyer`) are only judged here by date and currency; whether a use is still free is decided
-inside the checkout's transaction, where it is safe in a race (see code_uses.py).
+inside the checkout's transaction, where it is safe in a race (see orders.py).
 
 Pure; cost about 2 us per rule and line.
 """

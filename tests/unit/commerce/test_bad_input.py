@@ -230,3 +230,29 @@ def test_an_order_that_was_sent_cannot_be_cancelled():
         assert (status, answer["error"]["code"]) == (409, "wrong_state")
 
     in_a_shop(body)
+
+
+def test_a_code_for_each_buyers_first_order_is_used_once_per_buyer_in_a_race():
+    from fourplane.commerce.promotions import Promotion
+
+    async def body(s, sku):
+        await s.set_stock(sku, 50)
+        rule = Promotion("first", "First order", "order_percent", percent=10, code="FIRST", uses_per_buyer=1)
+        await s.commerce.promotions.put(rule)
+
+        async def buy(number, email):
+            cart = await s.cart_with(sku)
+            await s.call("POST", f"/commerce/api/carts/{cart}/codes", {"code": "first"})
+            return await s.order(cart, f"attempt-{number}", address=ADDRESS | {"email": email})
+
+        mine = await asyncio.gather(*(buy(number, "Ada@example.org") for number in range(6)))
+        assert sorted(status for status, _ in mine) == [201, 409, 409, 409, 409, 409]
+        refused = next(answer for status, answer in mine if status == 409)
+        assert refused["error"]["message"] == "you have used the code FIRST already"
+        assert (await buy(7, "grace@example.org"))[0] == 201
+        made = next(answer for status, answer in mine if status == 201)
+        cancelled = await s.commerce.orders.fetch(ids.decode("order", made["id"]))
+        await s.commerce.store.cancel(made["id"], cancelled.cart, None)
+        assert (await buy(8, "ada@example.org"))[0] == 201, "a cancelled order gives the code back"
+
+    in_a_shop(body)
