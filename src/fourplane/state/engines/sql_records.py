@@ -2,16 +2,19 @@
 
 One table per store, clustered by nothing, keyed by (partition, sort). A batch is one transaction, so it is atomic; each expected
 version is a condition of its statement, whose row count decides. `expires_us` is compared with the caller's clock, as on
-the embedded engine. Expired rows are removed a thousand at a time, once in `PURGE_EVERY` changes.
+the embedded engine. Writes that come while one is under way share the next transaction, whatever their partitions; when
+one of them meets a conflict, each is tried alone and hears its own answer. Expired rows are removed a thousand at a time, once in `PURGE_EVERY` changes.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, Rejected
+from fourplane.foundation.errors import Conflict, FourplaneError, Rejected, Unavailable
 from fourplane.state.contracts import Change, Put, Record, Row, Sql, Statement
 from fourplane.state.embedded.records import SCAN_MAX, check_changes, conflict
 
@@ -43,6 +46,7 @@ _PURGE = (
     "DELETE FROM record WHERE (partition, sort) IN"
     " (SELECT partition, sort FROM record WHERE expires_us<=?1 ORDER BY expires_us LIMIT 1000)"
 )
+TOGETHER_MAX = 64
 _COUNTS = ("unexpected_rows", "unique_rule")
 
 
@@ -59,6 +63,8 @@ class SqlRecords:
     def __init__(self, sql: ClosableSql) -> None:
         self._sql = sql
         self._since_purge = 0
+        self._line: deque[_Writing] = deque()
+        self._writing = False
 
     async def open(self) -> "SqlRecords":
         """Make the table where it is missing."""
@@ -91,24 +97,104 @@ class SqlRecords:
 
     async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
         check_changes(partition, changes)
-        given, now_us = tuple(changes), clock.now_us()
+        mine = _Writing(partition, tuple(changes), asyncio.get_running_loop().create_future())
+        self._line.append(mine)
         try:
-            await self._sql.commit([_statement(partition, change, now_us) for change in given])
-        except Conflict as error:
-            position = error.fields.get("position")
-            if error.reason in _COUNTS and isinstance(position, int):
-                raise conflict(given[position]) from error
+            if self._writing and await mine.future is None:
+                return
+        except asyncio.CancelledError:
+            if (
+                mine.future.done()
+                and not mine.future.cancelled()
+                and mine.future.exception() is None
+                and mine.future.result()
+            ):
+                self._pass_on(mine)  # it was its turn to write for all
             raise
-        self._since_purge += len(given)
+        await self._write_line()
+        await mine.future
+        self._since_purge += len(changes)
         if self._since_purge >= PURGE_EVERY:
             self._since_purge = 0
-            await self._sql.commit([Statement(_PURGE, (now_us,))])
+            await self._sql.commit([Statement(_PURGE, (clock.now_us(),))])
+
+    async def _write_line(self) -> None:
+        """One commit for all who stand in line; then the next in line writes for those who came meanwhile."""
+        self._writing = True
+        batch = [self._line.popleft() for _ in range(min(len(self._line), TOGETHER_MAX))]
+        for one in batch:
+            if one.future.done():  # it was told to write
+                one.future = asyncio.get_running_loop().create_future()
+        try:
+            await self._write_batch(batch)
+        finally:
+            stopped = Unavailable(
+                "the writer of this batch was stopped; it may or may not be written", code="write_unknown"
+            )
+            for one in batch:
+                _fail(one.future, stopped)
+            self._pass_on(None)
+
+    def _pass_on(self, gone: "_Writing | None") -> None:
+        if gone is not None and gone in self._line:
+            self._line.remove(gone)
+        while self._line:
+            following = self._line[0]
+            if not following.future.done():
+                following.future.set_result(True)
+                return
+            self._line.popleft()  # its caller has left
+        self._writing = False
+
+    async def _write_batch(self, batch: "list[_Writing]") -> None:
+        now_us = clock.now_us()
+        try:
+            await self._sql.commit(
+                [_statement(one.partition, change, now_us) for one in batch for change in one.changes]
+            )
+        except Conflict as error:
+            if len(batch) == 1:
+                _fail(batch[0].future, _told(error, batch[0].changes))
+                return
+            await asyncio.gather(*(self._write_batch([one]) for one in batch))  # each hears its own answer
+        except FourplaneError as error:
+            for one in batch:
+                _fail(one.future, error)
+        else:
+            for one in batch:
+                if not one.future.done():
+                    one.future.set_result(None)
 
     def statistics(self) -> msgspec.Struct:
         return self._sql.statistics()
 
     async def close(self) -> None:
         await self._sql.close()
+
+
+class _Writing:
+    """One write in line. Its future is None when written; True means that its caller writes for the line."""
+
+    __slots__ = ("changes", "future", "partition")
+
+    def __init__(self, partition: bytes, changes: tuple[Change, ...], future: "asyncio.Future[bool | None]") -> None:
+        self.partition = partition
+        self.changes = changes
+        self.future = future
+
+
+def _told(error: Conflict, changes: Sequence[Change]) -> Conflict:
+    """Which record was not at its version."""
+    position = error.fields.get("position")
+    if error.reason in _COUNTS and isinstance(position, int):
+        return conflict(changes[position])
+    return error
+
+
+def _fail(future: "asyncio.Future[bool | None]", error: FourplaneError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # its caller may have gone
 
 
 def _statement(partition: bytes, change: Change, now_us: int) -> Statement:
