@@ -93,7 +93,7 @@ class _Run:
             await stage.people.settle()
             self._states["after"] = self._steady()
             self._note(await stage.people.check() + self._uncaught())
-        except (AssertionError, FourplaneError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ends a run early is what it found
             self._note([f"run: {type(error).__name__}: {error}"])
         finally:
             await stage.close()

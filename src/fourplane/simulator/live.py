@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from fourplane.control.live_faults import KINDS
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.foundation.telemetry import Histogram, quantile
@@ -23,10 +24,23 @@ from fourplane.simulator.stage import Span
 LEASE_S = 5.0
 TICK_S = 1.0
 RECOVER_S = 30.0
-NOT_FAULTS = frozenset({"retry_storm", "undo_all"})
+OF_THE_RUNNER = frozenset({"retry_storm", "undo_all"})
+PROBES = frozenset({"availability", "slowest_s", "is_up", "broken_promises"})
 
 Order = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (order, arguments) to the deployment's faults
 Told = Callable[[str], None]
+
+
+def check_possible(experiment: Experiment) -> None:
+    """Raise Rejected, before anything is done, for a file with a step that no running deployment can take."""
+    for activity in (*experiment.hypothesis, *experiment.method, *experiment.rollbacks):
+        name = str(getattr(activity.call, "__name__", ""))
+        if name not in {*KINDS, *OF_THE_RUNNER, *PROBES}:
+            raise Rejected(
+                f"{activity.name} needs {name}, which only a simulated world has; a running deployment can have "
+                f"{', '.join((*KINDS, 'retry_storm'))}",
+                code="not_live",
+            )
 
 
 class _Second:

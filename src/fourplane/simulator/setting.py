@@ -27,14 +27,20 @@ class Ours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration_s: float = 30.0
     warm_up_s: float = 5.0
     replicas: tuple[str, ...] = ("eu-a",)
+    every_s: float = 0.0  # mean pause between two actions of a person; 0 = what is usual for the system
     load: str = "steady"  # diurnal: one day of quiet and busy hours within the run
     loop: str = "closed"  # open: people come when they come, however long the answers take
 
     def __post_init__(self) -> None:
         if self.system not in SYSTEMS:
             raise Rejected(f"unknown system {self.system[:40]!r}; there are {', '.join(SYSTEMS)}", code="experiment")
-        if not (1 <= self.people <= 100_000 and 0 < self.duration_s <= 86_400 and 0 <= self.warm_up_s <= 3_600):
-            raise Rejected("people, duration_s or warm_up_s is out of bounds", code="experiment")
+        if not (
+            1 <= self.people <= 100_000
+            and 0 < self.duration_s <= 86_400
+            and 0 <= self.warm_up_s <= 3_600
+            and 0 <= self.every_s <= 86_400
+        ):
+            raise Rejected("people, duration_s, warm_up_s or every_s is out of bounds", code="experiment")
         if not 1 <= len(self.replicas) <= REPLICAS_MAX or len(set(self.replicas)) < len(self.replicas):
             raise Rejected(f"replicas names 1 to {REPLICAS_MAX} different zones", code="experiment")
         if self.load not in LOADS or self.loop not in LOOPS:

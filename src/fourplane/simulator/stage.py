@@ -91,6 +91,7 @@ class Stage:
             chance=Random(f"disk of {seed}"),
         )
         self.people = PEOPLE[system](world, self.deployment, [user.host for user in USERS], ours.people)
+        self.people.pace.every_s = ours.every_s or self.people.pace.every_s
         self.people.pace.shape(ours.load, ours.loop, period_s=ours.warm_up_s + ours.duration_s)
         _stage.set(self)
 
