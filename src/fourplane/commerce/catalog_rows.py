@@ -58,7 +58,7 @@ def draft(row: Mapping[str, object]) -> Draft:
     description = _text(row, "description")
     reference = str(row.get("id") or name)[:100]
     slug = _WORD.sub("-", name.lower()).strip("-")[:60] or "product"
-    mark = blake2b(reference.encode(), digest_size=4).hexdigest()
+    mark = blake2b(reference.encode(), digest_size=6).hexdigest()
     variants, stock = _variants(row, mark)
     product = Product(
         schema=1,

@@ -69,7 +69,9 @@ def _services(shop: "Commerce") -> list[Node]:
 
     def payment() -> Figures:
         pay = shop.payments
-        return boxes.payment.figures(captured=pay.captured, declined=pay.declined, voided=pay.voided)
+        return boxes.payment.figures(
+            captured=pay.captured, declined=pay.declined, voided=pay.voided, notices=pay.noticed_count
+        )
 
     def shipping() -> Figures:
         work = shop.fulfilment
@@ -114,6 +116,11 @@ def _stores(shop: "Commerce") -> list[Node]:
     def search() -> Figures:
         return boxes.search.figures(searches=shop.catalog.statistics().searches)
 
+    def pictures() -> Figures:
+        return Figures(
+            shop.media.kept, shop.media.refused, facts={"kept": shop.media.kept, "refused": shop.media.refused}
+        )
+
     def rows() -> Figures:
         stats = shop.coordinator.statistics()
         return Figures(
@@ -128,7 +135,9 @@ def _stores(shop: "Commerce") -> list[Node]:
         _node(
             "ELASTICSEARCH", "state", "The search index, fed by catalog and stock", "catalog.py", search, boxes.search
         ),
-        _node("S3_CATALOG", "state", "Product pictures, drawn where there are none", "tiles.py", Figures),
+        _node(
+            "S3_CATALOG", "state", "Product pictures in three sizes, drawn where there are none", "media.py", pictures
+        ),
         _node("CLOUDWATCH", "control", "Figures of every box, read by the console", "diagram.py", Figures),
         _node("XRAY", "control", "The steps of a transaction: Coordinator.story", "checkout.py", rows),
     ]
@@ -139,7 +148,16 @@ def _cart(shop: "Commerce") -> list[Node]:
 
     def catalog() -> Figures:
         s = shop.catalog.statistics()
-        return Figures(s.hits + s.misses, facts={"hit_ratio": round(s.hits / max(1, s.hits + s.misses), 4)})
+        asked = s.hits + s.shared_hits + s.misses
+        facts: dict[str, float | int | str] = {"hit_ratio": round((asked - s.misses) / max(1, asked), 4)}
+        return Figures(asked, facts=facts | {"from the shared table": s.shared_hits, "decoded": s.decoded})
+
+    def together() -> Figures:
+        shared = shop.coordinator.sharing()
+        ratio = round(shared.callers / max(1, shared.commits), 1)
+        return Figures(
+            shared.callers, facts={"commits": shared.commits, "callers per commit": ratio, "alone": shared.alone}
+        )
 
     return [
         _node("ADD", "service", "A counter entry under the client's operation id", "cart.py", boxes.cart.figures),
@@ -150,8 +168,10 @@ def _cart(shop: "Commerce") -> list[Node]:
         _node(
             "CONFLICT", "service", "Limits, new prices and lost lines after a merge", "checkout.py", boxes.cart.figures
         ),
-        _node("CACHE", "state", "Decoded products in the process", "catalog.py", catalog),
-        _node("BATCH", "state", "Commits of all buyers share a sync", "inventory.py", boxes.inventory.figures),
+        _node(
+            "CACHE", "state", "Decoded products, and a table that the machine's processes share", "snapshot.py", catalog
+        ),
+        _node("BATCH", "state", "Buyers who meet share commits and statements", "checkout.py", together),
         _node("PRELOAD", "service", "Related products come with the page", "store.py", boxes.catalog.figures),
     ]
 

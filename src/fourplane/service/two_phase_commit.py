@@ -35,7 +35,7 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram
 from fourplane.service.decision_log import DecisionLog
-from fourplane.service.shared_commit import SharedCommit, Work
+from fourplane.service.shared_commit import SharedCommit, SharedCommitStatistics, Work
 from fourplane.state.contracts import Sql, Statement
 
 DRAFTS_MAX = 12
@@ -273,6 +273,10 @@ class Coordinator:
             self._shared.statistics().commits,
             self._seconds,
         )
+
+    def sharing(self) -> SharedCommitStatistics:
+        """How many callers shared how many commits of the log's store."""
+        return self._shared.statistics()
 
     async def _drive(
         self, transaction: Transaction, branches: Sequence[Branch], future: "asyncio.Future[Outcome]"
