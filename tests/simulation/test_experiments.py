@@ -5,10 +5,27 @@ from pathlib import Path
 import pytest
 
 from fourplane import simulator
-from fourplane.simulator import experiment, experiments
+from fourplane.simulator import experiment, experiments, search, swarm
+from fourplane.simulator.setting import SYSTEMS
 
 LIBRARY = {path.stem: path for path in sorted((Path(simulator.__file__).parent / "library").glob("*.json"))}
-DAILY = [name for name in LIBRARY if not name.endswith(("-latency", "-region-loss", "-partition"))]
+DAILY = (
+    "streaming-instance-loss", "streaming-zone-loss", "streaming-disk-stall", "streaming-narrow-link", "streaming-retry-storm",
+    "dispatch-instance-loss", "dispatch-zone-loss", "dispatch-slow-dependency", "dispatch-leader-loss", "dispatch-partition",
+    "commerce-slow-then-dies", "commerce-lost-answers", "commerce-leader-alone", "commerce-disk-stall", "commerce-zone-loss",
+    "messaging-instance-loss", "messaging-clock-skew", "messaging-leader-loss", "messaging-disk-stall", "messaging-partition",
+)  # fmt: skip
+ONCE_BROKEN = (
+    ("messaging", 5, "what was kept for a slow client came to it again when an older session of its user ended"),
+    ("messaging", 11, "the same, by one partition"),
+    (
+        "messaging",
+        129,
+        "after the archive's write the hold of a message stood behind later ones, so it was acknowledged early",
+    ),
+    ("messaging", 141, "no id could be made while the clock was set back, and the message was gone"),
+    ("messaging", 186, "acknowledged early, as 129"),
+)
 
 
 def run(name, seed):
@@ -21,6 +38,19 @@ def test_promises_are_kept(name):
     assert result.violations == []
     assert result.status == "completed"
     assert result.felt["served"] > 50
+
+
+@pytest.mark.parametrize(("system", "seed", "what"), ONCE_BROKEN, ids=lambda value: str(value)[:40])
+def test_what_was_broken_once_stays_whole(system, seed, what):
+    assert experiments.run(swarm.draw(system, seed), seed).violations == [], what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("first", range(1_000, 1_100, 10))
+def test_a_swarm_breaks_no_promise(system, first):
+    found = search.first_failure(lambda seed: swarm.draw(system, seed), range(first, first + 10))
+    assert found is None, (found.seed, found.violations)
 
 
 @pytest.mark.slow

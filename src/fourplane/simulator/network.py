@@ -129,6 +129,12 @@ class Fabric:
             self._disturbances.remove(disturbance)
             self._changed()
 
+    def calm_all(self) -> None:
+        """Take every disturbance away."""
+        self._disturbances.clear()
+        self._partitions.clear()
+        self._changed()
+
     def partition(self, one: str, other: str, *, one_way: bool = False) -> None:
         """Let nothing through from `one` to `other` (and back unless one_way)."""
         for sender, receiver in ((one, other), (other, one))[: 1 if one_way else 2]:

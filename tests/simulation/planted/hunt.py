@@ -60,7 +60,7 @@ def main() -> None:
             hunted = Hunted(
                 system, plant.__name__, seed, said if seed else "not found", round(machine.cpu_s() - began, 1)
             )
-            print(msgspec.json.encode(hunted).decode(), flush=True)
+            print(msgspec.json.encode(hunted).decode(), flush=True)  # noqa: T201 - what a hunt says
 
 
 if __name__ == "__main__":
