@@ -85,7 +85,7 @@ def questions(count):
         elif kind < 0.45:
             yield Query(words=f"{color} {noun}", limit=24, count_facets=FACETS)
         elif kind < 0.6:
-            yield Query(words=noun[: dice.randrange(2, 5)], limit=8, count_facets=FACETS)
+            yield Query(words=noun[: dice.randrange(2, 5)], limit=5, count_facets=("in_stock",))  # while somebody types
         elif kind < 0.7 and len(noun) > 4:
             at = dice.randrange(1, len(noun) - 2)
             yield Query(

@@ -169,7 +169,7 @@ class Api:
         ]  # fmt: skip
 
     async def products(self, call: Call[None]) -> ProductPage:
-        """Search by words and facets, with a cursor; or several products at once by `ids`."""
+        """Search by words and facets, with a cursor (`facets=none` counts none); or several products at once by `ids`."""
         market = market_of(call.query.get("country", "US"))
         limit = _whole(call.query.get("limit", "20"), 1, LIMIT_MAX)
         words = call.query.get("q", "")
@@ -182,7 +182,10 @@ class Api:
         field, descending = SORTS[sort]
         offset = _cursor(call.query.get("cursor", ""))
         facets = {facet: [call.query[facet][:60]] for facet in FACETS if call.query.get(facet)}
-        query = Query(words, facets, {}, field, descending, offset, limit, FACETS)
+        counted = (
+            ("in_stock",) if call.query.get("facets") == "none" else FACETS
+        )  # one at least: counting is off the loop
+        query = Query(words, facets, {}, field, descending, offset, limit, counted)
         products, total, counts, _ = await self._store.browse(query)
         views = [self._seen(product, market) for product in products]
         more = offset + limit

@@ -61,7 +61,7 @@ _PUT_VARIANT = Template(
 )
 
 
-class Variant(msgspec.Struct, frozen=True):
+class Variant(msgspec.Struct, frozen=True, gc=False):
     """What is bought: a sku with its options and list prices in minor units by currency."""
 
     sku: str
@@ -71,7 +71,7 @@ class Variant(msgspec.Struct, frozen=True):
     weight_g: int = 500
 
 
-class Product(msgspec.Struct, frozen=True):
+class Product(msgspec.Struct, frozen=True, gc=False):
     """What is shown. `id` is readable and stable over imports; `reference` is the source's own key."""
 
     schema: int
@@ -168,7 +168,7 @@ class Catalog:
         self._newer_while: set[str] = set()  # changed while the next one is written
         self._snapshot_s = 0.0  # how long writing the last one took
         self._snapshot_at_s = 0.0
-        self._disk = Pool("catalog snapshot", threads=1)
+        self._disk = Pool("catalog", threads=1)
         self.departments: dict[str, dict[str, int]] = {}
         self.tree: dict[str, int] = {}
         self.products_count = 0
@@ -237,7 +237,7 @@ class Catalog:
         return count
 
     def close(self) -> None:
-        """End the thread that writes snapshots."""
+        """End the thread for snapshots and suggestions."""
         self._disk.close()
 
     async def find_by_sku(self, sku: str) -> Product | None:
@@ -350,7 +350,7 @@ class Catalog:
             after, count = rows[-1].id, count + len(rows)
             await clock.sleep(0)
         await self._search.refresh()
-        self._suggestions = Suggestions(self._phrases, most=self._settings.suggestions_max)
+        await self._suggest_anew()
         return count
 
     async def seed_stock(self, available: Mapping[str, int]) -> None:
@@ -366,7 +366,7 @@ class Catalog:
                 self._count_words(product)
             after = rows[-1].id
             await clock.sleep(0)
-        self._suggestions = Suggestions(self._phrases, most=self._settings.suggestions_max)
+        await self._suggest_anew()
         await self._search.refresh()
 
     def statistics(self) -> CatalogStatistics:
@@ -374,6 +374,12 @@ class Catalog:
         return CatalogStatistics(
             len(self._decoded), self._hits, self._misses, self._searches, self._shared_hits, self._snapshot is not None
         )
+
+    async def _suggest_anew(self) -> None:
+        """Sort the phrases on a thread: a million products have some seconds' worth of them."""
+        phrases, most = self._phrases, self._settings.suggestions_max
+        self._suggestions = await self._disk.run(lambda: Suggestions(phrases, most=most))
+        self._phrases = {}
 
     def _count_words(self, product: Product) -> None:
         """What the suggestions and the tree of categories know of a product."""

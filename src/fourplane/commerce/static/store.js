@@ -54,7 +54,7 @@ async function suggest() {
   const number = ++asked;
   try {
     const [found, meant] = await Promise.all([
-      call("GET", `/products?limit=5&country=${country}&q=${encodeURIComponent(words)}`),
+      call("GET", `/products?limit=5&facets=none&country=${country}&q=${encodeURIComponent(words)}`),
       call("GET", `/suggestions?limit=4&q=${encodeURIComponent(words)}`).catch(() => ({ suggestions: [] })),
     ]);
     if (number !== asked) return;
