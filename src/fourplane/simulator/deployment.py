@@ -7,9 +7,10 @@ leader's host is lost, another host takes over, and users find it under the same
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from random import Random
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,7 +32,10 @@ from fourplane.simulator.replicas import LEASE_S, Replicas
 from fourplane.state.embedded.vfs import Disk, Faults
 from fourplane.state.stores import Stores, StoresSettings
 
+T = TypeVar("T")
+
 HTTP_PORT = 8_000
+THERE = 0.2  # the share of a slow provider's delay before it acts
 RESTART_S = 1.0
 WATCH_S = 0.5
 CARDS = CardSettings(slow_s=0.05, silent_s=20.0)
@@ -46,39 +50,45 @@ class Spot(msgspec.Struct, frozen=True):
 
 
 class SlowPayments:
-    """The payment gateway as it answers when its provider is slow: every call waits `delay_s` first."""
+    """The payment gateway as it answers when its provider is slow: most of `delay_s` passes after the provider has done it.
+
+    Whoever gives up while waiting does not know that it was done, which is what makes slow providers dangerous.
+    """
 
     def __init__(self, cards: CardSimulator) -> None:
         self.cards = cards
         self.delay_s = 0.0
 
     async def authorise(self, key: str, amount: Money, method: str) -> Authorisation:
-        await self._wait()
-        return await self.cards.authorise(key, amount, method)
+        return await self._slowly(self.cards.authorise(key, amount, method))
 
     async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
-        await self._wait()
-        return await self.cards.capture(key, authorisation_id, amount)
+        return await self._slowly(self.cards.capture(key, authorisation_id, amount))
 
     async def void(self, key: str, authorisation_id: str) -> Payment:
-        await self._wait()
-        return await self.cards.void(key, authorisation_id)
+        return await self._slowly(self.cards.void(key, authorisation_id))
 
     async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
-        await self._wait()
-        return await self.cards.refund(key, authorisation_id, amount)
+        return await self._slowly(self.cards.refund(key, authorisation_id, amount))
 
     async def find(self, authorisation_id: str) -> Payment | None:
-        await self._wait()
-        return await self.cards.find(authorisation_id)
+        return await self._slowly(self.cards.find(authorisation_id))
 
     async def find_by_key(self, key: str) -> Payment | None:
-        await self._wait()
-        return await self.cards.find_by_key(key)
+        return await self._slowly(self.cards.find_by_key(key))
 
-    async def _wait(self) -> None:
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+    async def _slowly(self, work: Coroutine[Any, Any, T]) -> T:
+        delay = self.delay_s
+        if not delay:
+            return await work
+        try:
+            await asyncio.sleep(delay * THERE)
+        except BaseException:
+            work.close()
+            raise
+        result = await work
+        await asyncio.sleep(delay * (1 - THERE))
+        return result
 
 
 class Platform(msgspec.Struct, frozen=True):

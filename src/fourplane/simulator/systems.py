@@ -30,7 +30,7 @@ CDN_PORTS = {"EDGE1": 8_101, "ISP1": 8_104}
 SHOP = CommerceSettings(
     generated_products=6,
     standing_offers=False,
-    fulfilment=FulfilmentSettings(pass_s=3_600, pack_s=3_600, ship_s=3_600),
+    fulfilment=FulfilmentSettings(pass_s=5, pack_s=3_600, ship_s=3_600),
 )
 CITY = DispatchSettings(
     index=IndexSettings(engine="columns"),
