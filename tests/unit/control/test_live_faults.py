@@ -1,0 +1,171 @@
+"""Faults of a running worker, in virtual time: scope, leases that lapse, refusals, and an absence that ends."""
+
+import asyncio
+
+import pytest
+
+from fourplane.control.live_faults import AWAY_S_MAX, FAULTS_MAX, FaultDesk, LiveFaults, away_file, stay_away
+from fourplane.foundation import clock
+from fourplane.foundation.errors import NotFound, Overloaded, Rejected
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.simulator import loop as simulated
+
+
+def lived(main, tmp_path):
+    """Run `main(faults, ask)` with a started part; `ask(path, caller)` is a request through the gate."""
+
+    async def whole(_world):
+        lifecycle = Lifecycle(Registry())
+        faults = LiveFaults(Registry(), data=tmp_path, slot=0)
+        lifecycle.add("faults", faults)
+        await lifecycle.start()
+
+        async def app(_scope, _receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        gate = faults.gate(app)
+
+        async def ask(path, caller="1"):
+            """Status and the seconds it took."""
+            seen, began = [], clock.monotonic_s()
+
+            async def send(message):
+                seen.append(message)
+
+            scope = {"type": "http", "path": path, "headers": [(b"cookie", caller.encode())], "client": None}
+            await gate(scope, None, send)
+            return seen[0]["status"], round(clock.monotonic_s() - began, 3)
+
+        try:
+            return await main(faults, ask)
+        finally:
+            await lifecycle.drain()
+            await lifecycle.stop()
+
+    return simulated.run(whole, 1).result
+
+
+def test_latency_meets_the_paths_of_its_system_and_no_others(tmp_path):
+    async def main(faults, ask):
+        faults.begin("latency", "commerce", {"latency_s": 0.5}, 5.0)
+        slow, other = await ask("/commerce/api/products"), await ask("/dispatch/")
+        state = faults.states()[0]
+        return slow, other, state.touched
+
+    assert lived(main, tmp_path) == ((200, 0.5), (200, 0.0), 1)
+
+
+def test_a_share_of_callers_fails_and_always_the_same_ones(tmp_path):
+    async def main(faults, ask):
+        faults.begin("errors", "commerce", {"share": 0.3, "status": 500}, 5.0)
+        first = [(await ask("/commerce/", str(caller)))[0] for caller in range(400)]
+        again = [(await ask("/commerce/", str(caller)))[0] for caller in range(400)]
+        return first, again
+
+    first, again = lived(main, tmp_path)
+    assert first == again
+    assert 80 < first.count(500) < 160
+
+
+def test_nobody_answers_in_a_partition_until_it_ends(tmp_path):
+    async def main(faults, ask):
+        faults.begin("partition", "commerce", {"duration_s": 2.0}, 5.0)
+        return await ask("/commerce/"), await ask("/commerce/")
+
+    (status, took), after = lived(main, tmp_path)
+    assert (status, 2.0 <= took <= 2.8) == (503, True)
+    assert after == (200, 0.0)
+
+
+def test_what_is_not_renewed_lapses_and_what_is_renewed_stays(tmp_path):
+    async def main(faults, _ask):
+        renewed = faults.begin("latency", "commerce", {"duration_s": 60}, 2.0)
+        for _ in range(40):
+            faults.begin("errors", "commerce", {"duration_s": 60}, 2.0)
+        for _ in range(5):
+            await clock.sleep(1.0)
+            assert faults.renew([renewed, "gone"], 2.0) == 1
+        left = [state.kind for state in faults.states()]
+        await clock.sleep(3.0)
+        return left, faults.states()
+
+    assert lived(main, tmp_path) == (["latency"], [])
+
+
+def test_two_hundred_runners_that_died_leave_nothing(tmp_path):
+    async def main(faults, ask):
+        for number in range(200):
+            faults.begin(("latency", "errors", "partition")[number % 3], "commerce", {"duration_s": 600}, 5.0)
+            if number % 20 == 19:
+                await clock.sleep(6.0)
+        await clock.sleep(6.0)
+        return faults.states(), await ask("/commerce/")
+
+    assert lived(main, tmp_path) == ([], (200, 0.0))
+
+
+def test_a_worker_that_is_away_comes_back_when_its_time_is_over(tmp_path):
+    async def main(_faults, _ask):
+        file = away_file(tmp_path, 3)
+        file.parent.mkdir()
+        file.write_text(str(clock.now_us() + 2_500_000))
+        began = clock.monotonic_s()
+        await stay_away(tmp_path, 3)
+        first = clock.monotonic_s() - began
+        await stay_away(tmp_path, 3)
+        file.write_text("9" * 30)
+        await stay_away(tmp_path, 3)
+        return round(first, 3), round(clock.monotonic_s() - began, 3), file.exists()
+
+    assert lived(main, tmp_path) == (2.5, 2.5 + AWAY_S_MAX, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("disk_stall", {}),
+        ("latency", {"nothing": 1}),
+        ("latency", {"latency_s": "long"}),
+        ("latency", {"duration_s": 0}),
+        ("errors", {"status": 200}),
+        ("errors", {"share": 0}),
+    ],
+)
+def test_a_fault_there_is_none_of_is_refused(kind, arguments, tmp_path):
+    async def main(faults, _ask):
+        with pytest.raises(Rejected):
+            faults.begin(kind, "commerce", arguments, 5.0)
+        return faults.states()
+
+    assert lived(main, tmp_path) == []
+
+
+def test_orders_reach_the_faults_and_their_number_is_bounded(tmp_path):
+    async def main(faults, ask):
+        desk = FaultDesk(faults)
+        begun = await desk.order("begin", {"kind": "errors", "system": "commerce", "arguments": {}, "lease_s": 5})
+        assert (await ask("/commerce/"))[0] == 503
+        assert await desk.order("renew", {"ids": [begun["id"]]}) == {"renewed": 1}
+        for _ in range(FAULTS_MAX - 1):
+            faults.begin("latency", "commerce", {}, 5.0)
+        with pytest.raises(Overloaded):
+            faults.begin("latency", "commerce", {}, 5.0)
+        assert await desk.order("undo_all", {}) == {"ended": FAULTS_MAX}
+        with pytest.raises(NotFound):
+            faults.undo(begun["id"])
+        with pytest.raises(NotFound):
+            await desk.order("explode", {})
+        return (await desk.order("states", {}))["faults"]
+
+    assert lived(main, tmp_path) == []
+
+
+def test_a_gate_without_faults_calls_the_application_itself(tmp_path):
+    async def app(*_):
+        return None
+
+    faults = LiveFaults(Registry(), data=tmp_path, slot=0)
+    called = faults.gate(app)({"type": "http", "path": "/"}, None, None)
+    assert called.cr_code is app.__code__
+    asyncio.run(called)

@@ -1,0 +1,118 @@
+"""The runner of experiments on running deployments: order of things, halting, renewals, a journal Chaos Toolkit takes."""
+
+import pytest
+
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Rejected
+from fourplane.simulator import loop as simulated
+from fourplane.simulator.crowds import Plan, Target
+from fourplane.simulator.experiment import validate
+from fourplane.simulator.live import LiveRun, check_possible
+
+JOURNAL_KEYS = {
+    "chaoslib-version", "platform", "node", "experiment", "start", "status", "deviated", "steady_states", "run",
+    "rollbacks", "end", "duration",
+}  # fmt: skip
+
+
+def activity(kind, func, module="faults", tolerance=None, **arguments):
+    raw = {
+        "type": kind, "name": func,
+        "provider": {"type": "python", "module": f"fourplane.simulator.{module}", "func": func, "arguments": arguments},
+    }  # fmt: skip
+    return raw | ({} if tolerance is None else {"tolerance": tolerance})
+
+
+def experiment(*method, least=0.9):
+    served = activity("probe", "availability", "probes", {"type": "range", "range": [least, 1.0]}, window_s=2.0)
+    return {
+        "title": "a test", "description": "a test",
+        "steady-state-hypothesis": {"title": "served", "probes": [served]},
+        "method": list(method), "rollbacks": [activity("action", "undo_all")],
+        "extensions": [{"name": "x-fourplane", "system": "commerce", "people": 3, "duration_s": 8.0, "warm_up_s": 3.0}],
+    }  # fmt: skip
+
+
+class Deployment:
+    """Something to break: it serves unless a fault is on, and keeps what it was told."""
+
+    def __init__(self, *, broken=False):
+        self.orders, self.faults, self.broken = [], set(), broken
+
+    async def order(self, what, arguments):
+        self.orders.append(what)
+        match what:
+            case "begin":
+                self.faults.add(arguments["kind"])
+                return {"id": arguments["kind"]}
+            case "undo_all":
+                ended, self.faults = len(self.faults), set()
+                return {"ended": ended}
+        return {"renewed": len(arguments["ids"])}
+
+    async def drive(self, _target, plan, tally, _progress):
+        while True:
+            await clock.sleep(1 / plan.rate_per_s)
+            if self.faults or self.broken:
+                tally.failed("unavailable")
+            else:
+                tally.done("buy", 0.01)
+
+
+def ran(deployment, raw, **options):
+    async def main(_world):
+        run = LiveRun(
+            validate(raw), Target(), order=deployment.order, crowd=lambda: deployment, plan=Plan(rate_per_s=10.0),
+            told=lambda _: None, **options,
+        )  # fmt: skip
+        return await run.run()
+
+    return simulated.run(main, 1).result
+
+
+def test_a_fault_that_ends_leaves_a_steady_state_and_a_journal():
+    deployment = Deployment()
+    result = ran(deployment, experiment(activity("action", "partition", duration_s=3.0)), halt_below=0.0)
+    assert (result.status, deployment.faults) == ("completed", set())
+    assert deployment.orders[0] == "begin"
+    assert deployment.orders.count("renew") >= 2
+    assert result.felt["failed"] > 20
+    assert [span.name for span in result.spans] == ["partition"]
+    assert any(failed for _, failed, _ in result.seconds.values())
+    assert result.journal["steady_states"]["during"]
+
+
+def test_a_system_that_is_not_steady_is_left_alone():
+    deployment = Deployment(broken=True)
+    result = ran(deployment, experiment(activity("action", "partition", duration_s=3.0)))
+    assert (result.status, result.deviated) == ("failed", True)
+    assert deployment.orders == ["undo_all", "undo_all"]
+
+
+def test_a_run_is_halted_when_too_little_is_served_and_the_rest_is_not_done():
+    deployment = Deployment()
+    method = (activity("action", "partition", duration_s=60.0), activity("action", "latency", latency_s=1.0))
+    method[0]["pauses"] = {"after": 20}
+    result = ran(deployment, experiment(*method), halt_below=0.5)
+    assert result.status == "interrupted"
+    assert len(result.journal["run"]) == 1
+    assert deployment.faults == set()
+
+
+def test_a_storm_is_more_of_the_same_people():
+    calm, storm = Deployment(), Deployment()
+    before = ran(calm, experiment(activity("action", "retry_storm", factor=1.001, duration_s=5.0))).felt["served"]
+    after = ran(storm, experiment(activity("action", "retry_storm", factor=10.0, duration_s=5.0))).felt["served"]
+    assert after > before + 300
+
+
+def test_a_step_only_a_simulated_world_can_take_is_refused_before_anything_is_done():
+    with pytest.raises(Rejected, match="disk_stall"):
+        check_possible(validate(experiment(activity("action", "disk_stall"))))
+    check_possible(validate(experiment(activity("action", "zone_loss", zone="eu-a"))))
+
+
+def test_the_journal_has_what_chaos_toolkit_writes():
+    journal = ran(Deployment(), experiment(activity("action", "partition", duration_s=2.0)), halt_below=0.0).journal
+    assert set(journal) >= JOURNAL_KEYS
+    assert [entry["status"] for entry in journal["run"] + journal["rollbacks"]] == ["succeeded", "succeeded"]
