@@ -245,6 +245,10 @@ class Admission:
             self._turning = True
             self._loop.call_soon(self._turn)
 
+    def shed_count(self, priority: Priority) -> int:
+        """How many of this class or a higher one were turned away so far."""
+        return sum(self._shed[: priority + 1])
+
     @property
     def shedding(self) -> bool:
         """Whether some class is turned away at the moment."""

@@ -28,6 +28,7 @@ from fourplane.edge.routes import Access, Call, Door, Identity, Priority, Reply,
 from fourplane.edge.session_routes import SessionRoutes
 from fourplane.edge.static_files import StaticFiles, StaticSettings, UnusableRange
 from fourplane.edge.tunnel import Tunnel
+from fourplane.edge.waiting_room import WaitingRequired, WaitingRoom, WaitingRoomSettings
 from fourplane.edge.websocket import SocketPlan
 from fourplane.foundation import clock, telemetry
 from fourplane.foundation.errors import (
@@ -60,6 +61,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     handler_s_max: float = 30.0
     query_count_max: int = 200
     static: StaticSettings = StaticSettings()
+    waiting_room: WaitingRoomSettings = WaitingRoomSettings()
 
 
 class MethodNotAllowed(Rejected):
@@ -109,6 +111,7 @@ class Gateway:
         secure: bool = False,
         mounts: Mapping[str, AsgiApp] | None = None,
         elsewhere: Callable[[str], Neighbour | None] | None = None,
+        room: WaitingRoom | None = None,
         version: str = "0",
     ) -> None:
         self.settings = settings or GatewaySettings()
@@ -118,6 +121,7 @@ class Gateway:
         self._origins = frozenset(self.settings.origins)
         self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
         self._elsewhere = elsewhere
+        self.room = room
         self._clock = HandlerClock(self.settings.handler_s_max)
         self._default_limit = self._new_limit(self.settings.rate_per_s)
         self._table: RouteTable[_Served] = RouteTable()
@@ -178,6 +182,9 @@ class Gateway:
             whole = (scope.get("extensions") or {}).get("fourplane.whole")
             status = await send_result(send, result, extra, whole=whole)
         except FourplaneError as error:
+            if isinstance(error, WaitingRequired) and _wants_page(headers, scope) and scope["method"] == "GET":
+                status = await send_result(send, error.way(scope["query_string"].decode("latin-1")), extra)
+                return
             _explain(error, extra)
             status = await send_error(send, error, extra, wants_page=_wants_page(headers, scope))
         except ClientGone:
@@ -246,6 +253,8 @@ class Gateway:
             if served is None and method == "HEAD":
                 served = methods.get("GET")
             if served is not None:
+                if self.room is not None and self.room.stops(path, headers, served.route.priority):
+                    raise WaitingRequired(self.room.path, path, self.room.settings.poll_s)
                 return served, params, None
             raise _not_allowed(method, methods)
         for folder in self._folders:

@@ -512,8 +512,7 @@ class HttpProtocol(asyncio.Protocol):
         if server.draining or (len(data) > self._plain_max and not self._fits(data, target, body)):
             return False
         if admission.in_flight >= admission.shed_at and admission.turns_away(method, target):
-            server.shed_total.value += 1
-            self.transport.write(admission.rejection)
+            self.transport.write(server.turned_away(data, target) if method is GET else self._turned_away())
             self.deadline_tick = server.deadlines.now + server.idle_ticks
             return True
         request = made_request(data, method, target, body, self.peer)
@@ -529,13 +528,16 @@ class HttpProtocol(asyncio.Protocol):
                 self.deadline_tick = server.deadlines.now + server.idle_ticks
                 return True
             if admission.in_flight >= admission.shed_at and admission.turns_away_as(method, request.path):
-                server.shed_total.value += 1
-                self.transport.write(admission.rejection)
+                self.transport.write(server.turned_away(data, target) if method is GET else self._turned_away())
                 return True
         self.request = request
         self.deadline_tick = server.deadlines.now + server.idle_ticks
         self.exchange = server.begin_exchange(self, request, whole=True)
         return True
+
+    def _turned_away(self) -> bytes:
+        self.server.shed_total.value += 1
+        return self._admission.rejection
 
     def _fits(self, data: bytes, target: bytes, body: bytes) -> bool:
         """Whether a plain request longer than most keeps all bounds."""

@@ -21,6 +21,7 @@ from fourplane.edge.listener import Listener, ListenerSettings
 from fourplane.edge.neighbour import peer_of
 from fourplane.edge.passing import HttpPassing
 from fourplane.edge.routes import Priority
+from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.edge.websocket import SocketDoor, serve_socket
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Misconfigured
@@ -89,6 +90,7 @@ class HttpServer:
         self.deadlines = Deadlines()
         self.idle_ticks = self.deadlines.ticks(settings.idle_s_max)
         self.head_ticks = self.deadlines.ticks(settings.head_s_max)
+        self.room: WaitingRoom | None = None
         self.seen: dict[bytes, bytes] = {}  # whole plain GETs seen lately, and their targets
         self.draining = False
         self.passing: HttpPassing | None = None  # to other workers
@@ -152,6 +154,19 @@ class HttpServer:
             raise Misconfigured(f"{method} {path} has two hot handlers")
         else:
             self._hot_exact[verb][place] = handler
+
+    def behind_room(self, room: WaitingRoom) -> None:
+        """Send people whose pages are shed into this waiting room."""
+        self.room = room
+        room.watch(self.admission)
+        for method, path, handler in room.hot_routes():
+            self.hot(method, path, handler)
+
+    def turned_away(self, data: bytes, target: bytes) -> bytes:
+        """The answer to a plain GET that was shed; counts it."""
+        self.shed_total.value += 1
+        told = None if self.room is None else self.room.instead(data, target)
+        return self.admission.rejection if told is None else told
 
     def hot_handler(self, method: bytes, path: bytes) -> HotHandler | None:
         """The hot handler of a request, if it has one."""
