@@ -37,6 +37,7 @@ from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.edge.passing import HttpPassing, Passing
 from fourplane.edge.routes import Door, StaticFolder
+from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.foundation import ids, processes
 from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.foundation.ids import IdGenerator
@@ -221,8 +222,16 @@ class Deployment:
             doors += system.doors()
         elsewhere = None if near.alone else near.elsewhere
         return Gateway(
-            doors, self.accounts, registry=registry, settings=settings.gateway, elsewhere=elsewhere, version=__version__
-        )
+            doors, self.accounts, registry=registry, settings=settings.gateway, elsewhere=elsewhere,
+            room=self._waiting_room(), version=__version__,
+        )  # fmt: skip
+
+    def _waiting_room(self) -> WaitingRoom | None:
+        """The room in front of a system of this worker."""
+        settings = self.settings.gateway.waiting_room
+        if not settings.prefixes or settings.prefixes[0].split("/")[1] not in self.systems:
+            return None
+        return WaitingRoom(settings, self._signer, self.registry)
 
     def _http_server(self, gateway: Gateway, *, inherited: socket.socket | None, name: str = "http") -> HttpServer:
         """The server in front of the gateway: the public one, or the one for the other workers."""
@@ -236,6 +245,8 @@ class Deployment:
             name=name,
             behind=name != "http",
         )
+        if gateway.room is not None:
+            server.behind_room(gateway.room)
         for system in self.systems.values():
             for method, path, handler in getattr(system, "hot_routes", list)():
                 server.hot(method, path, handler)
