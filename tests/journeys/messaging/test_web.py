@@ -83,6 +83,52 @@ def test_two_browser_pages_talk(tmp_path):
     asyncio.run(main())
 
 
+def test_two_pages_share_a_group_and_a_picture_and_a_new_browser_finds_what_was_said(tmp_path):
+    async def main():
+        async with web_house(tmp_path, ("alice", "bob")) as (_here, url), playwright.async_playwright() as browsers:
+            chromium = await browsers.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+            errors = []
+            wide = await chromium.new_context(viewport={"width": 1180, "height": 760})
+            phone = await chromium.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+            alice, bob = await wide.new_page(), await phone.new_page()
+            for page, name in ((alice, "alice"), (bob, "bob")):
+                page.on("pageerror", lambda error: errors.append(str(error)))
+                page.set_default_timeout(12_000)
+                await login(page, url, name)
+                await page.fill("#add-name", "#harbour")
+                await page.keyboard.press("Enter")
+                await page.wait_for_selector(f"#with-state:has-text('{name}')")
+            await alice.wait_for_selector("#with-state:text('alice, bob')")
+            await say(alice, "The boat is here. Who comes along?")
+            await bob.wait_for_selector(".bubble:has(.who:text('alice')):has-text('The boat is here')")
+            await say(bob, "Me! Send a picture?")
+            await alice.wait_for_selector(".bubble:has(.who:text('bob'))")
+            picture = await alice.screenshot(clip={"x": 0, "y": 0, "width": 300, "height": 180})
+            await alice.set_input_files("#file", {"name": "boat.png", "mimeType": "image/png", "buffer": picture})
+            await bob.wait_for_selector(".bubble img[alt='boat.png']")
+            await bob.wait_for_function("document.querySelector('.bubble img').naturalWidth === 300")
+            await shoot(alice, "group")
+            await shoot(bob, "phone-group")
+
+            await alice.fill("#add-name", "bob")
+            await alice.keyboard.press("Enter")
+            await say(alice, "Only for you: bring a coat.")
+            await alice.wait_for_selector(".marks[title='on their device']")
+            fresh = await chromium.new_context(viewport={"width": 390, "height": 800})
+            again = await fresh.new_page()
+            again.on("pageerror", lambda error: errors.append(str(error)))
+            again.set_default_timeout(12_000)
+            await login(again, url, "bob")
+            await again.wait_for_selector(".contacts .last:has-text('bring a coat')")
+            await again.wait_for_selector(".contacts .title:has-text('# harbour')")
+            await again.click(".contacts button:has-text('# harbour')")
+            await again.wait_for_selector(".bubble:has-text('The boat is here')")
+            assert errors == []
+            await chromium.close()
+
+    asyncio.run(main())
+
+
 def test_a_wrong_password_is_told(tmp_path):
     async def main():
         async with web_house(tmp_path, ("alice",)) as (_here, url), playwright.async_playwright() as browsers:

@@ -1,8 +1,11 @@
-/* The messenger: contacts, one-to-one conversations, presence, delivery and read marks, what came while away.
+/* The messenger: contacts, one-to-one conversations and groups, files, presence, delivery and read marks, what came while away.
 
    Marks: … on its way, one tick: the server has it on disk or delivered it, two: their device has it (XEP-0184), two in
-   colour: read (XEP-0333). History stays in this browser; the server keeps what was not delivered yet. */
+   colour: read (XEP-0333). History stays in this browser and in the account's archive, which fills a new browser. */
 
+import * as archive from "./archive.js";
+import * as groups from "./groups.js";
+import * as media from "./media.js";
 import { Xmpp, bare, escape } from "./xmpp.js";
 
 const $ = (id) => document.getElementById(id);
@@ -26,7 +29,9 @@ function presenceOf(jid) {
   const shows = [...(contacts.get(jid)?.resources.values() ?? [])];
   return shows.some((show) => !show || show === "chat") ? "online" : shows.length ? "away" : "";
 }
-const titleOf = (jid) => contacts.get(jid)?.name || (jid.endsWith(`@${settings.domain}`) ? jid.split("@")[0] : jid);
+const inRoom = (jid) => groups.isRoom(jid, settings.domain);
+const me = () => bare(xmpp.jid).split("@")[0];
+const titleOf = (jid) => inRoom(jid) ? `# ${contacts.get(jid)?.name || jid.split("@")[0]}` : contacts.get(jid)?.name || (jid.endsWith(`@${settings.domain}`) ? jid.split("@")[0] : jid);
 const storeKey = () => `messages:${bare(xmpp.jid)}`;
 const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
@@ -89,7 +94,23 @@ async function began() {
   const roster = await xmpp.request("get", '<query xmlns="jabber:iq:roster"/>');
   for (const item of roster.getElementsByTagName("item")) rosterItem(item);
   xmpp.send('<presence xmlns="jabber:client"/>');
+  for (const { room, nick, title } of await groups.remembered(xmpp)) enter(room, nick || me(), title);
   draw();
+  await archive.page(xmpp, { most: 100 }).catch(() => {});
+  for (const entries of logs.values()) entries.sort((a, b) => a.at - b.at);
+  save(); draw();
+}
+function enter(room, nick, title) {
+  Object.assign(contact(room), { room: true, name: title, nick });
+  groups.join(xmpp, room, nick, log(room).at(-1)?.at);
+}
+async function openRoom(name) {
+  const room = groups.roomOf(name, settings.domain);
+  if (!contacts.get(room)?.room) {
+    enter(room, me(), name);
+    groups.remember(xmpp, room, me(), name).catch(() => {});
+  }
+  choose(room);
 }
 function rosterItem(item) {
   const jid = item.getAttribute("jid");
@@ -124,6 +145,20 @@ function presence(stanza, from) {
   const type = stanza.getAttribute("type");
   const jid = bare(from);
   if (jid === bare(xmpp.jid)) return;
+  if (inRoom(jid)) {
+    const room = contact(jid);
+    if (type === "error") { room.refused = stanza.getElementsByTagName("text")[0]?.textContent || "The group lets you not in."; }
+    else if (type === "unavailable") room.resources.delete(from);
+    else {
+      room.refused = "";
+      room.resources.set(from, "");
+      if ([...stanza.getElementsByTagName("status")].some((status) => status.getAttribute("code") === "201")) {
+        groups.keep(xmpp, jid, room.name || jid.split("@")[0]).catch(() => {});
+      }
+    }
+    draw();
+    return;
+  }
   if (type === "subscribe") {
     if (contacts.get(jid)?.subscription === "to" || contacts.get(jid)?.ask) subscription(jid, "subscribed");
     else requests.add(jid);
@@ -135,14 +170,29 @@ function subscription(jid, type) { xmpp.send(`<presence xmlns="jabber:client" to
 
 const child = (element, name, namespace) => [...element.children].find((c) => c.localName === name && (!namespace || c.namespaceURI === namespace));
 
-function message(stanza, from, mine = false) {
+function message(stanza, from, mine = false, saidAt = 0) {
+  const old = saidAt ? null : archive.found(stanza);
+  if (old) {
+    if (bare(from) !== bare(xmpp.jid)) return;
+    const sender = old.inner.getAttribute("from") ?? "";
+    if (old.inner.getAttribute("type") !== "groupchat") message(old.inner, sender, bare(sender) === bare(xmpp.jid), old.at);
+    return;
+  }
   const carbon = child(stanza, "received", "urn:xmpp:carbons:2") ?? child(stanza, "sent", "urn:xmpp:carbons:2");
   if (carbon && !mine && bare(from) === bare(xmpp.jid)) {
     const inner = carbon.getElementsByTagName("message")[0];
     if (inner) message(inner, inner.getAttribute("from"), carbon.localName === "sent");
     return;
   }
-  const jid = bare(mine ? stanza.getAttribute("to") : from);
+  const spoken = stanza.getAttribute("type") === "groupchat";
+  const nick = spoken ? from.slice(bare(from).length + 1) : "";
+  if (spoken && !nick) return; // the room itself, about its subject or configuration
+  if (spoken && nick === contacts.get(bare(from))?.nick) {
+    const id = stanza.getAttribute("id");
+    if (log(bare(from)).some((entry) => entry.mine && entry.id === id)) { mark(id, 2); return; }
+    mine = true;
+  }
+  const jid = bare(mine && !spoken ? stanza.getAttribute("to") : from);
   const id = stanza.getAttribute("id");
   if (stanza.getAttribute("type") === "error") { mark(id, -1); return; }
   const receipt = child(stanza, "received", "urn:xmpp:receipts");
@@ -154,14 +204,17 @@ function message(stanza, from, mine = false) {
   if (!mine && contacts.has(jid)) { contacts.get(jid).typing = typing ? Date.now() : 0; }
   if (body !== undefined) {
     const delay = child(stanza, "delay", "urn:xmpp:delay");
-    const at = delay ? Date.parse(delay.getAttribute("stamp")) : Date.now();
+    const at = saidAt || (delay ? Date.parse(delay.getAttribute("stamp")) : Date.now());
     const entries = log(jid);
     if (id && entries.some((entry) => entry.id === id && entry.mine === mine)) return;
-    entries.push({ id, mine, text: body, at, mark: mine ? 1 : 0, late: Boolean(delay) && !mine });
+    entries.push({ id, mine, text: body, at, mark: mine ? 1 : 0, late: Boolean(delay) && !mine && !spoken, who: mine ? "" : nick });
+    if (saidAt) { contact(jid); return; } // from the archive: shown when the page is complete
     const known = contact(jid);
     const seen = jid === open && document.visibilityState === "visible";
-    if (!mine && child(stanza, "request", "urn:xmpp:receipts")) reply(jid, `<received xmlns="urn:xmpp:receipts" id="${escape(id)}"/>`);
-    if (!mine && seen) reply(jid, `<displayed xmlns="urn:xmpp:chat-markers:0" id="${escape(id)}"/>`);
+    if (spoken) { if (!mine && !seen && !delay) known.unread++; }
+    else if (!mine && child(stanza, "request", "urn:xmpp:receipts")) reply(jid, `<received xmlns="urn:xmpp:receipts" id="${escape(id)}"/>`);
+    if (spoken) { /* groups have no marks for each reader */ }
+    else if (!mine && seen) reply(jid, `<displayed xmlns="urn:xmpp:chat-markers:0" id="${escape(id)}"/>`);
     else if (!mine) known.unread++;
     save();
   }
@@ -186,6 +239,11 @@ function markRead(jid, id) {
 function send(text) {
   const id = crypto.randomUUID();
   log(open).push({ id, mine: true, text, at: Date.now(), mark: 0, late: false });
+  if (inRoom(open)) {
+    xmpp.send(`<message xmlns="jabber:client" id="${id}" type="groupchat" to="${escape(open)}"><body>${escape(text)}</body></message>`);
+    save(); draw();
+    return;
+  }
   xmpp.send(`<message xmlns="jabber:client" id="${id}" type="chat" to="${escape(open)}"><body>${escape(text)}</body>`
     + '<request xmlns="urn:xmpp:receipts"/><markable xmlns="urn:xmpp:chat-markers:0"/><active xmlns="http://jabber.org/protocol/chatstates"/></message>');
   save(); draw();
@@ -203,7 +261,7 @@ function read() {
   const known = contacts.get(open);
   if (!known || document.visibilityState !== "visible") return;
   const last = log(open).findLast((entry) => !entry.mine);
-  if (known.unread && last?.id) reply(open, `<displayed xmlns="urn:xmpp:chat-markers:0" id="${escape(last.id)}"/>`);
+  if (known.unread && last?.id && !inRoom(open)) reply(open, `<displayed xmlns="urn:xmpp:chat-markers:0" id="${escape(last.id)}"/>`);
   known.unread = 0;
 }
 
@@ -223,7 +281,7 @@ function draw() {
     const known = contacts.get(jid);
     const picture = make("span", { ariaHidden: "true" });
     face(picture, jid);
-    const text = Date.now() - (known?.typing ?? 0) < TYPING_S * 1000 ? "typing…" : last ? `${last.mine ? "You: " : ""}${last.text}` : known?.ask ? "request sent" : "";
+    const text = Date.now() - (known?.typing ?? 0) < TYPING_S * 1000 ? "typing…" : last ? `${last.mine ? "You: " : last.who ? `${last.who}: ` : ""}${media.nameOf(last.text)}` : known?.ask ? "request sent" : "";
     const button = make("button", { type: "button" }, picture, make("span", { className: "title", textContent: titleOf(jid) }), make("span", { className: "last", textContent: text }));
     if (known?.unread) button.append(make("span", { className: "unread", textContent: known.unread, ariaLabel: `${known.unread} unread` }));
     button.setAttribute("aria-current", String(jid === open));
@@ -253,7 +311,8 @@ function drawConversation() {
   $("with-name").textContent = titleOf(open);
   const state = presenceOf(open);
   const typing = Date.now() - (known?.typing ?? 0) < TYPING_S * 1000;
-  $("with-state").textContent = typing ? "typing…" : state === "online" ? "online" : state === "away" ? "away"
+  const people = [...(known?.resources.keys() ?? [])].map((full) => full.slice(open.length + 1)).sort();
+  $("with-state").textContent = known?.refused ? known.refused : inRoom(open) ? people.join(", ") : typing ? "typing…" : state === "online" ? "online" : state === "away" ? "away"
     : ["both", "to"].includes(known?.subscription) ? "offline: messages wait on the server" : known?.ask ? "has not answered your request yet" : open;
   let day = "";
   let before = null;
@@ -265,10 +324,11 @@ function drawConversation() {
     if (entry.late) foot.append(make("span", { className: "late", textContent: "sent while you were away" }));
     foot.append(clock(entry.at));
     if (entry.mine) foot.append(make("span", { className: `marks ${entry.mark === 3 ? "read" : ""}`, textContent: MARKS[entry.mark][1], title: MARKS[entry.mark][0], ariaLabel: MARKS[entry.mark][0] }));
-    const same = before && before.mine === entry.mine && entry.at - before.at < 60000;
+    const same = before && before.mine === entry.mine && before.who === entry.who && entry.at - before.at < 60000;
     const fresh = entry === log(open).at(-1) && Date.now() - entry.at < 400 && !drawn.has(entry);
     drawn.add(entry);
-    items.push(make("li", { className: `bubble${fresh ? " fresh" : ""}${entry.mine ? " mine" : ""}${same ? " same" : ""}${entry.mark < 0 ? " failed" : ""}` }, entry.text, foot));
+    items.push(make("li", { className: `bubble${fresh ? " fresh" : ""}${entry.mine ? " mine" : ""}${same ? " same" : ""}${entry.mark < 0 ? " failed" : ""}` },
+      ...(entry.who && !same ? [make("span", { className: "who", textContent: entry.who })] : []), media.shown(entry.text) ?? entry.text, foot));
     before = entry;
   }
   const list = $("log");
@@ -293,6 +353,11 @@ $("add").onsubmit = (event) => {
   event.preventDefault();
   const typed = $("add-name").value.trim().toLowerCase();
   if (!typed) return;
+  if (typed.startsWith("#")) {
+    $("add-name").value = "";
+    if (typed.length > 1) openRoom(typed.slice(1).trim());
+    return;
+  }
   const jid = typed.includes("@") ? typed : `${typed}@${settings.domain}`;
   if (!["to", "both"].includes(contacts.get(jid)?.subscription)) {
     xmpp.request("set", `<query xmlns="jabber:iq:roster"><item jid="${escape(jid)}"/></query>`).catch(() => {});
@@ -305,7 +370,7 @@ const textarea = $("text");
 let composing = 0;
 textarea.oninput = () => {
   textarea.style.height = "auto"; textarea.style.height = `${textarea.scrollHeight}px`;
-  if (open && xmpp?.ready && Date.now() - composing > 3000) {
+  if (open && !inRoom(open) && xmpp?.ready && Date.now() - composing > 3000) {
     composing = Date.now();
     xmpp.send(`<message xmlns="jabber:client" type="chat" to="${escape(open)}"><composing xmlns="http://jabber.org/protocol/chatstates"/><no-store xmlns="urn:xmpp:hints"/></message>`);
   }
@@ -315,6 +380,19 @@ $("write").onsubmit = (event) => {
   event.preventDefault();
   const text = textarea.value.trim();
   if (text && open) { send(text); textarea.value = ""; textarea.style.height = "auto"; composing = 0; $("log").scrollTop = $("log").scrollHeight; }
+};
+$("attach").onclick = () => $("file").click();
+$("file").onchange = async () => {
+  const file = $("file").files[0];
+  $("file").value = "";
+  if (!file || !open) return;
+  const to = open;
+  say(`Sending ${file.name}…`);
+  try {
+    const url = await media.upload(xmpp, settings.domain, file);
+    say("");
+    if (open === to) send(url);
+  } catch (problem) { say(problem.message); }
 };
 document.addEventListener("visibilitychange", () => { if (open) { read(); draw(); } });
 setInterval(() => { if ([...contacts.values()].some((known) => known.typing && Date.now() - known.typing > TYPING_S * 1000)) { for (const known of contacts.values()) if (Date.now() - known.typing > TYPING_S * 1000) known.typing = 0; draw(); } }, 1000);
