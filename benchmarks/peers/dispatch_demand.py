@@ -4,7 +4,8 @@ Riders come as a Poisson stream between stops that lie where people are (`pick_n
 ended. Times between stops are road times from one Dijkstra per stop. Every two seconds a rule sees the waiting riders
 with their candidates by the limits of `MatchingSettings` (nearest by line within the radius, wider after a while) and
 gives pairs; who waits longer than the patience leaves. The same seed gives every rule the same riders and cars, so
-differences are paired. `fifo` serves riders in the order they came, each with the car that is there soonest.
+differences are paired. `horizon` is the cheapest pair with cars that end a ride within `horizon_s` among the candidates: a
+rider given to one of them just waits on. `fifo` serves riders in the order they came, each with the car that is there soonest.
 """
 
 import math
@@ -26,7 +27,7 @@ Rule = Callable[[Ints, Ints, Floats], list[int]]
 STOPS, CARS, TICK_S, WARM_S, RUN_S = 1_200, 500, 2.0, 1_200.0, 4_800.0
 DEMANDS = {"ample": 0.8, "full": 1.1, "scarce": 1.35}  # times what the cars could serve, driving empty for 110 s
 EMPTY_S = 110.0
-RULES = ("fifo", "cheapest", "auction")
+RULES = ("fifo", "cheapest", "auction", "horizon")
 
 
 class Evening(msgspec.Struct, frozen=True):
@@ -64,11 +65,13 @@ def fifo(requests: Ints, drivers: Ints, cost: Floats) -> list[int]:
 def rule_named(name: str, settings: MatchingSettings) -> Rule:
     if name == "fifo":
         return fifo
-    chosen = msgspec.structs.replace(settings, rule=name)
+    chosen = msgspec.structs.replace(settings, rule="auction" if name == "auction" else "cheapest")
     return lambda requests, drivers, cost: choose_pairs(requests, drivers, cost, chosen)
 
 
-def evening(city: City, per_hour: float, rule: Rule, settings: MatchingSettings, seed: int) -> Evening:
+def evening(
+    city: City, per_hour: float, rule: Rule, settings: MatchingSettings, seed: int, horizon_s: float = 0.0
+) -> Evening:  # fmt: skip
     """Run one evening; riders who come while warming up and at the very end are served but not counted."""
     rng = np.random.default_rng(seed)
     comes = np.cumsum(rng.exponential(3_600 / per_hour, int(per_hour * RUN_S / 3_600 * 1.3) + 50))
@@ -81,11 +84,16 @@ def evening(city: City, per_hour: float, rule: Rule, settings: MatchingSettings,
         now = tick * TICK_S
         came = int(np.searchsorted(comes, now, side="right"))
         waiting = np.concatenate([waiting[now - comes[waiting] <= settings.patience_s], np.arange(upcoming, came)])
-        upcoming, idle = came, np.flatnonzero(free_at <= now)
+        upcoming, idle = came, np.flatnonzero(free_at <= now + horizon_s)
         if len(waiting) == 0 or len(idle) == 0:
             continue
         requests, cars, seconds = candidates(city, start[waiting], now - comes[waiting], place[idle], settings)
+        seconds = seconds + np.maximum(free_at[idle[cars]] - now, 0)
+        if horizon_s:  # who has waited half of the patience takes whom there is
+            late = (now - comes[waiting[requests]] > settings.patience_s / 2) & (free_at[idle[cars]] > now)
+            seconds = np.where(late, np.inf, seconds)
         taken = np.asarray(rule(requests, idle[cars], seconds), np.int64)
+        taken = taken[free_at[idle[cars[taken]]] <= now]
         riders, chosen, eta = waiting[requests[taken]], idle[cars[taken]], seconds[taken]
         empty[riders], wait[riders] = eta, now - comes[riders] + eta
         free_at[chosen] = now + eta + city.seconds[start[riders], end[riders]] + 60  # a minute to get in and out
@@ -119,14 +127,24 @@ def compare(roads: Roads, *, seeds: int = 5) -> dict[str, dict[str, float]]:
     figures = {}
     for demand, share in DEMANDS.items():
         runs = {
-            name: [evening(city, capacity * share, rule_named(name, settings), settings, seed) for seed in range(seeds)]
+            name: [
+                evening(
+                    city,
+                    capacity * share,
+                    rule_named(name, settings),
+                    settings,
+                    seed,
+                    settings.horizon_s if name == "horizon" else 0.0,
+                )
+                for seed in range(seeds)
+            ]
             for name in RULES
         }
         for name, evenings in runs.items():
             figures[f"match {demand} {name}"] = {
                 field: float(np.mean([getattr(one, field) for one in evenings])) for field in Evening.__struct_fields__
             }
-        for over, under in (("cheapest", "fifo"), ("auction", "cheapest")):
+        for over, under in (("cheapest", "fifo"), ("auction", "cheapest"), ("horizon", "cheapest")):
             row = figures[f"match {demand} {over} - {under}"] = {"riders per h": capacity * share}
             for field in Evening.__struct_fields__:
                 apart = [getattr(a, field) - getattr(b, field) for a, b in zip(runs[over], runs[under], strict=True)]

@@ -134,6 +134,8 @@ function offers(problem) {
       return button;
     })),
     problem && el("p", { class: "error", role: "alert" }, problem),
+    el("label", { class: "check" }, el("input", { type: "checkbox", id: "pin", checked: ride.pin === true, onchange: (event) => { ride.pin = event.target.checked; } }),
+      "My driver must say my PIN before the start"),
     el("button", { class: "main", id: "ask", onclick: ask }, `Ask for ${ride.offers.find((o) => o.id === ride.product).name} · ${fare.display}`),
     el("button", { class: "quiet", onclick: () => choose() }, "Back"),
     breakdown(fare));
@@ -153,7 +155,7 @@ async function ask() {
   $("ask").disabled = true;
   try {
     const key = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
-    await follow(await mine("POST", "/requests", { fare_id: ride.estimate.fare.fare_id }, { "idempotency-key": key }));
+    await follow(await mine("POST", "/requests", { fare_id: ride.estimate.fare.fare_id, pin: ride.pin === true }, { "idempotency-key": key }));
   } catch (error) {
     if (error.code === "token_expired") { await quote(ride.product); offers("The price was too old; this is the new one."); } else offers(error.message);
   }
@@ -249,7 +251,16 @@ async function receipt() {
   const charged = request.paid === "captured" ? "Charged to your card" : "The charge is on its way";
   show(el("h2", {}, "You have arrived"), person(request.driver),
     el("table", { class: "receipt" }, ...paper.charges.map(({ label, amount }) => row(label, amount)), total(money(request.fare.total))),
-    el("p", {}, `${charged}. ${paper.distance_km.toFixed(1)} km in ${minutes(paper.duration_s)}.`), stars, again, await why());
+    el("p", {}, `${charged}. ${paper.distance_km.toFixed(1)} km in ${minutes(paper.duration_s)}.`), stars, again, await why(), never(request));
+}
+
+// "Not this driver again", behind a fold so that nobody taps it by accident.
+function never(request) {
+  const told = el("p", {}, "Matching will leave this driver out for you."), button = el("button", { class: "quiet", type: "button", onclick: async () => {
+    await mine("POST", `/requests/${request.request_id}/block`, {});
+    button.replaceWith(told);
+  } }, `Never again with ${request.driver.profile.name}`);
+  return el("details", {}, el("summary", {}, "Something was wrong?"), button);
 }
 
 async function why() {
