@@ -5,8 +5,9 @@ reads what it already has. Reading is open to whoever reaches the port (loopback
 changes something (stop, start, demonstration) asks for an operator.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +27,12 @@ STATIC = Path(__file__).parent / "static"
 TICK_S = 1.0
 SLOW_PAGE_BYTES = 1 << 20
 EVENTS_AT_START = 100
+DRILL_S = 10.0
+DRILLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kill": ("instance_loss", {"duration_s": 3.0}),
+    "slow": ("latency", {"latency_s": 0.3, "jitter_s": 0.2, "duration_s": DRILL_S}),
+    "errors": ("errors", {"share": 0.1, "duration_s": DRILL_S}),
+}
 
 
 class ConsoleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +51,12 @@ class DemoOrder(msgspec.Struct, frozen=True):
     """Whether the demonstration's crowds should run."""
 
     running: bool
+
+
+class DrillOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fault for the system, for a few seconds; it ends by itself."""
+
+    kind: Literal["kill", "slow", "errors"]
 
 
 class NodeView(msgspec.Struct):
@@ -105,12 +118,14 @@ class Console:
         demo: Demonstration,
         memory_mb: Callable[[], float],
         watchdog: Watchdog,
+        faults: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._demo = demo
         self._memory_mb = memory_mb
         self._watchdog = watchdog
+        self._faults = faults
         self.view = View(systems)
         self._pages: dict[SocketSession, None] = {}
         self._told = 0
@@ -134,6 +149,14 @@ class Console:
         """The start page, its files, the live feed and the two orders an operator can give."""
         return [
             Route("GET", "/", self._page, "The console"),
+            Route(
+                "PUT",
+                "/console/api/drills/{system}",
+                self._drill,
+                "Break a system for a few seconds",
+                body=DrillOrder,
+                access="operator",
+            ),
             Route("GET", "/control/plan", self._plan_page, "The plan page"),
             SocketRoute("/console/live", self._live, "A frame of all figures every second"),
             Route("GET", "/console/api/frame", self._frame_now, "The latest figures once", answer=Opening),
@@ -259,6 +282,20 @@ class Console:
             verb = "started" if call.body.running else "stopped"
             who = call.identity.name if call.identity is not None else "somebody"
             self._registry.event("warning", system, f"{node_id} {verb} by {who}")
+
+    async def _drill(self, call: Call[DrillOrder]) -> None:
+        if self._faults is None:
+            raise Rejected("nothing can be broken here", code="no_drills")
+        kind, arguments = DRILLS[call.body.kind]
+        await self._faults(
+            {
+                "order": "begin",
+                "system": call.params["system"],
+                "kind": kind,
+                "arguments": arguments,
+                "lease_s": DRILL_S,
+            }
+        )
 
     async def _order_demo(self, call: Call[DemoOrder]) -> None:
         await self._demo.order(running=call.body.running)

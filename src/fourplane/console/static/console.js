@@ -125,7 +125,7 @@ function tabs(current) {
     link.textContent = name;
     if (id === current || (!id && !state.opening.studies[current])) link.setAttribute("aria-current", "page");
     return link;
-  }));
+  }), html`<a href="/control/plan">Plan</a>`);
 }
 
 function overview() {
@@ -154,7 +154,7 @@ function study(system, diagramId) {
   const main = $("main");
   const link = SYSTEMS[system] && state.opening.nodes[system] ? `<a class="button" href="${SYSTEMS[system].page}">Open ${SYSTEMS[system].name.toLowerCase()}</a>` : "";
   main.replaceChildren(html`<div class="study-head"><div><h1>${text.title}</h1><p>${text.claim}</p></div>${{ raw: link }}</div>
-    <div class="diagram-tabs" role="navigation" aria-label="Diagrams"></div><div class="diagram" id="diagram"></div>
+    <div class="diagram-tabs" role="navigation" aria-label="Diagrams"></div><div class="drills" id="drills"></div><div class="diagram" id="diagram"></div>
     <div class="legend"><span>requests per second and p99 over ten seconds</span><span>bar: how full</span><span>dashed: not built yet</span><span>click a box: what it is here</span></div>`);
   main.querySelector(".diagram-tabs").append(...text.diagrams.map((one) => {
     const tab = document.createElement("a");
@@ -163,6 +163,7 @@ function study(system, diagramId) {
     if (one === diagram) tab.setAttribute("aria-current", "page");
     return tab;
   }));
+  if (SYSTEMS[system] && state.opening.nodes[system]) drills(system);
   const views = new Map((state.opening.nodes[system] ?? []).map((view) => [view.id, view]));
   const describe = (box) => {
     for (const key of [`${diagram.id}.${box.id}`, box.id]) if (views.has(key)) return { key, view: views.get(key) };
@@ -171,6 +172,29 @@ function study(system, diagramId) {
   state.system = system;
   state.drawing = new Drawing(diagram, describe, (box, known) => openPanel(system, box, known));
   redraw();
+}
+
+const DRILLS = [
+  ["kill", "Kill it", "The process dies and is away for three seconds"],
+  ["slow", "Slow it", "Requests wait 300 to 500 ms more, for ten seconds"],
+  ["errors", "Fail a tenth", "One caller in ten gets errors, for ten seconds"],
+];
+
+function drills(system) {
+  const holder = $("drills");
+  holder.append(html`<span class="muted">Try it:</span>`);
+  for (const [kind, name, what] of DRILLS) {
+    const button = document.createElement("button");
+    button.className = "button quiet";
+    button.dataset.drill = kind;
+    button.textContent = name;
+    button.title = what;
+    button.addEventListener("click", async () => {
+      if (await order(`/console/api/drills/${system}`, { kind })) toast(`${what}. It ends by itself; watch the figures and the events.`);
+    });
+    holder.append(button);
+  }
+  holder.append(html`<a class="button quiet" href="/control/plan?system=${system}">Price it</a>`);
 }
 
 function redraw() {
