@@ -8,7 +8,10 @@ from urllib.parse import quote
 import pytest
 from tests.journeys.commerce.rig import ADDRESS, shop
 
+from fourplane.commerce.app import CommerceSettings
+from fourplane.commerce.fulfilment import FulfilmentSettings
 from fourplane.commerce.promotions import Promotion
+from fourplane.commerce.shipping import ShippingSettings
 
 CHROMIUM = shutil.which("chromium") or ""
 
@@ -201,7 +204,12 @@ def test_a_browser_buys_with_javascript_and_without(tmp_path: Path) -> None:
     from playwright.async_api import async_playwright
 
     async def main() -> None:
-        async with shop(data=tmp_path) as s, async_playwright() as p:
+        quick = CommerceSettings(
+            generated_products=40,
+            fulfilment=FulfilmentSettings(pass_s=0.1, pack_s=0.0, ship_s=0.0),
+            shipping=ShippingSettings(hour_s=0.005),
+        )
+        async with shop(data=tmp_path, settings=quick) as s, async_playwright() as p:
             browser = await p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             for javascript in (True, False):
                 await buy(s, browser, javascript=javascript)
@@ -229,5 +237,11 @@ async def buy(s, browser, *, javascript: bool) -> None:
     await page.wait_for_selector("#order-id")
     assert "Thank you" in await page.inner_text("h1")
     assert await page.inner_text("#cart-count") == "0"
+    for _ in range(100):  # the parcel is followed to its door
+        await page.reload()
+        if "Out for delivery" in await page.inner_text(".history"):
+            break
+    assert "sorting centre" in await page.inner_text(".history")
+    assert "tracking number FP" in await page.inner_text("main")
     assert faults == []
     await context.close()

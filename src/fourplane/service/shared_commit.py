@@ -5,7 +5,8 @@ finished statements: rows of one template become one statement with many rows (a
 three of one row on SQLite, and is one round trip instead of 16 on PostgreSQL). Counters that several callers change are
 summed up first, so a hot row is written once. Fences are checked once.
 
-A conflict says that some caller's expectation failed, not whose. Then every caller is tried alone, all at the same time, and
+A conflict says that some caller's expectation failed, not whose (and a refusal or a bug that something of somebody cannot be
+written). Then every caller is tried alone, all at the same time, and
 each hears its own answer; so sharing never makes one caller pay for another, it only costs a second try.
 
 While several callers share a commit, the next one begins when a turn of the loop has brought nobody new: a loop with much to do
@@ -24,7 +25,7 @@ from functools import lru_cache
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Unavailable
+from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Rejected, Unavailable
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
@@ -160,13 +161,11 @@ class SharedCommit:
             works += caller.works
         try:
             await self._sql.commit([*fences, *rendered(works)])
-        except Conflict as conflict:
-            if len(batch) == 1:
-                _fail(batch[0].future, conflict)
+        except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
+            if len(batch) > 1 and (isinstance(error, Conflict | Rejected) or not isinstance(error, FourplaneError)):
+                self._alone += len(batch)
+                await asyncio.gather(*(self._write_alone(caller) for caller in batch))
                 return
-            self._alone += len(batch)
-            await asyncio.gather(*(self._write_alone(caller) for caller in batch))
-        except FourplaneError as error:
             for caller in batch:
                 _fail(caller.future, error)
         else:
@@ -177,7 +176,7 @@ class SharedCommit:
     async def _write_alone(self, caller: _Caller) -> None:
         try:
             await self._sql.commit([*caller.fences, *rendered(caller.works)])
-        except FourplaneError as error:
+        except Exception as error:  # noqa: BLE001 - it belongs to this caller
             _fail(caller.future, error)
         else:
             if not caller.future.done():
@@ -241,7 +240,7 @@ def _text(head: str, row: str, tail: str, count: int) -> str:
     return head + ", ".join(rows) + tail
 
 
-def _fail(future: "asyncio.Future[None]", error: FourplaneError) -> None:
+def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # the caller may have gone

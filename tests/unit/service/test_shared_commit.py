@@ -84,6 +84,19 @@ def test_a_key_that_is_taken_hurts_only_its_owner():
     with_line(body)
 
 
+def test_what_cannot_be_written_hurts_only_its_owner():
+    async def body(line, sql):
+        bad = [Row(PUT, (1 << 70, "too large a number")), Row(PUT, (5, object()))]
+        answers = await asyncio.gather(
+            *(line.commit([one]) for one in (*bad, Row(PUT, (1, "x")), Row(PUT, (2, "y")))), return_exceptions=True
+        )
+        assert [isinstance(one, Exception) for one in answers] == [True, True, False, False]
+        await line.commit([Row(PUT, (3, "z"))])
+        assert await sql.read("SELECT id FROM thing ORDER BY id") == [(1,), (2,), (3,)]
+
+    with_line(body)
+
+
 def test_a_fence_is_checked_once_for_all_and_stops_all():
     async def body(line, sql):
         fence = Statement("SELECT 1 FROM pile WHERE id = ?1", (1,), expect_rows=1, label="fence")
