@@ -21,7 +21,7 @@ from fourplane.edge.http_answers import answer, error_body
 from fourplane.edge.http_request import HttpRequest
 from fourplane.edge.neighbour import Neighbour
 from fourplane.edge.rate_limit import RateLimit
-from fourplane.edge.replies import Headers, send_error, send_result
+from fourplane.edge.replies import Headers, allow_hosts, send_error, send_result
 from fourplane.edge.request_body import decode, read_body
 from fourplane.edge.route_table import RouteTable
 from fourplane.edge.routes import Access, Call, Door, Identity, Priority, Reply, Route, SocketRoute, StaticFolder
@@ -118,6 +118,7 @@ class Gateway:
         self._accounts = accounts
         self._registry = registry
         self._hosts = HostCheck(self.settings.hosts)
+        allow_hosts(self.settings.hosts)
         self._origins = frozenset(self.settings.origins)
         self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
         self._elsewhere = elsewhere

@@ -6,7 +6,8 @@ it were whole.
 """
 
 import html
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,14 +17,24 @@ from fourplane.edge.http_answers import error_body, seconds_text
 from fourplane.edge.routes import Reply
 from fourplane.foundation.errors import FourplaneError, Overloaded, Unavailable
 
-CONTENT_SECURITY = (
-    "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "media-src 'self' blob: http://127.0.0.1:* http://localhost:* https://localhost:*; worker-src 'self' blob:; "
-    "connect-src 'self' ws: wss: http://127.0.0.1:* http://localhost:* https://localhost:*; "
-    "font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+LOOPBACK = ("127.0.0.1", "localhost")
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
+
+
+def content_security(hosts: Iterable[str] = LOOPBACK) -> str:
+    """What a page may load: its own server's, and media and calls of the hosts of this deployment on their other ports."""
+    named = sorted({host.lower() for host in (*LOOPBACK, *hosts) if _HOST.fullmatch(host)})
+    everywhere = "*" in hosts
+    others = "http: https:" if everywhere else " ".join(f"http://{host}:* https://{host}:*" for host in named)
+    return (
+        "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        f"media-src 'self' blob: {others}; worker-src 'self' blob:; connect-src 'self' ws: wss: {others}; "
+        "font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+
+
 PAGE_HEADERS: list[tuple[bytes, bytes]] = [
-    (b"content-security-policy", CONTENT_SECURITY.encode()),
+    (b"content-security-policy", content_security().encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -40,6 +51,11 @@ SendWhole = Callable[[bytes, bytes], None]
 JSON_LINES = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in JSON_HEADERS)
 
 _encode = msgspec.json.Encoder().encode
+
+
+def allow_hosts(hosts: Iterable[str]) -> None:
+    """Let the pages of this process load from these hosts too; said once, by the gateway, before the first page."""
+    PAGE_HEADERS[0] = (b"content-security-policy", content_security(tuple(hosts)).encode())
 
 
 async def send_result(send: Send, result: object, extra: Headers, *, whole: SendWhole | None = None) -> int:
