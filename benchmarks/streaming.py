@@ -1,9 +1,12 @@
-"""A cache node beside nginx's proxy_cache: the same objects, the same loader, alternating rounds, per CPU second of the server.
+"""Streaming against its bars: a cache node beside nginx and varnish, first pictures, waiting, encoding, fill, a lost region.
+
+A cache node stands beside nginx's proxy_cache and varnish (`--peers`): the same objects, the same loader, alternating rounds, per
+CPU second of the server.
 
 The server is pinned to core 0, the loader to core 1 (where there are two). 64 segments of 2 MiB over 16 kept connections, one
 object of 10 KiB over 64. The loader drops bodies in the kernel, so it is not the limit. What counts is the server's own CPU time
 (all its threads, from /proc): wall time on shared cores says little. nginx runs with one worker, sendfile, no access log; over
-TLS both speak 1.3 with the same certificate.
+TLS both speak 1.3 with the same certificate. The other rows: `_streaming_plays` (a real Chromium) and `_streaming_tree`.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 SEGMENT, SEGMENTS, SMALL = 2 << 20, 64, 10 << 10
 PATHS = [f"/seg/{n}" for n in range(SEGMENTS)]
 KINDS = {"2 MiB": (16, PATHS), "10 KiB": (64, ["/small"]), "2 MiB TLS": (16, PATHS)}
@@ -120,10 +124,13 @@ def start(name, origin_port, folder, *, secure=False):
         tls = NGINX_TLS.format(folder=folder) if secure else ""
         config.write_text(NGINX.format(folder=folder, port=port, origin=origin_port, secure=tls))
         command = ["nginx", "-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
+    elif name == "varnish":
+        place = ["-a", f"127.0.0.1:{port}", "-b", f"127.0.0.1:{origin_port}", "-n", f"{folder}/v", "-s", "malloc,512M"]
+        command = ["varnishd", "-F", *place, "-p", "thread_pools=1"]
     else:
         kind = "tls" if secure else "plain"
         command = [sys.executable, str(Path(__file__)), "--serve", str(port), str(origin_port), str(folder), kind]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(200):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
             return process, port
@@ -252,14 +259,46 @@ def measure(servers, kind, seconds):
 
 
 def run(options):
-    """Alternate rounds over node and nginx (where installed); medians and ratios."""
+    """Every row of the bars, or those of `--rows`; a row that cannot be measured here says why."""
+    import _streaming_plays as plays
+    import _streaming_tree as tree
+
+    quick = getattr(options, "quick", False)
+    rows = {
+        "cache": lambda: throughput(options),
+        "first frame": lambda: plays.first_frame(10 if quick else 100),
+        "rebuffer": lambda: plays.rebuffer(8 if quick else 40),
+        "ladder": tree.ladder,
+        "per title": tree.per_title,
+        "fill": lambda: tree.fill(requests=600 if quick else 6_000),
+        "region loss": lambda: tree.region(users=8 if quick else 24, seconds=16.0 if quick else 45.0),
+    }
+    wanted = getattr(options, "rows", None) or list(rows)
+    found = {}
+    for name in wanted:
+        cores = os.sched_getaffinity(0)
+        try:
+            found |= rows[name]() if name == "cache" else {name: rows[name]()}
+        except (RuntimeError, ImportError) as error:
+            found[name] = {"skipped": str(error)}
+        finally:
+            os.sched_setaffinity(0, cores)
+    return found
+
+
+def throughput(options):
+    """Alternate rounds over node and peers (where installed); medians and ratios."""
     origin_port = origin()
     seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 2.0)
     names = ["node", *(["nginx"] if shutil.which("nginx") else [])]
+    if getattr(options, "peers", False) and shutil.which("varnishd"):
+        names.append("varnish")
     with tempfile.TemporaryDirectory() as folder:
         servers = {}
         try:
             for name, secure in itertools.product(names, (False, True)):
+                if name == "varnish" and secure:  # it has no TLS of its own
+                    continue
                 place = Path(folder) / f"{name}-{secure}"
                 place.mkdir()
                 place.chmod(0o777)
@@ -284,7 +323,7 @@ def run(options):
     }
     for kind, found in rounds.items():
         size = SMALL if kind == "10 KiB" else SEGMENT
-        for name in names:
+        for name in [name for name in names if name in found[0]]:
             value = statistics.median(one[name]["per_cpu_s"] for one in found)
             result[f"{kind} {name}"] = {
                 "requests_per_cpu_s": round(value),
@@ -302,6 +341,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="which loads (default: all)")
+    parser.add_argument("--rows", nargs="*", help="which rows (default: all): cache, first frame, rebuffer, ...")
+    parser.add_argument("--peers", action="store_true", help="varnish too")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.serve:

@@ -145,10 +145,11 @@ class Api:
         return [
             Route("GET", "/streaming/", self._page("index.html"), "browse and watch"),
             Route("GET", "/streaming/watch/{title}", self._page("index.html"), "watch one title"),
+            Route("GET", "/streaming/title/{title}", self._page("index.html"), "about one title"),
             Route("GET", "/streaming/studio", self._page("studio.html"), "upload films and follow their encoding"),
             Route("GET", "/streaming/cdn", self._page("cdn.html"), "the delivery tree, live"),
             Route("GET", f"{base}/titles", self.titles, "titles: ?q=words&genre=&region=", answer=TitleList),
-            Route("GET", f"{base}/continue", self.begun, "what you began", access="user", answer=BegunList),
+            Route("GET", f"{base}/continue", self.begun, "what you began", answer=BegunList),
             Route("GET", f"{base}/titles/{{title}}", self.title, "one title and its ladder", answer=TitleFacts),
             Route("GET", f"{base}/titles/{{title}}/poster.jpg", self.poster, "its poster"),
             Route("POST", f"{base}/play", self.play, "play a title", body=PlayAsked, answer=Play, priority=play),
@@ -252,7 +253,8 @@ class Api:
         return TitleList(await self._rooms.finder.find(words[:256], genre=genre[:100], region=region[:20]))
 
     async def begun(self, call: Call[None]) -> BegunList:
-        assert call.identity is not None
+        if call.identity is None:
+            return BegunList([])
         known = {title.id: title for title in await self._rooms.titles.all() if title.version}
         places = await self._rooms.positions.recent(call.identity.account_id)
         kept = [(known[one.title], one.at_s) for one in places if one.title in known]

@@ -37,6 +37,7 @@ class TitleFinder:
         """A title was published or described anew."""
         if self._search is not None:
             await self._search.index([_document(title)])
+            await self._search.refresh()
 
     async def removed(self, title_id: str) -> None:
         """A title is gone."""

@@ -56,8 +56,9 @@ class Positions:
     async def recent(self, account: int) -> list[Position]:
         """What this account watched last, the latest first."""
         rows = await self._sql.read(
-            f"SELECT title, at_s, changed_us FROM positions WHERE account = ?1 ORDER BY changed_us DESC LIMIT {LISTED}",
+            "SELECT title, at_s, changed_us FROM positions WHERE account = ?1 ORDER BY changed_us DESC LIMIT ?2",
             account,
+            LISTED,
         )
         found = {str(title): Position(str(title), float(at or 0.0), int(us or 0)) for title, at, us in rows}
         for (owner, title), (at_s, us) in self._waiting.items():

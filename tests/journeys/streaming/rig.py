@@ -47,7 +47,7 @@ class Here:
 
 
 @contextlib.asynccontextmanager
-async def house(folder, *, encoding=QUICK, settings=None):
+async def house(folder, *, encoding=QUICK, settings=None, players=None):
     registry = Registry()
     lifecycle = Lifecycle(registry)
     stores = Stores(StoresSettings(), data=folder)
@@ -71,6 +71,8 @@ async def house(folder, *, encoding=QUICK, settings=None):
     doors = [*streaming.doors(), StaticFolder("/console/", ROOT / "src/fourplane/console/static")]
     if (ROOT / "node_modules/hls.js/dist").is_dir():
         doors.append(StaticFolder("/vendor/hls.js/dist", ROOT / "node_modules/hls.js/dist", 86_400))
+    if players is not None:
+        doors.append(StaticFolder("/players/", players, 86_400))
     gateway = Gateway(doors, accounts, registry=registry)
     server = HttpServer(
         HttpServerSettings(listener=ListenerSettings(port=0)), gateway, registry=registry, classify=gateway.classify

@@ -46,3 +46,22 @@ def test_idle_sessions_are_forgotten_and_sessions_are_bounded():
     assert quality.watching("8", 2.0) == 3
     assert quality.watching("", 2.0) == 0
     assert quality.statistics(100.0).sessions == 0
+
+
+def test_a_player_that_was_closed_frees_its_place_at_once():
+    quality = listening()
+    quality.open("x", "t", "us", "99", 0.0)
+    quality.open("y", "t", "us", "99", 0.0)
+    assert quality.watching("99", 1.0) == 2
+    quality.hear(Beacon("x", played_s=3.0, ended=True), 1.0)
+    assert quality.watching("99", 1.0) == 1
+    assert quality.played_s == 3.0
+
+
+def test_who_goes_on_after_an_end_is_watching_again():
+    quality = listening()
+    quality.open("x", "t", "us", "99", 0.0)
+    quality.hear(Beacon("x", played_s=3.0, ended=True), 1.0)
+    quality.hear(Beacon("x", played_s=5.0), 2.0)
+    assert quality.watching("99", 2.0) == 1
+    assert quality.played_s == 5.0

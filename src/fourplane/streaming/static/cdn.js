@@ -35,7 +35,7 @@ function tree(data, rates) {
 function goals(data) {
   const q = data.quality, cards = [
     ["Start, p99", q.starts ? `${q.start_p99_ms.toFixed(0)} ms` : "–", "goal < 100 ms", q.starts && q.start_p99_ms < 100, q.starts ? `median ${q.start_p50_ms.toFixed(0)} ms of ${q.starts} starts` : "nobody has started yet"],
-    ["Rebuffering", q.played_s ? `${(100 * q.rebuffer_ratio).toFixed(2)} %` : "–", "goal < 0.5 %", q.rebuffer_ratio < 0.005, `${q.stalls} stalls in ${(q.played_s / 60).toFixed(1)} min watched`],
+    ["Rebuffering", q.played_s ? `${(100 * q.rebuffer_ratio).toFixed(2)} %` : "–", "goal < 0.5 %", q.rebuffer_ratio < 0.005, `${q.stalls} stalls in ${(q.played_s / 60).toFixed(1)} min watched${data.cmcd.requests ? `; CMCD: ${data.cmcd.starved} of ${data.cmcd.requests} requests starved` : ""}`],
     ["Picture", Object.keys(q.heights).at(-1) || "–", "goal 25 % in 4K", q.tall_share >= 0.25, Object.entries(q.heights).map(([h, s]) => `${h} ${(100 * s).toFixed(0)} %`).join(", ") || "no time watched yet"],
     ["Delivered", bytes(data.nodes.reduce((sum, n) => sum + n.bytes_out, 0)), `$${data.cost.toFixed(4)}`, true, `${q.sessions} watching now: ${Object.entries(q.by_region).map(([r, n]) => `${r} ${n}`).join(", ") || "nobody"}`],
   ];
@@ -49,11 +49,46 @@ function table(data) {
   get("nodes").replaceChildren(cells("th", head), ...rows.map((row) => cells("td", row)));
 }
 
+// One card a region: who watches from it, what its nodes give, and the button that empties it while plays go on.
+async function evacuate(region, evacuated) {
+  const answer = await fetch(`/streaming/api/regions/${region}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ evacuated }) }), told = await answer.json().catch(() => null);
+  get("said").textContent = answer.ok ? (evacuated ? `${NAMES[region] || region} is being emptied: players move at their next steering call.` : `${NAMES[region] || region} takes viewers again.`)
+    : answer.status === 401 || answer.status === 403 ? "Only an operator may do this: open the operator link that the start of the deployment printed." : told?.error?.message || `HTTP ${answer.status}`;
+  refresh();
+}
+
+async function fillNow() {
+  const answer = await fetch("/streaming/api/fill", { method: "POST" });
+  get("said").textContent = answer.ok ? "The nodes are being filled with what was watched." : "Only an operator may do this: open the operator link that the start of the deployment printed.";
+}
+
+const cards = new Map();
+function regions(data, rates) {
+  const known = [...new Set(data.nodes.map((n) => n.region))];
+  for (const region of known) {
+    const nodes = data.nodes.filter((n) => n.region === region), gone = nodes.some((n) => n.evacuated), total = nodes.reduce((sum, n) => sum + (rates.get(n.id) || 0), 0);
+    if (!cards.has(region)) {
+      const made = document.createElement("div"), button = document.createElement("button"); made.className = "card region"; made.innerHTML = "<b></b><span></span><span class='muted'></span>"; button.className = "button quiet"; made.append(button);
+      cards.set(region, { made, button }); get("regions").append(made);
+    }
+    const { made, button } = cards.get(region), [name, state, more] = made.children;
+    name.textContent = NAMES[region] || region; state.className = `pill ${gone ? "failed" : "done"}`; state.textContent = gone ? (nodes.some((n) => n.on) ? "emptying" : "evacuated") : "serving";
+    more.textContent = `${data.quality.by_region[region] || 0} watching from here, ${total.toFixed(0)} requests/s`;
+    button.textContent = gone ? "Let viewers back" : "Evacuate"; button.onclick = () => evacuate(region, !gone);
+  }
+  if (!cards.has("fill")) {
+    const made = document.createElement("div"), button = document.createElement("button"); made.className = "card region"; made.innerHTML = "<b>Filled ahead</b><span class='pill done'></span><span class='muted'></span>"; button.className = "button quiet"; button.textContent = "Fill now"; button.onclick = fillNow; made.append(button);
+    cards.set("fill", { made }); get("regions").append(made);
+  }
+  const [, state, more] = cards.get("fill").made.children, f = data.fill;
+  state.textContent = f.running ? "running" : f.nights ? "done" : "waits for the night"; more.textContent = `${f.objects} objects, ${bytes(f.bytes)}${f.failed ? `, ${f.failed} failed` : ""}`;
+}
+
 async function refresh() {
   const data = await fetch("/streaming/api/delivery").then((a) => a.ok ? a.json() : null).catch(() => null);
   if (!data) return;
   const now = performance.now(), rates = new Map();
   if (before) for (const n of data.nodes) { const old = before.nodes.find((o) => o.id === n.id); if (old) { rates.set(n.id, (n.requests - old.requests) / ((now - at) / 1000)); rates.set(`${n.id} fill`, n.bytes_filled - old.bytes_filled); } }
-  before = data; at = now; tree(data, rates); goals(data); table(data);
+  before = data; at = now; tree(data, rates); goals(data); regions(data, rates); table(data);
 }
 refresh(); setInterval(refresh, 1000);

@@ -11,21 +11,30 @@ export class MsePlayer {
     return "MediaSource" in window && play.tracks.every((t) => MediaSource.isTypeSupported(`${t.kind}/mp4; codecs="${t.codec}"`));
   }
 
-  constructor(video, play, hooks) {
+  // The media source may open while the play call is still on its way.
+  static prepare(video) {
+    if (!("MediaSource" in window)) return null;
+    const source = new MediaSource(); video.src = URL.createObjectURL(source); return source;
+  }
+
+  constructor(video, play, hooks, prepared) {
     this.video = video; this.play = play; this.hooks = hooks;
     this.bases = [play.base]; this.base = play.base;
     this.rungs = play.tracks.filter((t) => t.kind === "video").sort((a, b) => a.bps - b.bps);
-    this.sound = play.tracks.find((t) => t.kind === "audio");
+    this.sounds = play.tracks.filter((t) => t.kind === "audio");
+    const liked = (hooks.language && this.sounds.find((t) => t.language === hooks.language)) || this.sounds[0];
+    this.sound = liked; const from = play.resume_s || 0;
     this.fixed = null; this.rate = 0; this.bytes = 0; this.rung = this.rungs[0]; this.dead = false;
-    this.inits = new Map();
-    this.source = new MediaSource();
+    this.inits = new Map(play.tracks.filter((t) => t.init).map((t) => [t.name, Promise.resolve(Uint8Array.from(atob(t.init), (c) => c.charCodeAt(0)).buffer)]));
+    this.source = prepared || MsePlayer.prepare(video);
     this.lanes = [];
     const head = this.lane("video", this.rung), tail = this.sound ? this.lane("audio", this.sound) : null;
-    this.early = [this.load(head, this.rung, 0), tail && this.load(tail, this.sound, 0)];
+    for (const lane of this.lanes) lane.next = Math.min(Math.floor(from / lane.track.segment_s), lane.track.count - 1);
+    this.early = [this.load(head, this.rung, head.next), tail && this.load(tail, this.sound, tail.next)];
     this.early.forEach((one) => one && one.catch(() => {}));
     this.steering = setInterval(() => this.steer(), (play.steering_s || 10) * 1000);
-    this.source.addEventListener("sourceopen", () => this.open(), { once: true });
-    video.src = URL.createObjectURL(this.source);
+    if (this.source.readyState === "open") this.open(); else this.source.addEventListener("sourceopen", () => this.open(), { once: true });
+    if (from) video.currentTime = from;
     video.addEventListener("seeking", this.seeking = () => this.lanes.forEach((lane) => this.retune(lane)));
     video.addEventListener("timeupdate", this.ticking = () => this.pump());
   }
@@ -80,7 +89,7 @@ export class MsePlayer {
 
   retune(lane) {
     const at = Math.min(Math.floor((this.video.currentTime + 1e-3) / lane.track.segment_s), lane.track.count - 1);
-    if (this.ahead(lane) > 0.3) return;
+    if (this.ahead(lane) > 0.3 || (lane.busy && lane.next === at)) return;
     if (lane.abort) lane.abort.abort();
     lane.next = Math.max(0, at); this.pump();
   }
@@ -114,9 +123,9 @@ export class MsePlayer {
     lane.busy = true;
     const number = lane.next;
     try {
-      const track = lane.kind === "video" && number > 0 ? this.choose() : lane.track;
-      const early = number === 0 && this.early ? this.early[this.lanes.indexOf(lane)] : null;
-      if (early) this.early[this.lanes.indexOf(lane)] = null;
+      const early = this.early[this.lanes.indexOf(lane)];
+      const track = lane.kind === "video" && !early ? this.choose() : lane.track;
+      this.early[this.lanes.indexOf(lane)] = null;
       const [init, data] = await (early || this.load(lane, track, number));
       await this.append(lane, init ? joined(init, data) : data);
       if (init) lane.initOf = track.name;
@@ -146,6 +155,18 @@ export class MsePlayer {
 
   finish() {
     if (this.source.readyState === "open" && this.lanes.every((lane) => lane.next >= lane.track.count && !lane.busy && lane.buffer && !lane.buffer.updating)) this.source.endOfStream();
+  }
+
+  // Another language: what was fetched of the old one goes, the new one begins where the viewer is.
+  async hear(name) {
+    const lane = this.lanes.find((one) => one.kind === "audio"), track = this.sounds.find((t) => t.name === name);
+    if (!lane || !track || track === this.sound || !lane.buffer) return;
+    if (lane.abort) lane.abort.abort();
+    while (lane.busy || lane.buffer.updating) await new Promise((done) => setTimeout(done, 10));
+    lane.busy = true; this.sound = lane.track = track; lane.initOf = "";
+    if (lane.buffer.changeType) lane.buffer.changeType(`audio/mp4; codecs="${track.codec}"`);
+    await new Promise((done) => { lane.buffer.addEventListener("updateend", done, { once: true }); lane.buffer.remove(0, Infinity); });
+    lane.busy = false; lane.next = Math.min(Math.floor(this.video.currentTime / track.segment_s), track.count - 1); this.pump();
   }
 
   levels() { return this.rungs.map((t) => ({ name: t.name, height: t.height })); }

@@ -1,17 +1,21 @@
 // The player: picture, controls, keyboard, quality beacons. The engine underneath is chosen by engines.js.
 import { choose } from "/streaming/static/engines.js";
+import { MsePlayer } from "/streaming/static/mse_player.js";
 
 const ICONS = {
   play: "M8 5v14l11-7z", pause: "M6 5h4v14H6zm8 0h4v14h-4z", back: "M12 5V1L7 6l5 5V7a6 6 0 1 1-6 6H4a8 8 0 1 0 8-8z",
   loud: "M3 9v6h4l5 5V4L7 9zm13 3a4.5 4.5 0 0 0-2.5-4v8a4.5 4.5 0 0 0 2.5-4z", mute: "M3 9v6h4l5 5V4L7 9zm18 .4L19.6 8 17 10.6 14.4 8 13 9.4l2.6 2.6-2.6 2.6 1.4 1.4 2.6-2.6 2.6 2.6 1.4-1.4-2.6-2.6z",
   full: "M5 5h6v2H7v4H5zm8 0h6v6h-2V7h-4zM5 13h2v4h4v2H5zm12 0h2v6h-6v-2h4z", facts: "M4 20V10h4v10zm6 0V4h4v16zm6 0v-7h4v7z",
 };
+const ask = (title, region) => fetch("/streaming/api/play", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ title, region }) });
+const kept = (key, value) => { try { if (value === undefined) return localStorage.getItem(key); localStorage.setItem(key, value); } catch { /* a private window keeps nothing */ } return null; };
 const icon = (name) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
 export const clock = (s) => { s = Math.max(0, Math.floor(s || 0)); const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60; return (h ? `${h}:${String(m).padStart(2, "0")}` : `${m}`) + ":" + String(s % 60).padStart(2, "0"); };
 
 export class Player {
   constructor(stage, { title, region, engine, autoplay }) {
-    this.pressed = performance.now(); this.title = title; this.region = region; this.wanted = engine || "";
+    this.pressed = performance.now(); this.asked = ask(title.id, region);  // before anything is drawn
+    this.asked.catch(() => {}); this.title = title; this.region = region; this.wanted = engine || "";
     this.totals = { played_s: 0, stalled_s: 0, stalls: 0, errors: 0, start_ms: null, error: "" };
     this.node = document.createElement("div");
     this.node.className = "player waiting"; this.node.tabIndex = 0; this.node.setAttribute("role", "region"); this.node.setAttribute("aria-label", "Video player");
@@ -20,9 +24,11 @@ export class Player {
 <div class="buttons"><button data-do="toggle" aria-label="Play">${icon("play")}</button><button data-do="back" class="wide" aria-label="Back 10 seconds">${icon("back")}</button><button data-do="mute" aria-label="Mute">${icon("loud")}</button><input class="wide" data-do="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
 <span class="time"><span class="now">0:00</span> / <span class="all">0:00</span></span><span class="gap"></span>
 <select data-do="speed" class="wide" aria-label="Speed"><option value="0.5">0.5×</option><option value="1" selected>1×</option><option value="1.25">1.25×</option><option value="1.5">1.5×</option><option value="2">2×</option></select>
+<select data-do="sound" aria-label="Sound" hidden></select><select data-do="text" aria-label="Captions" hidden><option value="">No captions</option></select>
 <select data-do="rung" aria-label="Quality"><option value="">Auto</option></select><button data-do="facts" class="wide" aria-label="Figures">${icon("facts")}</button><button data-do="full" aria-label="Full screen">${icon("full")}</button></div></div>`;
-    stage.replaceChildren(this.node);
     this.video = this.node.querySelector("video");
+    this.prepared = this.wanted === "" || this.wanted === "mse" ? MsePlayer.prepare(this.video) : null;
+    stage.replaceChildren(this.node);
     this.listen();
     this.start(autoplay).catch((error) => this.fail(error));
   }
@@ -30,22 +36,23 @@ export class Player {
   part(what) { return this.node.querySelector(what); }
 
   async start(autoplay) {
-    const answer = await fetch("/streaming/api/play", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ title: this.title.id, region: this.region }) });
+    const answer = await this.asked;
     const play = await answer.json();
     if (!answer.ok) throw new Error(play.error ? play.error.message : `HTTP ${answer.status}`);
-    this.play = play; this.part(".title").textContent = play.name; this.part(".all").textContent = clock(play.duration_s);
+    this.play = play; play.resume_s ||= Number(kept(`at:${this.title.id}`)) || 0; this.part(".title").textContent = play.name; this.part(".all").textContent = clock(play.duration_s);
     const hooks = {
+      language: kept("sound"),
       fatal: (error) => this.fail(error),
       trouble: (error) => { this.totals.errors++; this.totals.error = String(error.message).slice(0, 60); },
-      rung: (track) => { this.part(".player option[value='']") && 0; const auto = this.part("select[data-do=rung] option"); auto.textContent = `Auto (${track.height}p)`; },
+      rung: (track) => { const auto = this.part("select[data-do=rung] option"); auto.textContent = `Auto (${track.height}p)`; },
       reroute: (base) => this.reroute(base),
     };
-    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; this.beacon(); } };
+    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; this.beacon(); this.scrub(); } };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(first); else this.video.addEventListener("loadeddata", first, { once: true });
-    [this.engine, this.core] = await choose(this.wanted, this.video, play, hooks);
+    [this.engine, this.core] = await choose(this.wanted, this.video, play, hooks, this.prepared);
     this.node.dataset.engine = this.engine;
     if (autoplay) this.video.play().catch(() => { this.video.muted = true; return this.video.play(); }).catch(() => this.offer());
-    this.resume(); this.scrub();
+    this.menus();
     this.timer = setInterval(() => this.tick(), 500); this.report = setInterval(() => this.beacon(), 5000);
   }
 
@@ -65,11 +72,11 @@ export class Player {
       full: () => (document.fullscreenElement ? document.exitFullscreen() : node.requestFullscreen && node.requestFullscreen()), facts: () => this.facts(),
     };
     node.addEventListener("click", (event) => { const what = event.target.closest("[data-do]"); if (what && act[what.dataset.do]) act[what.dataset.do](); else if (event.target === video) act.toggle(); });
-    node.addEventListener("change", (event) => { const what = event.target.dataset.do; if (what === "speed") video.playbackRate = Number(event.target.value); if (what === "rung") this.core.fix(event.target.value || null); });
+    node.addEventListener("change", (event) => { const what = event.target.dataset.do; if (what === "speed") video.playbackRate = Number(event.target.value); if (what === "rung") this.core.fix(event.target.value || null); if (what === "text") this.caption(event.target.value); if (what === "sound") { const t = this.play.tracks.find((one) => one.name === event.target.value); kept("sound", t ? t.language : ""); this.core.hear(event.target.value); } });
     node.addEventListener("input", (event) => { if (event.target.dataset.do === "volume") { video.volume = Number(event.target.value); video.muted = false; } });
     node.addEventListener("keydown", (event) => {
       if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
-      const keys = { " ": act.toggle, k: act.toggle, ArrowLeft: () => { video.currentTime -= 5; }, ArrowRight: () => { video.currentTime += 5; }, j: act.back, l: () => { video.currentTime += 10; }, ArrowUp: () => { video.volume = Math.min(1, video.volume + .1); }, ArrowDown: () => { video.volume = Math.max(0, video.volume - .1); }, m: act.mute, f: act.full, i: act.facts, Home: () => { video.currentTime = 0; }, End: () => { video.currentTime = video.duration - 1; }, "<": () => { video.playbackRate = Math.max(.25, video.playbackRate - .25); }, ">": () => { video.playbackRate = Math.min(3, video.playbackRate + .25); } };
+      const keys = { " ": act.toggle, k: act.toggle, ArrowLeft: () => { video.currentTime -= 5; }, ArrowRight: () => { video.currentTime += 5; }, j: act.back, l: () => { video.currentTime += 10; }, ArrowUp: () => { video.volume = Math.min(1, video.volume + .1); }, ArrowDown: () => { video.volume = Math.max(0, video.volume - .1); }, m: act.mute, f: act.full, i: act.facts, c: () => { const menu = this.part("select[data-do=text]"); this.caption(menu.value ? "" : menu.options[1]?.value); }, Home: () => { video.currentTime = 0; }, End: () => { video.currentTime = video.duration - 1; }, "<": () => { video.playbackRate = Math.max(.25, video.playbackRate - .25); }, ">": () => { video.playbackRate = Math.min(3, video.playbackRate + .25); } };
       if (event.target.tagName === "BUTTON" && event.key === " ") return;
       const done = keys[event.key] || keys[event.key.toLowerCase()]; if (done) { done(); event.preventDefault(); this.awake(); }
     });
@@ -84,7 +91,7 @@ export class Player {
     bar.addEventListener("pointerdown", (event) => { bar.setPointerCapture(event.pointerId); video.currentTime = seek(event); this.dragging = true; });
     bar.addEventListener("pointermove", (event) => { this.preview(seek(event), event); if (this.dragging) video.currentTime = seek(event); });
     bar.addEventListener("pointerup", () => { this.dragging = false; });
-    this.leaving = () => this.beacon(); addEventListener("pagehide", this.leaving);
+    this.leaving = () => this.beacon(true); addEventListener("pagehide", this.leaving);
   }
 
   unstall() { if (this.stalling) { this.totals.stalled_s += (performance.now() - this.stalling) / 1000; this.stalling = 0; } }
@@ -101,11 +108,32 @@ export class Player {
     const bar = this.part(".bar"); bar.setAttribute("aria-valuemax", Math.round(length)); bar.setAttribute("aria-valuenow", Math.round(at)); bar.setAttribute("aria-valuetext", clock(at));
     const menu = this.part("select[data-do=rung]"), levels = this.core.levels();
     if (menu.options.length === 1 && levels.length > 1) [...levels].sort((a, b) => b.height - a.height).forEach((l) => menu.add(new Option(l.name, l.name)));
-    try { localStorage.setItem(`at:${this.title.id}`, at > 5 && at < length - 10 ? String(at) : "0"); } catch { /* a private window keeps nothing */ }
+    kept(`at:${this.title.id}`, at > 5 && at < 0.95 * length ? String(at) : "0");
     this.show();
   }
 
-  resume() { let at = 0; try { at = Number(localStorage.getItem(`at:${this.title.id}`)) || 0; } catch { at = 0; } if (at > 5) this.video.addEventListener("loadedmetadata", () => { this.video.currentTime = at; }, { once: true }); }
+  menus() {
+    const sounds = this.play.tracks.filter((t) => t.kind === "audio"), sound = this.part("select[data-do=sound]"), text = this.part("select[data-do=text]");
+    sounds.forEach((t) => sound.add(new Option(t.label || t.name, t.name, false, t.language !== "" && t.language === kept("sound"))));
+    sound.hidden = sounds.length < 2;
+    this.play.captions.forEach((c) => text.add(new Option(c.label, c.name)));
+    text.hidden = !this.play.captions.length;
+    const liked = this.play.captions.find((c) => c.language === kept("captions"));
+    if (liked) { text.value = liked.name; this.caption(liked.name); }
+  }
+
+  // One text track at a time, as a track element over bytes of ours: so every engine shows texts the same way.
+  async caption(name) {
+    const wanted = this.play.captions.find((c) => c.name === name);
+    this.video.querySelectorAll("track").forEach((old) => { old.track.mode = "disabled"; old.remove(); });
+    kept("captions", wanted ? wanted.language : ""); this.part("select[data-do=text]").value = wanted ? name : "";
+    if (!wanted) return;
+    const answer = await fetch(`${this.play.base}${name}.vtt`).catch(() => null);
+    if (!answer || !answer.ok) return;
+    const track = document.createElement("track");
+    track.kind = "captions"; track.label = wanted.label; track.srclang = wanted.language; track.src = URL.createObjectURL(await answer.blob());
+    this.video.append(track); track.track.mode = "showing";
+  }
 
   async scrub() {
     if (!this.play.scrub) return;
@@ -129,10 +157,10 @@ export class Player {
     box.innerHTML = Object.entries(rows).map(([k, v]) => `<dt>${k}</dt><dd></dd>`).join(""); [...box.querySelectorAll("dd")].forEach((dd, n) => { dd.textContent = Object.values(rows)[n]; });
   }
 
-  beacon() {
+  beacon(ended = false) {
     if (!this.play) return;
     const t = this.totals, now = this.stalling ? (performance.now() - this.stalling) / 1000 : 0;
-    const body = { session: this.play.session, played_s: t.played_s, stalled_s: t.stalled_s + now, stalls: t.stalls, start_ms: t.start_ms, height: this.core?.height() || this.video.videoHeight || 0, bytes: this.core?.bytes || 0, errors: t.errors, error: t.error, region: this.play.region, node: this.play.node };
+    const body = { session: this.play.session, played_s: t.played_s, stalled_s: t.stalled_s + now, stalls: t.stalls, start_ms: t.start_ms, height: this.core?.height() || this.video.videoHeight || 0, bytes: this.core?.bytes || 0, errors: t.errors, error: t.error, region: this.play.region, node: this.play.node, at_s: this.video.currentTime || 0, ended };
     fetch("/streaming/api/beacons", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).catch(() => {});
   }
 
@@ -143,5 +171,5 @@ export class Player {
     const inner = document.createElement("div"); inner.append(text, again); box.append(inner); this.node.append(box);
   }
 
-  close() { clearInterval(this.timer); clearInterval(this.report); this.beacon(); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); }
+  close() { clearInterval(this.timer); clearInterval(this.report); this.beacon(true); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); }
 }

@@ -18,7 +18,20 @@ function card(name) {
   return { box, show: (share, text) => { bar.style.width = `${100 * share}%`; said.textContent = text; }, end: (kind, text) => { state.className = `pill ${kind}`; state.textContent = kind; said.textContent = text; } };
 }
 
-async function upload(file) {
+const TEXT = /\.(vtt|srt)$/i;
+// A text file belongs to the film whose name it begins with: Film.mp4, Film.en.vtt.
+function take(files) {
+  const all = [...files], texts = all.filter((f) => TEXT.test(f.name)), films = all.filter((f) => !TEXT.test(f.name));
+  for (const film of films) { const stem = film.name.replace(/\.[^.]+$/, ""); upload(film, texts.filter((t) => t.name.startsWith(`${stem}.`))); }
+  if (!films.length && texts.length) card(texts[0].name).end("failed", "Captions are dropped together with their film: Film.mp4 and Film.en.vtt.");
+}
+async function captions(texts) {
+  const found = [];
+  for (const text of texts) { const [, language, kind] = text.name.match(/\.([a-z]{2,3})\.(vtt|srt)$/i) || []; if (language) found.push({ language: language.toLowerCase(), kind: kind.toLowerCase(), text: await text.text() }); }
+  return found;
+}
+
+async function upload(file, texts = []) {
   const seen = card(file.name); get("uploads").prepend(seen.box);
   try {
     let { id, offset } = await call("POST", "/uploads", { name: file.name, size: file.size }), tries = 0;
@@ -35,7 +48,7 @@ async function upload(file) {
       seen.show(offset / file.size, `${size(offset)} of ${size(file.size)}, ${size(pace)}/s, ${span((file.size - offset) / pace)} left`);
     }
     seen.show(1, "Looking at the file…");
-    await call("POST", `/uploads/${id}/import`, { name: file.name.replace(/\.[^.]+$/, "").replace(/[_.]+/g, " ") });
+    await call("POST", `/uploads/${id}/import`, { name: file.name.replace(/\.[^.]+$/, "").replace(/[_.]+/g, " "), captions: await captions(texts) });
     seen.box.remove(); refresh();
   } catch (error) { seen.end("failed", error.message); }
 }
@@ -52,15 +65,51 @@ function jobCard(job, names) {
   box.append(element("span", { className: "muted", textContent: text })); return box;
 }
 
-const ladders = new Map();
+const ladders = new Map(), SVG = "http://www.w3.org/2000/svg";
+function draw(name, attributes, text) { const made = document.createElementNS(SVG, name); for (const [k, v] of Object.entries(attributes)) made.setAttribute(k, v); if (text !== undefined) made.textContent = text; return made; }
+
+// Rate against VMAF: where every rung of the title's own ladder lies.
+function chart(tracks) {
+  const rungs = tracks.filter((t) => t.vmaf), W = 320, H = 150, L = 34, B = 24;
+  if (rungs.length < 2) return null;
+  const low = Math.log(Math.min(...rungs.map((t) => t.average_bps)) / 1.4), high = Math.log(Math.max(...rungs.map((t) => t.average_bps)) * 1.3), floor = Math.max(0, 10 * Math.floor(Math.min(...rungs.map((t) => t.vmaf)) / 10 - .5));
+  const x = (b) => L + (W - L - 12) * (Math.log(b) - low) / (high - low), y = (v) => 10 + (H - B - 10) * (100 - v) / (100 - floor);
+  const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, class: "vmaf", role: "img", "aria-label": `VMAF of ${rungs.length} rungs: ${rungs.map((t) => `${t.name} ${t.vmaf}`).join(", ")}` });
+  for (let v = floor; v <= 100; v += (100 - floor) > 40 ? 20 : 10) svg.append(draw("line", { x1: L, x2: W, y1: y(v), y2: y(v), class: "grid" }), draw("text", { x: L - 6, y: y(v) + 4, "text-anchor": "end" }, v));
+  svg.append(draw("text", { x: W, y: H - 4, "text-anchor": "end" }, "rate →"), draw("text", { x: 2, y: H - 4 }, "VMAF"));
+  const sorted = [...rungs].sort((a, b) => a.average_bps - b.average_bps);
+  svg.append(draw("polyline", { points: sorted.map((t) => `${x(t.average_bps)},${y(t.vmaf)}`).join(" "), class: "edge" }));
+  for (const t of sorted) { const dot = draw("circle", { cx: x(t.average_bps), cy: y(t.vmaf), r: 5 }); dot.append(draw("title", {}, `${t.name}: VMAF ${t.vmaf}, ${rate(t.average_bps)}`)); svg.append(dot, draw("text", { x: x(t.average_bps), y: y(t.vmaf) + 18, "text-anchor": "middle", class: "name" }, t.name.split("-")[0])); }
+  return svg;
+}
+
+function describe(title, done) {
+  const a = title.about, form = element("form", { className: "describe" }), field = (label, name, value, more = {}) => element("label", {}, label, Object.assign(element(more.long ? "textarea" : "input", { name, value: value ?? "" }), more.type ? { type: more.type } : {}));
+  const date = (us) => (us ? new Date(us / 1000).toISOString().slice(0, 10) : ""), list = (text) => text.split(",").map((w) => w.trim()).filter(Boolean), micro = (day) => (day ? Date.parse(day) * 1000 : 0);
+  form.append(field("Name", "name", title.name), field("Description", "description", title.description, { long: true }), field("Genres", "genres", a.genres.join(", ")), field("With", "cast", a.cast.join(", ")), field("Year", "year", a.year || "", { type: "number" }), field("Rating", "rating", a.rating), field("Series", "series", a.series), field("Season", "season", a.season || "", { type: "number" }), field("Episode", "episode", a.episode || "", { type: "number" }), field("Regions (empty: all)", "regions", a.regions.join(", ")), field("Shown from", "from", date(a.from_us), { type: "date" }), field("Shown until", "until", date(a.until_us), { type: "date" }));
+  const said = element("span", { className: "muted", role: "status" });
+  form.append(element("div", { className: "acts" }, element("button", { className: "button", textContent: "Save" }), element("button", { className: "button quiet", type: "button", textContent: "Close", onclick: () => form.remove() }), said));
+  form.onsubmit = async (event) => {
+    event.preventDefault(); const v = Object.fromEntries(new FormData(form));
+    try { await call("PUT", `/titles/${title.id}`, { name: v.name, description: v.description, about: { genres: list(v.genres), cast: list(v.cast), year: Number(v.year) || 0, rating: v.rating, series: v.series, season: Number(v.season) || 0, episode: Number(v.episode) || 0, regions: list(v.regions), from_us: micro(v.from), until_us: micro(v.until) } }); form.remove(); done(); }
+    catch (error) { said.textContent = error.message; }
+  };
+  return form;
+}
+
 async function ladder(title) {
   if (!ladders.has(title.version)) ladders.set(title.version, await call("GET", `/titles/${title.id}`));
-  const tracks = ladders.get(title.version).tracks, most = Math.max(...tracks.map((t) => t.peak_bps)), rows = element("div", { className: "ladder" });
+  const { tracks, captions: texts } = ladders.get(title.version), most = Math.max(...tracks.map((t) => t.peak_bps)), rows = element("div", { className: "ladder" });
   for (const t of [...tracks].reverse()) {
     const bar = element("i", {}); bar.style.width = `${Math.max(2, 100 * t.peak_bps / most)}%`; bar.style.setProperty("--mean", `${100 * t.average_bps / t.peak_bps}%`);
-    rows.append(element("div", { title: `${t.codec}, ${t.segments} segments` }, element("b", { textContent: t.kind === "audio" ? "sound" : t.name }), element("span", {}, bar), element("span", { textContent: `${rate(t.average_bps)}, peak ${rate(t.peak_bps)}` })));
+    rows.append(element("div", { title: `${t.codec}, ${t.segments} segments` }, element("b", { textContent: t.kind === "audio" ? (t.language || "sound") : t.name.split("-")[0] }), element("span", {}, bar), element("span", { textContent: `${rate(t.average_bps)}, peak ${rate(t.peak_bps)}${t.vmaf ? `, VMAF ${t.vmaf}` : ""}` })));
   }
-  return element("article", { className: "card job" }, element("header", {}, element("b", {}, element("a", { href: `/streaming/watch/${title.id}`, textContent: title.name })), element("span", { className: "muted", textContent: `${span(title.duration_s)}, ${size(title.bytes)}` })), rows);
+  const both = element("div", { className: "both" }, rows), seen = chart(tracks);
+  if (seen) both.append(seen);
+  const box = element("article", { className: "card job" }), edit = element("button", { className: "button quiet", textContent: "Describe" });
+  edit.onclick = () => { const open = box.querySelector("form"); if (open) open.remove(); else box.append(describe(title, () => { shown = ""; ladders.delete(title.version); refresh(); })); };
+  box.append(element("header", {}, element("b", {}, element("a", { href: `/streaming/title/${title.id}`, textContent: title.name })), element("span", { className: "muted", textContent: [span(title.duration_s), size(title.bytes), texts.length ? `captions: ${texts.join(", ")}` : ""].filter(Boolean).join(", ") }), edit), both);
+  return box;
 }
 
 let busy = false, shown = "";
@@ -70,8 +119,8 @@ async function refresh() {
     const [{ jobs }, { titles }] = await Promise.all([call("GET", "/jobs"), call("GET", "/titles")]);
     const names = new Map(titles.map((t) => [t.id, t.name]));
     get("jobs").replaceChildren(...(jobs.length ? jobs.slice(0, 12).map((job) => jobCard(job, names)) : [element("p", { className: "empty", textContent: "No imports yet." })]));
-    const ready = titles.filter((t) => t.version), key = ready.map((t) => t.version).join();
-    if (key !== shown) { shown = key; get("titles").replaceChildren(...await Promise.all(ready.slice(0, 20).map(ladder))); }
+    const ready = titles.filter((t) => t.version), key = ready.map((t) => t.version + t.name).join();
+    if (key !== shown && !document.querySelector("form.describe")) { shown = key; get("titles").replaceChildren(...await Promise.all(ready.slice(0, 20).map(ladder))); }
   } catch (error) {
     const text = error.status === 401 || error.status === 403 ? "The studio is for operators: open the operator link that the start of the deployment printed, then come back." : `The studio does not answer: ${error.message}`;
     get("jobs").replaceChildren(element("p", { className: "empty", textContent: text }));
@@ -81,6 +130,6 @@ async function refresh() {
 const drop = get("drop");
 for (const kind of ["dragover", "dragenter"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => { event.preventDefault(); [...event.dataTransfer.files].forEach(upload); });
-get("files").addEventListener("change", (event) => { [...event.target.files].forEach(upload); event.target.value = ""; });
+drop.addEventListener("drop", (event) => { event.preventDefault(); take(event.dataTransfer.files); });
+get("files").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
 refresh(); setInterval(refresh, 1000);

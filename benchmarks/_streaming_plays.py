@@ -1,0 +1,144 @@
+"""Plays in a real Chromium: the first painted picture of many starts, and waiting over throttled networks.
+
+Both use the page's own player and the deployment's own ports. Networks are shaped inside the browser (DevTools' network
+emulation); the traces are written here, after the shapes that field studies describe: a bus on 3G, a walk on 4G, a
+satellite's hand-overs every 15 s, a crowded Wi-Fi, a tunnel, an evening's congestion. Kilobits per second, one value a second.
+"""
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = [
+    "--no-sandbox",
+    "--autoplay-policy=no-user-gesture-required",
+    "--mute-audio",
+    "--disable-gpu",
+    "--disable-features=LocalNetworkAccessChecks",
+]
+START = """async (title) => {
+  const { Player } = await import('/streaming/static/player.js');
+  const box = document.createElement('div'); document.body.replaceChildren(box);
+  const player = new Player(box, { title: { id: title, name: '' }, region: 'us', engine: 'mse', autoplay: true });
+  while (player.totals.start_ms === null && !player.node.dataset.failed) await new Promise((done) => setTimeout(done, 4));
+  const took = player.totals.start_ms; const failed = player.node.dataset.failed || '';
+  player.close(); return [took, failed];
+}"""
+PLAY = """async (title) => {
+  const { Player } = await import('/streaming/static/player.js');
+  const box = document.createElement('div'); document.body.replaceChildren(box);
+  window.player = new Player(box, { title: { id: title, name: '' }, region: 'us', engine: 'mse', autoplay: true });
+}"""
+SEEN = """() => { player.unstall(); return { played: player.totals.played_s, stalled: player.totals.stalled_s,
+  stalls: player.totals.stalls, start: player.totals.start_ms, height: player.core?.height() || 0,
+  failed: player.node.dataset.failed || '' }; }"""
+TRACES = {
+    "3G, a bus": [1400, 1100, 900, 700, 800, 1200, 1500, 1300, 600, 500, 700, 1000],
+    "4G, a walk": [9000, 12000, 7000, 3000, 2500, 6000, 11000, 15000, 8000, 2000, 1500, 5000],
+    "satellite, hand-overs": [40000] * 14 + [900],
+    "Wi-Fi, crowded": [5000, 700, 4000, 900, 6000, 800, 3500, 600],
+    "a tunnel": [8000] * 14 + [200] * 4,
+    "an evening's congestion": [6000, 5000, 4000, 3000, 2000, 1600, 1300, 1100, 1000, 1000, 1200, 1500, 2500, 4000],
+}
+LATENCY_MS = 40
+
+
+@contextlib.contextmanager
+def browser():
+    """A headless Chromium; raises RuntimeError where there is none."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        raise RuntimeError("no chromium on this machine")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def house(folder, **options):
+    """The streaming system of the journeys' tests, on free ports."""
+    sys.path.insert(0, str(ROOT))
+    from tests.journeys.streaming.rig import served
+
+    return served(Path(folder), **options)
+
+
+def first_frame(starts=100):
+    """The first painted picture on a warm page, and the server's part of it."""
+    with tempfile.TemporaryDirectory() as folder, house(folder) as (here, title), browser() as opened:
+        page = opened.new_page()
+        page.goto(f"{here.address}/streaming/")
+        for _ in range(5):
+            page.evaluate(START, title)
+        found = [page.evaluate(START, title) for _ in range(starts)]
+        server_s = here.rooms.play_seconds.quantile(0.99)
+    took = sorted(ms for ms, failed in found if not failed)
+    p99 = took[max(0, int(len(took) * 0.99) - 1)]
+    return {
+        "starts": len(took),
+        "failed": len(found) - len(took),
+        "p50_ms": round(statistics.median(took), 1),
+        "p90_ms": round(took[int(len(took) * 0.9)], 1),
+        "p99_ms": round(p99, 1),
+        "server_p99_ms": round(server_s * 1e3, 2),
+        "bar": "p99 < 100 ms, server < 10 ms",
+        "met": p99 < 100 and server_s < 0.010,
+    }
+
+
+def rebuffer(seconds=40, film=None):
+    """Waiting over all traces at once, a page each; shares of the time watched."""
+    sys.path.insert(0, str(ROOT))
+    shared = ROOT.parent / "shared" / "data" / "video" / "big_buck_bunny_trailer_720p.mp4"
+    file = film or (shared if shared.is_file() else None)
+    import msgspec
+    from tests.journeys.streaming.rig import QUICK
+
+    encoding = msgspec.structs.replace(QUICK, rungs_max=4, height_max=720, duration_s_max=seconds + 8.0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        house(folder, file=file, encoding=encoding) as (here, title),
+        browser() as opened,
+    ):
+        pages = {}
+        for name in TRACES:
+            page = opened.new_page()
+            page.goto(f"{here.address}/streaming/")
+            session = page.context.new_cdp_session(page)
+            session.send("Network.enable")
+            pages[name] = (page, session)
+        began = time.monotonic()
+        for name, (page, session) in pages.items():
+            shape(session, TRACES[name][0])
+            page.evaluate(PLAY, title)
+        for second in range(1, seconds):
+            pause = began + second - time.monotonic()
+            if pause > 0:
+                time.sleep(pause)
+            for name, (_, session) in pages.items():
+                shape(session, TRACES[name][second % len(TRACES[name])])
+        seen = {name: page.evaluate(SEEN) for name, (page, _) in pages.items()}
+    played, stalled = sum(one["played"] for one in seen.values()), sum(one["stalled"] for one in seen.values())
+    ratio = stalled / (played + stalled)
+    result = {
+        name: f"{one['played']:.0f} s, {one['stalls']} stalls ({one['stalled']:.2f} s), {one['height']}p"
+        for name, one in seen.items()
+    }
+    failed = sum(1 for one in seen.values() if one["failed"])
+    return {**result, "ratio": round(ratio, 5), "bar": "< 0.005", "met": ratio < 0.005 and not failed}
+
+
+def shape(session, kbps):
+    """Give a page a network of so many kilobits a second."""
+    wanted = {"offline": False, "latency": LATENCY_MS, "downloadThroughput": kbps * 125, "uploadThroughput": 125_000}
+    session.send("Network.emulateNetworkConditions", wanted)
