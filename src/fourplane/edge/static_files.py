@@ -105,6 +105,8 @@ class StaticFiles:
         if suffix in COMPRESSED:
             answer["vary"] = "accept-encoding"
         if _unchanged(headers, etag, found.st_mtime_ns):
+            if f'{etag[:-1]}-gz"' in headers.get("if-none-match", ""):
+                answer["etag"] = f'{etag[:-1]}-gz"'  # of the form that the client has
             return Reply(status=304, headers=answer, media_type=media_type)
         wanted = _range(headers, etag, found.st_mtime_ns, found.st_size)
         if found.st_size > self._settings.file_bytes_max:

@@ -102,6 +102,8 @@ def test_text_is_packed_for_those_who_take_it(folder):
     assert packed.headers["content-encoding"] == "gzip"
     assert gzip.decompress(packed.body).decode() == TEXT
     assert packed.headers["etag"] != refused.headers["etag"]
+    (known,) = ask(folder, ("/s/style.css", {"accept-encoding": "gzip", "if-none-match": packed.headers["etag"]}))
+    assert (known.status, known.headers["etag"]) == (304, packed.headers["etag"])
     assert "content-encoding" not in refused.headers
 
 
