@@ -17,12 +17,15 @@ STYLE = """
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:64rem;padding:2rem 1rem 4rem;
 color:var(--fg);background:var(--bg)}h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1rem;margin:2rem 0 .6rem}
 p{margin:.4rem 0}.muted{color:var(--muted)}.card{background:var(--card);border:1px solid var(--line);border-radius:10px;
-padding:1rem}.verdict{display:inline-block;padding:.1rem .7rem;border-radius:99px;font-weight:600;color:var(--on);background:var(--ok)}
+padding:1rem}.verdict{display:inline-block;padding:.1rem .7rem;border-radius:99px;font-weight:600;
+color:var(--on);background:var(--ok)}
 .verdict.bad{background:var(--bad)}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));
 gap:.7rem;margin:1rem 0}.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.6rem .9rem}
 .tile b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}.tile span{color:var(--muted);font-size:.85rem}
 code,pre{font:13px/1.5 ui-monospace,monospace}pre{overflow-x:auto;margin:0}ul{margin:0;padding-left:1.2rem}
-.chart{overflow-x:auto}svg{width:100%;min-width:40rem;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--muted)}svg .name{fill:var(--fg)}
+.chart{overflow-x:auto}
+svg{width:100%;min-width:40rem;height:auto;display:block}
+svg text{font:11px system-ui,sans-serif;fill:var(--muted)}svg .name{fill:var(--fg)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}td,th{text-align:left;padding:.3rem .8rem .3rem 0;
 border-bottom:1px solid var(--line);font-weight:400}th{color:var(--muted);font-size:.85rem}td.n{text-align:right}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}.key{display:inline-block;width:.7em;height:.7em;
@@ -51,9 +54,8 @@ def page(result: Result, command: str = "") -> str:
         f"<h2>What users felt, second by second</h2><div class=card>{_legend()}<div class=chart>{_picture(result)}</div></div>"
     )
     parts.append(f"<div class=two>{_actions(result)}{_steady(result)}</div>{_ended(result)}")
-    parts.append(
-        f"<p class=muted style='margin-top:2rem'>Digest <code>{result.digest}</code>: the same seed gives the same, to the message.</p>"
-    )
+    digest = f"Digest <code>{result.digest}</code>: the same seed gives the same, to the message."
+    parts.append(f"<p class=muted style='margin-top:2rem'>{digest}</p>")
     return "".join(parts) + "</html>\n"
 
 
