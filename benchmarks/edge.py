@@ -5,6 +5,10 @@ every answer is read, so the server sees bursts as under load and the client sta
 second of the server (user and system time of its process); wall time on shared cores says little. The bare echo
 answers each read with one prebuilt answer and no parsing: the floor of loop and kernel. Rounds alternate between all
 kinds; the median of each is compared. A bar holds by its absolute figure or by its share of the echo.
+
+A rejection is counted whole: the kernel's receive and send, the loop, and the decision about a request whose class is closed.
+Every connection says the same bytes again, as a client that tries again does, so the server remembers them; bytes never
+seen before cost one regular expression more (about 1 us, 3 us with a browser's head).
 """
 
 import argparse
