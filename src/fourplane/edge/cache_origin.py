@@ -3,7 +3,10 @@
 A response is believed only as far as it is consistent: Content-Length given twice with different values, a length and a
 transfer coding together, a body cut short, a head past its bound are `OriginFailed`, so a lie of the origin is never stored.
 A connection is used again only while it is younger than the origin's own patience (its Keep-Alive, or `idle_s`) and quiet,
-also in the kernel's eyes: an end that this loop has not come round to read counts. A request that went out is never repeated,
+also in the kernel's eyes: an end that this loop has not come round to read counts. Its age is counted from when its last
+request was written, which is before the origin began to wait: an answer that a busy loop read late looks young otherwise,
+and the request that follows it meets the origin's end half way (a rare 502 on a loaded machine).
+A request that went out is never repeated,
 because the origin may have acted on it. Interim responses (1xx) are handed on as they come.
 """
 
@@ -51,13 +54,13 @@ class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Connection:
-    __slots__ = ("idle_s", "idle_since_s", "reader", "reused", "writer")
+    __slots__ = ("asked_s", "idle_s", "reader", "reused", "writer")
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
         self.idle_s = 0.0
-        self.idle_since_s = 0.0
+        self.asked_s = 0.0
         self.reused = False
 
 
@@ -211,7 +214,7 @@ class OriginPool:
             reader = connection.reader
             transport = connection.writer.transport
             usable = not (reader.at_eof() or transport.is_closing() or _unread(reader))
-            if usable and now_s - connection.idle_since_s < connection.idle_s and not _has_ended(transport):
+            if usable and now_s - connection.asked_s < connection.idle_s and not _has_ended(transport):
                 connection.reused = True
                 return connection
             transport.abort()
@@ -245,6 +248,7 @@ class OriginPool:
             lines += [name, b": ", value, b"\r\n"]
         if body or method in {b"POST", b"PUT", b"PATCH"}:
             lines.append(b"content-length: %d\r\n" % len(body))
+        connection.asked_s = clock.monotonic_s()
         connection.writer.write(b"".join([*lines, b"\r\n", body]))
         await connection.writer.drain()
         while True:
@@ -265,7 +269,6 @@ class OriginPool:
     def give_back(self, connection: _Connection, *, keep: bool) -> None:
         """A reply is over; keep its connection for the next one or end it."""
         if keep and len(self._idle) < self.settings.idle_max and not connection.reader.at_eof():
-            connection.idle_since_s = clock.monotonic_s()
             self._idle.append(connection)
         else:
             connection.writer.transport.abort()

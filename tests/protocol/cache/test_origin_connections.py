@@ -47,6 +47,20 @@ def test_an_end_the_loop_has_not_read_yet_is_an_end():
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+def test_the_age_of_a_connection_counts_from_its_last_request():
+    """A loop that was busy reads an answer late; the origin's patience began when it was sent."""
+
+    async def main():
+        async with node(lambda *_: response(b"x", MAX_AGE_0)) as (cache, _, connect):
+            client = await connect()
+            assert (await client.ask("/1"))[0] == 200
+            cache.pool._idle[0].asked_s -= cache.pool.settings.idle_s
+            assert (await client.ask("/2"))[0] == 200
+            assert cache.pool.opened == 2
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_request_the_origin_has_seen_is_not_sent_twice():
     async def main():
         def answer(_method, target, _head):
