@@ -53,7 +53,9 @@ def body(worker):
 
 fleet = Fleet(
     [Port("http", "127.0.0.1", 0, "http.port")], body, say=lambda line: print(line, flush=True),
-    settings=FleetSettings(workers=2, hung_s=0.8 if "hung" in sys.argv else 30, restarts=IntensitySettings(count_max=3, period_s=60)),
+    settings=FleetSettings(
+        workers=2, hung_s=0.8 if "hung" in sys.argv else 30, restarts=IntensitySettings(count_max=3, period_s=60)
+    ),
     preload=["msgspec"], on_ready=lambda facts: print("ready " + json.dumps(facts), flush=True),
 )
 sys.exit(fleet.run())
