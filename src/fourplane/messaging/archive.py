@@ -94,6 +94,8 @@ class MessageArchive:
                 self._complain(failure)
                 self._router.bounce(delivery, "internal-server-error", "the message could not be stored")
             else:
+                if source is not None:
+                    source.go_on(hold)
                 self._router.archived(user, delivery)
             if source is not None:
                 source.release(hold)

@@ -82,10 +82,10 @@ class StreamManagement:
     def durable_h(self, *holds: dict[int, int] | None) -> int:
         """How many of the client's stanzas are handled, up to the first whose durable write (in `holds`) is not finished.
 
-        The values of each table grow in the order in which they were put in, so that the first one is the smallest.
+        A table is not in order: a stanza that was first written to the archive may then go to the store, behind later ones.
         """
         handled = self.handled
         for table in holds:
             if table:
-                handled = min(handled, next(iter(table.values())) - 1)
+                handled = min(handled, min(table.values()) - 1)
         return handled % MODULUS

@@ -194,12 +194,18 @@ class User:
 
     def keep(self, owed: Owed) -> None:
         """Store one message a client has not acknowledged; its sender's acknowledgement goes out when it is durable."""
-        message, owed.message = owed.message, None
+        message = owed.message
         if message is None or not worth_storing(message.stanza):
+            owed.message = None
             owed.settle()
             return
         router = self.router
-        owed.stored_id = router.ids.next()
+        try:
+            owed.stored_id = router.ids.next()
+        except FourplaneError as error:  # it stays owed, and is tried again
+            router.registry.event("error", "messaging", "a message cannot be kept now", error=error.reason)
+            return
+        owed.message = None
         self.offline_count += 1
         self.spooling += 1
 
@@ -341,6 +347,11 @@ class User:
         if self.offline_count >= router.settings.offline_max:
             router.bounce(delivery, "service-unavailable", "too many messages wait for this user")
             return
+        try:
+            ident = router.ids.next()
+        except FourplaneError as error:
+            router.bounce(delivery, "internal-server-error", error.message)
+            return
         self.offline_count += 1
         self.spooling += 1
         source = delivery.source
@@ -358,7 +369,7 @@ class User:
             if source is not None:
                 source.release(hold)
 
-        router.store.put_offline(self.address.bare, router.ids.next(), delivery.raw, stored)
+        router.store.put_offline(self.address.bare, ident, delivery.raw, stored)
 
     def _carbon(self, direction: str, delivery: Delivery, without: frozenset[str]) -> None:
         raw = delivery.raw

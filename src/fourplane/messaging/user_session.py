@@ -46,6 +46,7 @@ class UserSession:
     """One connected (or resumable) resource."""
 
     __slots__ = (
+        "_belongs",
         "_held",
         "_hold_next",
         "_holds",
@@ -81,6 +82,7 @@ class UserSession:
         self.quiet: dict[str, bytes] | None = None  # presence kept back while the client is inactive (XEP-0352)
         self._holds: dict[int, int] | None = None
         self._hold_next = 0
+        self._belongs = 0  # to which of the client's stanzas new holds belong, 0: the last one
         self._owed: dict[int, int] = NOTHING_OWED
         self._held: deque[bytes] | None = None
 
@@ -139,13 +141,18 @@ class UserSession:
         if self._holds is None:
             self._holds = {}
         self._hold_next += 1
-        self._holds[self._hold_next] = self.management.handled if self.management is not None else 1  # of none
+        self._holds[self._hold_next] = self._number()
         if len(self._holds) > HOLDS_MAX and self.stream is not None:
             self.stream.pause("disk")
         return self._hold_next
 
+    def go_on(self, hold: int) -> None:
+        """What follows, up to the release of `hold`, is done for its stanza, however many have come since."""
+        self._belongs = self._holds.get(hold, 0) if self._holds is not None else 0
+
     def release(self, hold: int) -> None:
         """The write of `hold` is finished, or its stanza was answered with an error."""
+        self._belongs = 0
         holds = self._holds
         if holds is None or holds.pop(hold, None) is None:
             return
@@ -169,8 +176,12 @@ class UserSession:
         self._hold_next += 1
         if self._owed is NOTHING_OWED:
             self._owed = {}
-        self._owed[self._hold_next] = self.management.handled
+        self._owed[self._hold_next] = self._number()
         return self._hold_next
+
+    def _number(self) -> int:
+        """The client's stanza that is being handled, by its count."""
+        return self._belongs or (self.management.handled if self.management is not None else 1)  # 1 of none
 
     def owes(self) -> int:
         """How many stanzas of this client are passed on and not safe yet."""

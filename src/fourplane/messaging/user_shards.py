@@ -126,6 +126,9 @@ class FarSource:
 
     owe = hold
 
+    def go_on(self, hold: int) -> None:
+        """See `UserSession.go_on`; here nothing is counted."""
+
     def release(self, token: int) -> None:
         """See `UserSession.release`."""
         if self._holds is None:
