@@ -154,6 +154,7 @@ def send(port: int, drivers: int, sweeps: int) -> None:
     stream = bytearray(frames_of(drivers, sweeps + 1, 1))
     view, at = memoryview(stream), 0
     with socket.create_connection(("127.0.0.1", port)) as out:
+        out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         while at < len(stream):
             length = int.from_bytes(stream[at + 4 : at + 8], "little")
             stream[at + 8 : at + 12] = (drivers - 1).to_bytes(4, "little")

@@ -54,7 +54,8 @@ async def drive(target: dict, rate: float, seconds: float, cars: int) -> dict[st
             method, f"/dispatch/api{path}", body=msgspec.json.encode(body), headers=sent, timeout_s=30
         )
         if answer.status >= 300:
-            why = msgspec.json.decode(answer.body)["error"]["code"]
+            error = msgspec.json.decode(answer.body)["error"]
+            why = f"{path.rpartition('/')[2]}: {error['message'][:48]}"
             refused[why] = refused.get(why, 0) + 1
             raise Refused(why)
         return msgspec.json.decode(answer.body)

@@ -44,6 +44,7 @@ class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_max: int = 10_000
     verbs_waiting_max: int = 20_000
     workers: int = 32
+    socket_buffer: int = 1 << 20  # bytes of positions the kernel holds per connection
     hello_s: float = 10.0
     sample_max: int = 2_000  # positions per event on the log
     event_s: float = 1.0
@@ -357,6 +358,9 @@ class FeedConnection(asyncio.BufferedProtocol):
         if not self._feed.opened(self):
             self._fail(Overloaded("too many connections to the location feed"))
             return
+        sock = transport.get_extra_info("socket")
+        if sock is not None:  # what waits in the kernel is old when it is read: a sender that is too fast shall feel it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._feed.settings.socket_buffer)
         asyncio.get_running_loop().call_later(self._feed.settings.hello_s, self._check_hello)
 
     def get_buffer(self, _sizehint: int) -> memoryview:

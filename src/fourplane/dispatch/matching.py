@@ -16,6 +16,7 @@ generated city, five seeds, in brackets the standard error of the mean differenc
     cheapest pair first    | 100 %, 96 s   | 91.6 %, 97 s  | 79.2 %, 67 s
     auction (`auction.py`) | 100 %, 97 s   | 91.7 %, 97 s  | 79.2 %, 67 s
     auction - cheapest     | +0.3 (0.5) s  | +0.04 (0.11) points, -0.2 (0.5) s | -0.09 (0.09) points, 0.0 (0.3) s
+    horizon 45 s - without | -14.1 s       | +0.99 points, -5.9 s  | +0.51 points, -1.5 s
 
 The auction's smaller sums do not reach riders (its mean wait is 0.9 (0.4) s longer at 3,092), so the simple rule ships;
 `rule = "auction"` selects the other. Every decision keeps its reasons: candidates, costs, and why the nearest one did not

@@ -201,7 +201,7 @@ class RiderApi:
             Route("POST", f"{API}/estimates/drivers", self.near_many, "The same for up to 100 places [latitude, longitude]",
                   body=PlacesBody, answer=NearManyAnswer, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("POST", f"{API}/requests/estimate", self.estimate, "An upfront fare: fare_id, good for two minutes",
-                  body=EstimateBody, answer=Estimate, rate_per_s=self._d.settings.ride_calls_per_s),
+                  body=EstimateBody, answer=Estimate, priority=urgent, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("POST", f"{API}/requests", self.request, "Ask for a ride (Idempotency-Key repeats safely)",
                   body=RequestBody, answer=RideAnswer, priority=urgent, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("GET", f"{API}/requests/current", self.current, "My ride under way", answer=RideAnswer, priority=urgent),
