@@ -67,6 +67,7 @@ class CallPolicy:
         "_hedges_won",
         "_in_flight",
         "_limited",
+        "_quiet",
         "_retries",
         "_said",
         "_settings",
@@ -81,8 +82,9 @@ class CallPolicy:
         self.name = name
         self._settings = settings or CallSettings()
         self.limit: Limit = limit or Gradient2(self._settings.limit)
-        self._ceiling = self.limit.value  # 0 while the breaker is not closed: one comparison admits a call
         self.breaker = CircuitBreaker(self._settings.breaker)
+        self._ceiling = self._quiet = 0
+        self._look()
         self.budget = RetryBudget(self._settings.retry)
         self._untimed = not self._settings.deadline_s and not self._settings.hedge_after_s
         self._in_flight = self._said = 0
@@ -213,9 +215,9 @@ class CallPolicy:
     async def _attempt(self, work: Callable[[], Awaitable[T]], *, timed: bool = False) -> T:
         """Steps 2 to 4 for one attempt. Of quiet calls one in 32 is timed; successes reach the breaker in lots."""
         in_flight = self._in_flight
-        began = 0.0 if in_flight < self._ceiling else self._admit(in_flight)
+        began = 0.0 if in_flight < self._quiet else self._admit(in_flight)
         self._calls = calls = self._calls + 1
-        if not calls & SAMPLE_MASK or in_flight > SAMPLE_ALL_OVER:
+        if not calls & SAMPLE_MASK:
             began = clock.monotonic_s()
         self._in_flight = in_flight + 1
         try:
@@ -229,12 +231,19 @@ class CallPolicy:
             now = clock.monotonic_s()
             self._say_successes(now)
             self.limit.sample(now - began, in_flight)
-            self._ceiling = self.limit.value if self.breaker.state == "closed" else 0
+            self._look()
         return result
 
+    def _look(self) -> None:
+        """Limit and breaker in two numbers, so that one comparison admits a quiet call."""
+        self._ceiling = self.limit.value if self.breaker.state == "closed" else 0
+        self._quiet = min(self._ceiling, SAMPLE_ALL_OVER + 1)
+
     def _admit(self, in_flight: int) -> float:
-        """Say why a call may not be made, or let a probe pass; the time now."""
+        """Say why a call may not be made, or let it (or a probe) pass; the time now."""
         now = clock.monotonic_s()
+        if in_flight < self._ceiling:
+            return now
         if in_flight >= self.limit.value:
             self._limited += 1
             raise Overloaded(
@@ -264,7 +273,7 @@ class CallPolicy:
             self.breaker.succeeded(now)  # a no is an answer
         else:
             self.breaker.abandoned()
-        self._ceiling = self.limit.value if self.breaker.state == "closed" else 0
+        self._look()
 
 
 def _as_ours(name: str, error: BaseException) -> FourplaneError:
