@@ -37,6 +37,7 @@ VERBS = (
     Verb("operator", "operator", "print a fresh one-time link for an operator's browser"),
     Verb("plan", "plan", "what a number of users would take: machines, cost, availability"),
     Verb("simulate", "simulate", "run the real services in virtual time from a seed"),
+    Verb("move-store", "move_store", "carry the stores of a deployment to PostgreSQL or S3"),
     Verb("chaos", "chaos", "break a running deployment on purpose, with an end to every fault"),
     Verb("check-config", "check_config", "check the settings and show where each value comes from"),
     Verb("setup", "setup", "set the checkout up again and say what is there"),

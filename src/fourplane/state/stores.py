@@ -95,6 +95,14 @@ class Stores:
         """The search index called `name`."""
         return cast("Search", await self._once("search", name, self._settings.search, self._open_search))
 
+    async def rows(self, contract: str, name: str) -> Sql:
+        """The tables under a store of rows on a relational server, for moving it there; the caller closes nothing."""
+        if contract == "sql":
+            return await self.sql(name)
+        await self.records(name)  # makes its table
+        url = self._settings.overrides.get(f"records.{name}", self._settings.records)
+        return cast("Sql", await self._once("rows", f"r_{name}", url, self._open_sql))
+
     async def start(self, tasks: Tasks) -> None:
         """Stores open when asked for."""
 
