@@ -71,7 +71,9 @@ def test_every_service_is_a_process_of_its_own(phase2):
     owners = {owner_of(phase2, name) for name in ("streaming", "dispatch", "commerce", "messaging")}
     assert len(owners) == 4
     databases = {path.name for path in (phase2["folder"] / "state").glob("*.db")}
-    assert not {name for name in databases if name.startswith(("sql-", "records-"))}, "nothing of these is in the folder"
+    assert not {name for name in databases if name.startswith(("sql-", "records-"))}, (
+        "nothing of these is in the folder"
+    )
 
 
 def test_every_page_and_the_state_of_all_workers(phase2):

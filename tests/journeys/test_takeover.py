@@ -82,7 +82,10 @@ def test_requests_run_through_a_change_of_version(tmp_path):
         assert set(counts) == {200}, counts
         assert before > 0
         assert int(told["http_port"]) == port
-        assert not Path(f"/proc/{facts['pid']}").exists() or Path(f"/proc/{facts['pid']}/stat").read_text().split()[2] == "Z"
+        assert (
+            not Path(f"/proc/{facts['pid']}").exists()
+            or Path(f"/proc/{facts['pid']}/stat").read_text().split()[2] == "Z"
+        )
 
 
 def test_takeover_of_an_empty_folder_is_a_start(tmp_path):

@@ -226,4 +226,6 @@ async def forwarded(pair):
     client = fresh_client(pair)
     _, text = await call(client, "GET", "/metrics")
     client.close()
-    return sum(int(n) for n in re.findall(r'http_requests_total\{server="neighbours",worker="\d"\} (\d+)', text.decode()))
+    return sum(
+        int(n) for n in re.findall(r'http_requests_total\{server="neighbours",worker="\d"\} (\d+)', text.decode())
+    )
