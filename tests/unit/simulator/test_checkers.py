@@ -114,3 +114,21 @@ def test_bytes_of_another_segment_or_cut_short_are_wrong():
     assert films.wrong_bytes(b"", "Harbour", "360p", 1)
     assert films.unearned(403, "x") == []
     assert films.unearned(200, "x")
+
+
+def test_a_message_whose_sender_was_told_is_owed_to_nobody():
+    made = book()
+    made.shown("m1", "bob", "bob/1")
+    made.refused("m2")
+    assert made.check(settled=True) == []
+
+
+def test_a_cart_is_ordered_once():
+    assert shop.ordered_twice(["a", "b"]) == []
+    assert shop.ordered_twice(["a", "b", "a"]) == ["shop: cart a became 2 orders"]
+
+
+def test_what_was_not_sold_can_be_bought_again():
+    stock, sold = {"x": 10, "y": 5}, {"x": 3}
+    assert shop.not_given_back({"x": 7, "y": 5, "other": 1}, stock, sold) == []
+    assert shop.not_given_back({"x": 6, "y": 5}, stock, sold) == ["shop: 6 of x can be bought, 7 were not sold"]
