@@ -147,3 +147,34 @@ def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
             client.close()
 
     run(main)
+
+
+def test_another_screen_goes_on_and_the_fifth_is_refused(encoder, tmp_path):
+    async def main():
+        async with house(tmp_path) as here:
+            title = await here.streaming.ensure_title(duration_s=12.0)
+            client = HttpClient("127.0.0.1", here.port)
+            wanted, sessions = {"title": title, "region": "eu"}, []
+            for _ in range(4):
+                status, play = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
+                assert (status, play["resume_s"]) == (200, 0.0)
+                sessions.append(play["session"])
+            status, refused = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
+            assert (status, refused["error"]["code"]) == (403, "too_many_streams")
+            last = {"session": sessions[0], "played_s": 7.5, "at_s": 7.5, "ended": True}
+            assert (await told(client, "POST", "/streaming/api/beacons", last))[0] == 204
+            status, play = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
+            assert (status, play["resume_s"]) == (200, 7.5)
+            _, listed = await told(client, "GET", "/streaming/api/continue", token=here.operator)
+            assert [(one["title"]["id"], one["at_s"]) for one in listed["begun"]] == [(title, 7.5)]
+            assert (await told(client, "GET", "/streaming/api/continue"))[1] == {"begun": []}
+            described = {"name": "Living colours", "about": {"regions": ["us"], "genres": ["Short"]}}
+            assert (await told(client, "PUT", f"/streaming/api/titles/{title}", described, token=here.operator))[
+                0
+            ] == 200
+            status, refused = await told(client, "POST", "/streaming/api/play", wanted)
+            assert (status, refused["error"]["code"]) == (403, "not_in_region")
+            assert (await told(client, "GET", "/streaming/api/titles?region=eu"))[1] == {"titles": []}
+            client.close()
+
+    run(main)

@@ -1,11 +1,12 @@
 """The rule checker finds nothing in what we write, and the fault in each playlist broken on purpose."""
 
+import msgspec
 import pytest
 from tests.unit.streaming import boxes
 
 from fourplane.streaming import hls
 from fourplane.streaming.hls_rules import findings
-from fourplane.streaming.packaging import TitleIndex, index_track
+from fourplane.streaming.packaging import Caption, TitleIndex, index_track
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,17 @@ def test_nothing_is_wrong_with_ours(index):
         hls.key_frames(index, track) for track in index.video
     ]
     assert [findings(text) for text in texts] == [[]] * len(texts)
+
+
+def test_nothing_is_wrong_with_texts_and_two_sounds_of_one_language(index):
+    sounds = tuple(msgspec.structs.replace(index.audio[0], name=f"audio_{n}", language="eng") for n in range(2))
+    texts = (Caption("captions_0_en", "en"), Caption("captions_1_en", "en"))
+    more = msgspec.structs.replace(index, tracks=(*index.video, *sounds), captions=texts)
+    pathways = (("A", "http://a/"), ("B", "http://b/"))
+    written = [hls.master(more), hls.master(more, steering_uri="/s", pathways=pathways), hls.captions(more, texts[0])]
+    assert [findings(text) for text in written] == [[], [], []]
+    assert 'NAME="English (2)",LANGUAGE="en"' in written[0]
+    assert 'SUBTITLES="text-A"' in written[1]
 
 
 @pytest.mark.parametrize(
