@@ -5,6 +5,7 @@ without products gets a catalog of its own (see catalog_seed.py), so a first vis
 """
 
 import contextlib
+import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -142,6 +143,7 @@ class Commerce:
             paybacks=self.credits,
         )
         self.pages = PageCache(settings.pages)
+        self._packer = Pool("pages", threads=1)
         self.store.when_changed(self._changed)
         self.admission: Admission | None = None
         self.storefront = Storefront(self.store, self.pages, self.media)
@@ -176,6 +178,7 @@ class Commerce:
         """Nothing to release: the stores are closed by whoever opened them."""
         await self.coordinator.stop()
         self.catalog.close()
+        self._packer.close()
 
     async def fill(self, progress: Progress | None = None) -> ImportReport:
         """Import the configured catalog file, or make a believable catalog."""
@@ -217,6 +220,13 @@ class Commerce:
             for path in self.pages.take_due(self._settings.pages.renew_at_once):
                 with contextlib.suppress(FourplaneError):  # the old page goes on being sent
                     await self.storefront.render(path)
+            plain = self.pages.take_plain(self._settings.pages.pack_at_once)
+            if plain:
+                small = await self._packer.run(
+                    lambda bodies=[body for _, body in plain]: [_packed(body) for body in bodies]
+                )
+                for (path, body), packed in zip(plain, small, strict=True):
+                    self.pages.pack(path, body, packed)
 
     async def _keep_snapshot(self) -> None:
         """What the processes of this machine share follows the rows."""
@@ -259,3 +269,7 @@ class Commerce:
             captured=self.payments.captured,
             declined=self.payments.declined,
         )
+
+
+def _packed(body: bytes) -> bytes:
+    return gzip.compress(body, 6, mtime=0)

@@ -29,7 +29,6 @@ HOLLOW: tuple[tuple[str, Plane, str], ...] = (
     ("PRESCALE", "control", "Scaling before an event is not built yet."),
     ("SESSION", "service", "Session affinity between regions is not built yet; one region needs none."),
     ("BACKUP", "state", "The copy of carts in another region is not built yet; carts already merge."),
-    ("COMPRESS", "edge", "Compressed answers are not built yet."),
     ("CLICK", "edge", "Click events are not collected yet."),
     ("VIEW", "edge", "Page views are not collected yet."),
     ("PURCHASE", "edge", "Purchases are not fed to recommendations yet."),
@@ -152,6 +151,10 @@ def _cart(shop: "Commerce") -> list[Node]:
         facts: dict[str, float | int | str] = {"hit_ratio": round((asked - s.misses) / max(1, asked), 4)}
         return Figures(asked, facts=facts | {"from the shared table": s.shared_hits, "decoded": s.decoded})
 
+    def packed() -> Figures:
+        s = shop.pages.statistics()
+        return Figures(s.hits, facts={"pages": s.pages, "with a twin": s.packed})
+
     def together() -> Figures:
         shared = shop.coordinator.sharing()
         ratio = round(shared.callers / max(1, shared.commits), 1)
@@ -172,6 +175,7 @@ def _cart(shop: "Commerce") -> list[Node]:
             "CACHE", "state", "Decoded products, and a table that the machine's processes share", "snapshot.py", catalog
         ),
         _node("BATCH", "state", "Buyers who meet share commits and statements", "checkout.py", together),
+        _node("COMPRESS", "edge", "Kept pages and files have a gzip twin, made once", "page_cache.py", packed),
         _node("PRELOAD", "service", "Related products come with the page", "store.py", boxes.catalog.figures),
     ]
 

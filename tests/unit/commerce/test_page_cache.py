@@ -1,6 +1,7 @@
 """Kept pages: shared by visitors without a cart, renewed by one, dropped when stock runs low, better than an error."""
 
 import asyncio
+import gzip
 
 from tests.journeys.commerce.rig import shop
 
@@ -108,3 +109,34 @@ def test_the_shop_keeps_a_page_drops_it_when_few_are_left_and_serves_it_when_all
             assert b"Only 5 left" in (await s.client.request("GET", path)).body
 
     asyncio.run(main())
+
+
+def test_who_takes_gzip_gets_the_twin_with_a_validator_of_its_own() -> None:
+    cache = PageCache(PageCacheSettings())
+    page = b"<p>the same again</p>" * 200
+    cache.keep("/p/1", page)
+    [(path, body)] = cache.take_plain(8)
+    assert (path, body, cache.take_plain(8)) == ("/p/1", page, [])
+    cache.pack(path, body, gzip.compress(body))
+    plain = cache.hot(asked(b"/p/1"))
+    packed = cache.hot(asked(b"/p/1", (b"accept-encoding", b"br, GZIP")))
+    assert b"content-encoding: gzip" in packed
+    assert gzip.decompress(packed.partition(b"\r\n\r\n")[2]) == page
+    assert len(packed) < len(plain) / 5
+    for one in (plain, packed):
+        assert b"vary: cookie, accept-encoding" in one
+    tags = [one.partition(b"etag: ")[2].partition(b"\r\n")[0] for one in (plain, packed)]
+    assert tags[0] != tags[1]
+    again = cache.hot(asked(b"/p/1", (b"accept-encoding", b"gzip"), (b"if-none-match", tags[1])))
+    assert again.startswith(b"HTTP/1.1 304")
+    refused = cache.hot(asked(b"/p/1", (b"accept-encoding", b"gzip; q=0, br")))
+    assert refused.endswith(page)
+
+
+def test_a_twin_of_a_page_that_has_changed_meanwhile_is_not_kept() -> None:
+    cache = PageCache(PageCacheSettings())
+    cache.keep("/p/1", b"old" * 500)
+    [(path, body)] = cache.take_plain(8)
+    cache.keep("/p/1", b"new" * 500)
+    cache.pack(path, body, gzip.compress(body))
+    assert cache.hot(asked(b"/p/1", (b"accept-encoding", b"gzip"))).endswith(b"new")
