@@ -31,6 +31,15 @@ class Address:
         self.bare = f"{local}@{domain}" if local else domain
         self.full = f"{self.bare}/{resource}" if resource else self.bare
 
+    @classmethod
+    def beside(cls, base: "Address", resource: str) -> "Address":
+        """The address of one device of `base`, sharing its texts."""
+        made = cls.__new__(cls)
+        made.local, made.domain, made.bare = base.local, base.domain, base.bare
+        made.resource = resource
+        made.full = f"{base.bare}/{resource}"
+        return made
+
     def __repr__(self) -> str:
         return f"Address({self.full!r})"
 
@@ -51,7 +60,7 @@ def parse(text: str) -> Address:
     address = _prepare(text)
     if len(_seen) >= REMEMBERED_MAX:
         _seen.clear()
-    _seen[text] = address
+    _seen[address.full if address.full == text else text] = address
     return address
 
 
@@ -108,6 +117,9 @@ def prepare_domain(text: str) -> str:
 
 def _prepare(text: str) -> Address:
     bare, slash, resource = text.partition("/")
+    base = _seen.get(bare) if slash and resource else None
+    if base is not None and not base.resource:
+        return Address.beside(base, prepare_resource(resource))
     local, at, domain = bare.partition("@")
     if not at:
         local, domain = "", bare

@@ -23,6 +23,7 @@ DIGESTS_MAX = 5_000
 FEATURES_MAX = 500
 WAITING_MAX = 10_000
 NOTIFY = "+notify"
+NOTHING: frozenset[str] = frozenset()  # one for all sessions
 _CAPS = re.compile(rb"<c\s[^>]*xmlns=['\"]http://jabber\.org/protocol/caps['\"][^>]*>")
 _PART = re.compile(rb"\s(hash|node|ver)=(?:'([^'<&]{1,300})'|\"([^\"<&]{1,300})\")")
 
@@ -39,11 +40,11 @@ class EntityCaps:
         """The nodes this client wants to hear of; None while it has to be asked, and `answered` will tell."""
         found = _CAPS.search(stanza.raw) if CAPS in stanza.children else None
         if found is None:
-            return frozenset()
+            return NOTHING
         parts = {key.decode(): (single or double).decode() for key, single, double in _PART.findall(found.group())}
         ver, node = parts.get("ver", ""), parts.get("node", "")
         if not ver or parts.get("hash") != "sha-1":
-            return frozenset()
+            return NOTHING
         known = self._wanted.get(ver)
         if known is None:
             self._ask(session, ver, node)
@@ -56,10 +57,10 @@ class EntityCaps:
             return None
         del self._asked[stanza.attributes["id"]]
         if stanza.attributes.get("type") != "result":
-            return frozenset()
+            return NOTHING
         query = stanzas.tree(stanza).find(f"{{{DISCO_INFO}}}query")
         if query is None:
-            return frozenset()
+            return NOTHING
         features = [feature.get("var", "") for feature in query.findall(f"{{{DISCO_INFO}}}feature")][:FEATURES_MAX]
         wanted = frozenset(name.removesuffix(NOTIFY) for name in features if name.endswith(NOTIFY))
         if digest_of(query) == asked[0]:

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import hmac
 import struct
+from functools import lru_cache
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -31,6 +32,7 @@ from fourplane.state.contracts import Delete, Put
 
 SCHEMA = 1
 KEYS = "SCRAM-SHA-256"  # whose digest a token is bound to
+REMEMBERED = 4_096  # hashes of what comes again and again
 TOKEN_BYTES = 24
 TAG_MAX = 64
 AGENT_MAX = 200
@@ -110,7 +112,7 @@ def _read_bind(wish: Wish, bind: ET.Element) -> None:
 
 def resource_for(wish: Wish) -> str:
     """The resource of Bind 2: what the client is called, and something of its own that stays the same for its id."""
-    own = hashlib.sha256(wish.agent.encode()).hexdigest()[:12] if wish.agent else clock.token_bytes(6).hex()
+    own = _key(wish.agent)[2:8].hex() if wish.agent else clock.token_bytes(6).hex()
     return addresses.prepare_resource(f"{wish.tag}~{own}" if wish.tag else own)
 
 
@@ -166,12 +168,18 @@ def _claim(wish: Wish) -> tuple[str, bytes]:
 
 
 def _checked(router: Router, exchange: Login, local: str, proof: bytes, found: tuple[int, bytes] | None) -> Step:
-    token = found[1] if found is not None else b"\0"
-    right = hmac.compare_digest(hmac.digest(token, b"Initiator", "sha256"), proof)
+    initiator, responder = _proofs(found[1] if found is not None else b"\0")
+    right = hmac.compare_digest(initiator, proof)
     router.accounts.note_login(local, succeeded=right and found is not None)
     if found is None or not right:
         return exchange.failed(SaslError("not-authorized"))
-    return Step("success", hmac.digest(token, b"Responder", "sha256"), local)
+    return Step("success", responder, local)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _proofs(token: bytes) -> tuple[bytes, bytes]:
+    """What both sides say to prove that they know the token."""
+    return hmac.digest(token, b"Initiator", "sha256"), hmac.digest(token, b"Responder", "sha256")
 
 
 def try_token_for(router: Router, name: str, wish: Wish) -> bytes | None:
@@ -236,9 +244,15 @@ async def _key_digest(router: Router, name: str) -> bytes | None:
 
 
 def _digest_of(keys: ScramKeys) -> bytes:
-    return hashlib.sha256(keys.stored_key).digest()
+    return _digest(keys.stored_key)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+@lru_cache(maxsize=REMEMBERED)
 def _key(agent: str) -> bytes:
     return b"f/" + hashlib.sha256(agent.encode()).digest()
 

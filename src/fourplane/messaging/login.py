@@ -79,15 +79,16 @@ class Offer:
 
 
 @lru_cache(maxsize=16)
-def features_after_login(stanza_max: int) -> bytes:
-    """`<stream:features/>` of an authenticated stream."""
-    return (
-        f"<stream:features><bind xmlns='{BIND_NS}'/>"
-        "<session xmlns='urn:ietf:params:xml:ns:xmpp-session'><optional/></session>"
-        f"<sm xmlns='{SM}'/><ver xmlns='urn:xmpp:features:rosterver'/><sub xmlns='urn:xmpp:features:pre-approval'/>"
-        f"<csi xmlns='urn:xmpp:csi:0'/><limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{stanza_max}</max-bytes></limits>"
-        "</stream:features>"
-    ).encode()
+def features_after_login(stanza_max: int, *, bound: bool = False, managed: bool = False) -> bytes:
+    """`<stream:features/>` of an authenticated stream; what was done inline already is not offered again (XEP-0386)."""
+    session = "<session xmlns='urn:ietf:params:xml:ns:xmpp-session'><optional/></session>"
+    parts = [
+        "" if bound else f"<bind xmlns='{BIND_NS}'/>{session}",
+        "" if managed else f"<sm xmlns='{SM}'/>",
+        "<ver xmlns='urn:xmpp:features:rosterver'/><sub xmlns='urn:xmpp:features:pre-approval'/><csi xmlns='urn:xmpp:csi:0'/>",
+        f"<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{stanza_max}</max-bytes></limits>",
+    ]
+    return f"<stream:features>{''.join(parts)}</stream:features>".encode()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -249,6 +250,11 @@ def resume(router: Router, name: str, stanza: Stanza) -> tuple[UserSession | Non
     session.taken(management.acknowledged(int(h)))
     answer = f"<resumed xmlns='{SM}' previd='{resume_id}' h='{session.durable_h()}'/>"
     return session, answer.encode()
+
+
+def refused_resumption() -> bytes:
+    """The answer to `<resume/>` in a stream that has its session."""
+    return _sm_failed("unexpected-request")
 
 
 def _sm_failed(condition: str) -> bytes:

@@ -2,8 +2,8 @@
 
 A user is an actor: one object per bare address that alone touches its sessions, contacts and stored messages, and is only
 ever entered through `deliver` and `from_session`. An exception in it concerns nobody else: it is thrown away, built again
-from the store with its live sessions, and the stanza that broke it is answered with an error. A user that breaks more often
-than `RESTARTS_MAX` in `RESTARTS_S` is no accident, and its sessions are closed.
+from the store with its live sessions, and the stanza that broke it is answered with an error. How often is the
+supervisors' restart intensity (service/restart_intensity.py); past it, its sessions are closed: they are what depends on it.
 
 A user nobody has loaded yet gets a mailbox of bounded length while the store is read; loaded ones need none, a
 stanza is handled in the tick in which it came. Users without sessions stay in memory until there are too many of them.
@@ -32,12 +32,13 @@ from fourplane.messaging.user_session import UserSession
 from fourplane.messaging.user_store import UserStore
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza, StreamError
 from fourplane.service.accounts import Accounts
+from fourplane.service.restart_intensity import IntensitySettings, RestartIntensity
 
 if TYPE_CHECKING:
     from fourplane.messaging.user_shards import UserShards
 
-RESTARTS_MAX = 5
-RESTARTS_S = 10.0
+INTENSITY = IntensitySettings()  # of one user: 5 restarts in 10 s, then its trouble is no accident
+RESTARTS_REMEMBERED = 1_000  # users
 
 
 class Service(Protocol):
@@ -122,7 +123,7 @@ class Router:
         self.personal_events: PersonalEvents | None = None
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._idle: dict[str, User] = {}  # users without sessions, oldest first
-        self._restarts: dict[str, list[float]] = {}
+        self._restarts: dict[str, RestartIntensity] = {}
         self._tasks: Tasks | None = None
 
     def start(self, tasks: Tasks) -> None:
@@ -301,14 +302,14 @@ class Router:
         self.registry.event("error", "messaging", f"the actor of {bare} crashed and restarts", error=repr(error))
         self.users.pop(bare, None)
         self._idle.pop(bare, None)
-        now = clock.monotonic_s()
-        recent = [at for at in self._restarts.get(bare, []) if at > now - RESTARTS_S] + [now]
-        self._restarts[bare] = recent
-        if len(self._restarts) > 1_000:
+        intensity = self._restarts.get(bare)
+        if intensity is None:
+            intensity = self._restarts[bare] = RestartIntensity(INTENSITY)
+        if len(self._restarts) > RESTARTS_REMEMBERED:
             del self._restarts[next(iter(self._restarts))]
         self.bounce(delivery, "internal-server-error")
-        if len(recent) > RESTARTS_MAX:
-            self.registry.event("error", "messaging", f"{bare} crashed {len(recent)} times, its sessions are closed")
+        if not intensity.allow(clock.monotonic_s()):
+            self.registry.event("error", "messaging", f"{bare} crashes again and again, its sessions are closed")
             user.close_sessions("internal-server-error")
             return
         successor = self._begin(user.address)
@@ -369,6 +370,8 @@ class Router:
         if not user.sessions:
             self.became_idle(user)
         for delivery, hold in waiting:
+            if delivery.source is not None and delivery.raw:
+                delivery.source.go_on(hold)
             if delivery.raw:
                 self.deliver(delivery)
             elif delivery.source is not None:

@@ -172,7 +172,10 @@ class StreamLogin:
             stream.become(resumed)
             resumed.attach(stream)
         else:
-            stream.send(login.features_after_login(router.settings.stanza_max))
+            session_there = stream.session
+            managed = session_there is not None and session_there.management is not None
+            most = router.settings.stanza_max
+            stream.send(login.features_after_login(most, bound=session_there is not None, managed=managed))
 
     def _bind(self, stanza: Stanza) -> None:
         router = self._stream.streams.router

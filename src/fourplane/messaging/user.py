@@ -16,7 +16,7 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
 from fourplane.messaging.stream_management import MODULUS, Owed
 from fourplane.messaging.user_session import CHAT_STATES, UserSession
-from fourplane.messaging.user_store import StoredUser
+from fourplane.messaging.user_store import NOBODY, StoredUser
 from fourplane.messaging.xml_stream import CLIENT, MESSAGE, PRESENCE, Stanza
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class User:
         self.sessions: dict[str, UserSession] = {}
         self.contacts: dict[str, Contact] = {}
         self.version = 0
-        self.blocked: frozenset[str] = frozenset()
+        self.blocked = NOBODY
         self.offline_count = 0
         self.spooling = 0  # messages on their way to the disk
         self.carbon_count = 0

@@ -36,6 +36,7 @@ from fourplane.state.contracts import Change, Delete, Put, Record, Records
 WRITERS = 64
 BATCH_MAX = 100
 PAGE = 1_000
+NOBODY: frozenset[str] = frozenset()  # one for all who have blocked nobody
 SCHEMA = 1
 Done = Callable[[FourplaneError | None], None]
 
@@ -95,7 +96,7 @@ class UserStore:
                 number = struct.unpack(">Q", record.value[1:9])[0]
             elif record.sort.startswith(b"o/"):
                 offline_count += 1
-        return StoredUser(contacts, number, frozenset(blocked), offline_count)
+        return StoredUser(contacts, number, frozenset(blocked) if blocked else NOBODY, offline_count)
 
     async def offline(self, bare: str, limit: int) -> list[OfflineMessage]:
         """The oldest stored messages of a user."""
