@@ -1,7 +1,7 @@
 """Run the checks and all tests, section by section, each with a budget of seconds that is told but never red.
 
-A section is one pytest of its own, so that a crash of one leaves the others standing. The checks run beside the unit
-tests, which share nothing with them; every other section has both cores for itself. The last line counts everything.
+A section is two pytests side by side, one for each core, with the section's files dealt out by size; a crash of one leaves
+the others standing. The checks run beside the unit tests, which share nothing with them. The last line counts everything.
 """
 
 import argparse
@@ -23,6 +23,7 @@ HUNG_FACTOR = 4  # past this many budgets a section is ended: one hung test must
 RESULTS = Path(".tools") / "results"
 TEST_S = 60  # past this a single test tells where it stands
 NO_TESTS = 5  # pytest's exit code when it collected nothing
+LANES = 2
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -117,26 +118,55 @@ async def _pytest(folder: Path, section: Section, options: argparse.Namespace, s
     if not paths:
         return outcome
     (folder / RESULTS).mkdir(parents=True, exist_ok=True)
-    results = folder / RESULTS / f"{section.name.replace(', ', '-')}.xml"
-    results.unlink(missing_ok=True)
-    limit_s = section.budget_s * HUNG_FACTOR * (4 if options.all else 1)
-    argv = processes.python("pytest", "--no-header", "--tb=short", f"--junitxml={results}", *paths)
-    argv += ["--durations=3", "--durations-min=2", "-o", f"faulthandler_timeout={600 if options.all else TEST_S}"]
-    argv += ["--all"] if options.all else []
+    lanes = [paths] if options.paths or section is CHECKS else dealt(folder, paths)
     began = clock.monotonic_s()
-    child = await processes.start(argv, on_line=say, cwd=folder)
+    limit_s = section.budget_s * HUNG_FACTOR * (4 if options.all else 1)
+    said: list[list[str]] = [[] for _ in lanes]
+    async with asyncio.TaskGroup() as together:
+        for number, lane in enumerate(lanes):
+            name = f"{section.name.replace(', ', '-')}-{number}.xml"
+            on_line = say if number == 0 else said[number].append
+            argv = ["pytest", "--no-header", "--tb=short", *lane, "--durations=3", "--durations-min=2"]
+            argv += [
+                "-o",
+                f"faulthandler_timeout={600 if options.all else TEST_S}",
+                *(["--all"] if options.all else []),
+            ]
+            together.create_task(_lane(folder / RESULTS / name, argv, outcome, on_line, limit_s=limit_s, cwd=folder))
+    for line in (line for lines in said for line in lines):
+        say(line)
+    outcome.seconds = clock.monotonic_s() - began
+    return outcome
+
+
+def dealt(folder: Path, paths: list[str]) -> list[list[str]]:
+    """The test files under `paths` in as many hands as there are lanes: the largest first, each to the lightest hand."""
+    found = [folder / path for path in paths]
+    files = {file for path in found for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
+    hands: list[tuple[int, list[str]]] = [(0, []) for _ in range(LANES)]
+    for file in sorted(files, key=lambda file: (-file.stat().st_size, str(file))):
+        weight, hand = min(hands, key=lambda one: one[0])
+        hands[hands.index((weight, hand))] = (weight + file.stat().st_size, [*hand, str(file.relative_to(folder))])
+    return [sorted(hand) for _, hand in hands if hand]
+
+
+async def _lane(
+    results: Path, argv: list[str], outcome: Outcome, say: processes.OnLine, *, limit_s: float, cwd: Path
+) -> None:
+    results.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
+    child = await processes.start(processes.python(*argv, f"--junitxml={results}"), on_line=say, cwd=cwd)
+    before = outcome.failed
     try:
         async with asyncio.timeout(limit_s):
             code = await child.wait()
     except TimeoutError:
-        code = -9
-        outcome.failures.append(f"{section.name} did not end within {limit_s:.0f} s")
-    outcome.seconds = clock.monotonic_s() - began
+        code = NO_TESTS
+        outcome.failed += 1
+        outcome.failures.append(f"{outcome.section} did not end within {limit_s:.0f} s")
     _count(results, outcome)
-    if code not in {0, NO_TESTS} and outcome.failed == 0:
-        outcome.failed = 1
-        outcome.failures = outcome.failures or [f"{section.name}: pytest ended with exit code {code}"]
-    return outcome
+    if code not in {0, NO_TESTS} and outcome.failed == before:
+        outcome.failed += 1
+        outcome.failures.append(f"{outcome.section}: pytest ended with exit code {code}")
 
 
 def _count(results: Path, outcome: Outcome) -> None:
@@ -156,7 +186,8 @@ def _count(results: Path, outcome: Outcome) -> None:
             skips[kinds["skipped"].get("message", "no reason given")] += 1
         else:
             outcome.passed += 1
-    outcome.skips = dict(skips)
+    for reason, count in skips.items():
+        outcome.skips[reason] = outcome.skips.get(reason, 0) + count
 
 
 def report(outcomes: list[Outcome], seconds: float, *, as_json: bool) -> int:
