@@ -33,7 +33,7 @@ AUDIENCE = "dispatch-feed"
 TOPIC = "driver.location.updated"
 SCHEMA = 1
 WRITE_BUFFER_MAX = 4 << 20
-TURN_BYTES = 1 << 15  # a connection takes this much (and ends its frame) before others have their turn: 0.1 ms
+TURN_BYTES = 1 << 17  # a connection takes this much (and ends its frame) before others have their turn: 0.5 ms
 
 
 class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,6 @@ import msgspec
 
 from fourplane.dispatch import trips
 from fourplane.dispatch.trip_store import TOPIC, TripNotice
-from fourplane.edge.certificate import client_context
 from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Corrupt, FourplaneError, NotFound, Rejected, Unauthenticated
@@ -190,6 +189,8 @@ class Webhooks:
             return
         host, port, secure, path = _target(endpoint.hook.url)
         if secure and self._tls is None:
+            from fourplane.edge.certificate import client_context  # noqa: PLC0415 - heavy, and seldom needed
+
             self._tls = client_context()
         client = HttpClient(
             host,
