@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.journeys.console.deployment import FREE_PORTS, deployment, stopped
-from tests.journeys.test_shards import THERE, heard, online
+from tests.journeys.test_shards import HERE, THERE, heard, online
 from tests.journeys.test_workers import _order, _skus, call, fresh_client, workers
 
 from fourplane.foundation.errors import FourplaneError
@@ -30,8 +30,8 @@ SETTINGS = {
     "FOURPLANE_MESSAGING__ARCHIVE": "false",
     "FOURPLANE_FLEET__HUNG_S": "1.5",
     "FOURPLANE_FLEET__RESTARTS__COUNT_MAX": "1000",
-    "FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}",
 }
+PLACED = {**SETTINGS, "FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"}
 HARMS = ("kill", "stop", "pause")
 
 
@@ -120,7 +120,7 @@ async def one_round(house, number, rng):
 
 
 def run_rounds(folder, count):
-    with deployment(folder, "commerce", "messaging", settings=SETTINGS, extra=("--workers", "2")) as facts:
+    with deployment(folder, "commerce", "messaging", settings=PLACED, extra=("--workers", "2")) as facts:
         accounts = asyncio.run(control_socket.ask(folder / "control.sock", "crowd", {"count": 8}))
         house = {
             **facts, "folder": folder, "port": int(facts["xmpp_port"]), "password": accounts[0][1],
@@ -159,7 +159,7 @@ def test_the_parent_dies_and_the_next_start_has_everything(tmp_path):
         accounts = asyncio.run(control_socket.ask(folder / "control.sock", "crowd", {"count": 8}))
         house = {**facts, "folder": folder, "port": int(facts["xmpp_port"]), "password": accounts[0][1]}
         children = workers(facts["pid"])
-        acknowledged = asyncio.run(send_many(house, "crowd-1", THERE[0], "before", 20))
+        acknowledged = asyncio.run(send_many(house, HERE[0], THERE[0], "before", 20))
         assert acknowledged == 20
         os.kill(facts["pid"], signal.SIGKILL)
         until = time.monotonic() + BOUND_S
