@@ -13,7 +13,6 @@ import msgspec
 from fourplane.commerce.app import Commerce, CommerceSettings
 from fourplane.commerce.fulfilment import FulfilmentSettings
 from fourplane.dispatch.app import Dispatch, DispatchSettings
-from fourplane.dispatch.driver_index import IndexSettings
 from fourplane.dispatch.location_feed import FeedSettings
 from fourplane.dispatch.matching import MatchingSettings
 from fourplane.messaging.app import Messaging
@@ -33,7 +32,6 @@ SHOP = CommerceSettings(
     fulfilment=FulfilmentSettings(pass_s=5, pack_s=3_600, ship_s=3_600),
 )
 CITY = DispatchSettings(
-    index=IndexSettings(engine="columns"),
     feed=FeedSettings(port=FEED_PORT),
     matching=MatchingSettings(window_s=0.5, offer_s=4.0, patience_s=40.0),
 )
