@@ -9,6 +9,8 @@ const length = (s) => (s >= 3600 ? `${Math.floor(s / 3600)} h ${Math.round(s / 6
 const place = (t) => (t.about.series ? `S${t.about.season || 1} E${t.about.episode || 1}` : "");
 const facts = (t) => [place(t), t.about.year || "", t.about.rating && `${t.about.rating}+`.replace(/\D\+$/, (m) => m[0]), length(t.duration_s), t.height ? (t.height >= 2160 ? "4K" : `${t.height}p`) : "", t.plays === 1 ? "1 play" : `${t.plays} plays`].filter(Boolean).join(" · ");
 
+const brief = (t) => [place(t), t.about.year || "", length(t.duration_s)].filter(Boolean).join(" · ");
+
 function element(name, properties, ...children) { const made = Object.assign(document.createElement(name), properties); made.append(...children.filter(Boolean)); return made; }
 const json = (path) => fetch(path).then((a) => (a.ok ? a.json() : null)).catch(() => null);
 
@@ -18,7 +20,7 @@ function tile(title, at) {
   else frame.append(element("span", { className: "waiting", textContent: "Being encoded" }));
   if (at) { const bar = element("i", { className: "seen" }); bar.style.width = `${Math.min(100, 100 * at / title.duration_s)}%`; frame.append(bar); }
   const href = !title.version ? "/streaming/studio" : at ? `/streaming/watch/${title.id}` : `/streaming/title/${title.id}`;
-  return element("a", { className: "tile", href }, frame, element("b", { textContent: title.name }), element("span", { className: "facts", textContent: title.version ? facts(title) : "not ready yet" }));
+  return element("a", { className: "tile", href }, frame, element("b", { textContent: title.name }), element("span", { className: "facts", textContent: title.version ? brief(title) : "not ready yet" }));
 }
 
 function row(name, tiles) {
@@ -27,13 +29,19 @@ function row(name, tiles) {
 }
 
 function rows() {
+  const here = location.pathname.match(/\/title\/([\w-]+)/)?.[1];
+  if (here) {  // below one title: what shares a genre with it, else the rest
+    const known = titles.find((t) => t.id === here), others = titles.filter((t) => t.id !== here && t.version && (!known?.about.series || t.about.series !== known.about.series));
+    const like = known ? others.filter((t) => t.about.genres.some((g) => known.about.genres.includes(g))) : [];
+    return others.length ? [row(like.length ? "More like this" : "More to watch", (like.length ? like : others).slice(0, 12).map((t) => tile(t)))] : [];
+  }
   const ready = titles.filter((t) => t.version), genres = new Map(), series = new Map(), made = [];
   for (const t of ready) { for (const g of t.about.genres) genres.set(g, [...(genres.get(g) || []), t]); if (t.about.series) series.set(t.about.series, [...(series.get(t.about.series) || []), t]); }
   if (begun.length) made.push(row("Continue watching", begun.map((b) => tile(b.title, b.at_s))));
   const loved = [...ready].sort((a, b) => b.plays - a.plays).filter((t) => t.plays).slice(0, 12);
   if (loved.length > 2) made.push(row("Watched most", loved.map((t) => tile(t))));
-  for (const [name, some] of series) if (some.length > 1) made.push(row(name, some.sort((a, b) => a.about.season - b.about.season || a.about.episode - b.about.episode).map((t) => tile(t))));
-  for (const [name, some] of [...genres].sort((a, b) => b[1].length - a[1].length).slice(0, 8)) if (some.length > 1) made.push(row(name, some.map((t) => tile(t))));
+  for (const [name, some] of series) if (some.length > 1 && some.length < ready.length) made.push(row(name, some.sort((a, b) => a.about.season - b.about.season || a.about.episode - b.about.episode).map((t) => tile(t))));
+  for (const [name, some] of [...genres].sort((a, b) => b[1].length - a[1].length).slice(0, 8)) if (some.length > 2 && some.length < ready.length) made.push(row(name, some.map((t) => tile(t))));
   made.push(row("All titles", titles.map((t) => tile(t))));
   return made;
 }
@@ -61,7 +69,7 @@ async function about(id) {
   if (!seen) { stage.replaceChildren(element("p", { className: "empty", textContent: "There is no such title." })); return; }
   const t = seen.title, a = t.about, many = new Intl.DisplayNames([navigator.language || "en"], { type: "language" });
   const named = (tag) => { try { return many.of(tag); } catch { return tag; } };
-  const sounds = [...new Set(seen.tracks.filter((x) => x.kind === "audio").map((x) => (x.language ? named(x.language) : "one")))], rungs = seen.tracks.filter((x) => x.kind === "video");
+  const sounds = [...new Set(seen.tracks.filter((x) => x.kind === "audio").map((x) => (x.language ? named(x.language) : "")))].filter(Boolean), rungs = seen.tracks.filter((x) => x.kind === "video");
   document.title = `${t.name} · Fourplane`;
   const rowsOf = [["With", a.cast.length && chips(a.cast, search)], ["Genres", a.genres.length && chips(a.genres, search)], ["Series", a.series && element("span", { textContent: `${a.series}, ${place(t)}` })],
     ["Sound", sounds.length && element("span", { textContent: sounds.join(", ") })], ["Captions", seen.captions.length && element("span", { textContent: seen.captions.map(named).join(", ") })],

@@ -77,11 +77,11 @@ function regions(data, rates) {
     button.textContent = gone ? "Let viewers back" : "Evacuate"; button.onclick = () => evacuate(region, !gone);
   }
   if (!cards.has("fill")) {
-    const made = document.createElement("div"), button = document.createElement("button"); made.className = "card region"; made.innerHTML = "<b>Filled ahead</b><span class='pill done'></span><span class='muted'></span>"; button.className = "button quiet"; button.textContent = "Fill now"; button.onclick = fillNow; made.append(button);
+    const made = document.createElement("div"), button = document.createElement("button"); made.className = "card region"; made.innerHTML = "<b>Fill</b><span class='pill done'></span><span class='muted'></span>"; button.className = "button quiet"; button.textContent = "Fill now"; button.onclick = fillNow; made.append(button);
     cards.set("fill", { made }); get("regions").append(made);
   }
   const [, state, more] = cards.get("fill").made.children, f = data.fill;
-  state.textContent = f.running ? "running" : f.nights ? "done" : "waits for the night"; more.textContent = `${f.objects} objects, ${bytes(f.bytes)}${f.failed ? `, ${f.failed} failed` : ""}`;
+  state.textContent = f.running ? "running" : f.nights ? "done" : "at night"; more.textContent = `Ahead of the evening: ${f.objects} objects, ${bytes(f.bytes)}${f.failed ? `, ${f.failed} failed` : ""}`;
 }
 
 async function refresh() {

@@ -132,6 +132,7 @@ export class Player {
     if (!answer || !answer.ok) return;
     const track = document.createElement("track");
     track.kind = "captions"; track.label = wanted.label; track.srclang = wanted.language; track.src = URL.createObjectURL(await answer.blob());
+    track.onload = () => { for (const cue of track.track.cues || []) if (cue.line === "auto") cue.line = -4; };  // above the controls
     this.video.append(track); track.track.mode = "showing";
   }
 
