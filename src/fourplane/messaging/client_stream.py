@@ -61,6 +61,7 @@ class Streams:
         self.open: dict[int, ClientStream] = {}
         self.opened_count = 0
         self.login_count = 0
+        self.registered: dict[str, float] = {}  # when an account was last made from an address
         self.login_failures = 0
         self.bytes_in = self.bytes_out = 0
         self._dirty: list[ClientStream] = []

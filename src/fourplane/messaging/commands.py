@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
+from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Forbidden, FourplaneError, NotFound, Rejected
 from fourplane.messaging import stanzas
 from fourplane.messaging.addresses import Address
@@ -24,6 +25,7 @@ ADMIN = "http://jabber.org/protocol/admin#"
 FORM = "jabber:x:data"
 ROLE = "operator"
 LISTED_MAX = 200
+TOLD_AT_ONCE = 200
 Fields = dict[str, str]
 
 
@@ -167,7 +169,9 @@ class Commands:
         home = self._router.parse(self._router.settings.domains[0])
         assert home is not None
         told = [user.address for user in self._router.users.values() if user.sessions]
-        for to in told:
+        for number, to in enumerate(told):
+            if number % TOLD_AT_ONCE == 0:
+                await clock.sleep(0)
             head = f"<message type='headline' from='{escape(home.full)}' to='{escape(to.bare)}'>"
             raw = f"{head}<body>{escape(text)}</body></message>".encode()
             stanza = Stanza(MESSAGE, {"type": "headline"}, ["jabber:client body"], raw)

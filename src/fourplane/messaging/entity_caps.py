@@ -21,7 +21,7 @@ DISCO_INFO = "http://jabber.org/protocol/disco#info"
 CAPS = "http://jabber.org/protocol/caps c"
 DIGESTS_MAX = 5_000
 FEATURES_MAX = 500
-WAITING_MAX = 10_000
+WAITING_MAX = 1_000
 NOTIFY = "+notify"
 NOTHING: frozenset[str] = frozenset()  # one for all sessions
 _CAPS = re.compile(rb"<c\s[^>]*xmlns=['\"]http://jabber\.org/protocol/caps['\"][^>]*>")
@@ -70,6 +70,8 @@ class EntityCaps:
         return wanted
 
     def _ask(self, session: "UserSession", ver: str, node: str) -> None:
+        if len(self._asked) >= WAITING_MAX:  # those who are gone will not answer
+            self._asked = {key: asked for key, asked in self._asked.items() if asked[2].stream is not None}
         if len(self._asked) >= WAITING_MAX:
             self._asked.clear()
         self._number += 1

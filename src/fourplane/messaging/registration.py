@@ -6,6 +6,7 @@ Off by default: open registration invites abuse. With `registration = true` a st
 
 from typing import TYPE_CHECKING
 
+from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Forbidden, FourplaneError, Rejected
 from fourplane.messaging import stanzas
 from fourplane.messaging.addresses import prepare_local
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 REGISTER = "jabber:iq:register"
 QUERY = [f"{REGISTER} query"]
+EACH_S = 5.0  # between two accounts made from one address
+PLACES_MAX = 10_000
 FORM = f"<query xmlns='{REGISTER}'><instructions>Choose a name and a password.</instructions><username/><password/></query>"
 
 
@@ -73,6 +76,10 @@ async def register(stream: "ClientStream", stanza: Stanza) -> None:
     if stanza.attributes.get("type") == "get":
         stream.send(stanzas.result(own, FORM.encode()))
         return
+    made_at = stream.streams.registered
+    if clock.monotonic_s() - made_at.get(stream.peer, -EACH_S) < EACH_S:
+        stream.send(stanzas.error_reply(own, "resource-constraint", "one account at a time from one place"))
+        return
     element = stanzas.tree(stanza)[0]
     name, password = (element.findtext(f"{{{REGISTER}}}{field}") or "" for field in ("username", "password"))
     try:
@@ -84,5 +91,8 @@ async def register(stream: "ClientStream", stanza: Stanza) -> None:
     except FourplaneError as error:
         stream.send(stanzas.error_reply(own, "not-acceptable", error.message))
     else:
+        if len(made_at) >= PLACES_MAX:
+            made_at.clear()
+        made_at[stream.peer] = clock.monotonic_s()
         router.registry.event("info", "messaging", f"{account.name} made an account")
         stream.send(stanzas.result(own))
