@@ -119,7 +119,7 @@ def region_loss(people: int, duration_s: float) -> dict[str, float]:
     lose = {"type": "action", "name": "region-loss", "pauses": {"before": 60, "after": 0}, "provider": {
         "type": "python", "module": "fourplane.simulator.faults", "func": "region_loss",
         "arguments": {"region": "eu", "duration_s": 60.0}}}  # fmt: skip
-    ours = {"name": "x-fourplane", "system": "streaming", "people": people, "duration_s": duration_s, "every_s": 120.0}
+    ours = {"name": "x-fourplane", "system": "streaming", "people": people, "duration_s": duration_s, "every_s": 240.0}
     ours |= {"replicas": ["eu-a", "us-a", "ap-a"]}
     whole = chosen.raw | {"title": "a region is lost", "method": [lose], "extensions": [ours]}
     began = MACHINE.cpu_s()

@@ -161,8 +161,8 @@ class Pace:
             return self.factor
         return self.factor * (1.0 - 0.8 * math.cos(2 * math.pi * now_s / self._period_s))
 
-    async def wait(self) -> None:
-        """Until this person acts again."""
+    async def wait(self, until_s: float = math.inf) -> None:
+        """Until this person acts again, or until `until_s`."""
         now = clock.monotonic_s()
         pause = clock.random().expovariate(self.rate(now) / self.every_s)
         if self._is_open:
@@ -170,4 +170,4 @@ class Pace:
             at = max(self._next_s.get(person, now), now - BEHIND_S_MAX) + pause
             self._next_s[person] = at
             pause = max(0.0, at - now)
-        await clock.sleep(pause)
+        await clock.sleep(min(pause, max(0.0, until_s - now)))

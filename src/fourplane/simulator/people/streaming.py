@@ -68,10 +68,12 @@ class StreamingPeople:
 
     async def _view(self, place: int, until_s: float) -> None:
         while clock.monotonic_s() < until_s:
-            await self.pace.wait()
+            await self.pace.wait(until_s)
             await self._watch(place, clock.random().choice(sorted(self._titles)), until_s)
 
     async def _watch(self, place: int, title: str, until_s: float) -> None:
+        if clock.monotonic_s() >= until_s:
+            return
         asked = {"title": title, "region": "eu"}
         answer = await self._callers[place].call("play", "POST", "/streaming/api/play", body=asked)
         if answer is None or answer.status >= 300:
