@@ -259,9 +259,9 @@ def test_a_rider_and_a_driver_complete_a_ride_in_the_browser() -> None:
             await rider.goto(f"{base}/")
             while await rider.evaluate("window.cityView?.cars.size") != 1:
                 await clock.sleep(0.1)
-            await rider.mouse.click(800, 430)
+            await rider.mouse.click(640, 380)  # within two kilometres of the car
             await rider.get_by_text("Now tap where you want to go").wait_for()
-            await rider.mouse.click(950, 330)
+            await rider.mouse.click(750, 290)
             await rider.locator("#ask").click()
             await driver.get_by_role("button", name="Accept").click()
             await rider.get_by_text("Your driver is coming").wait_for()
