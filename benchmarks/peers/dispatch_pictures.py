@@ -200,7 +200,7 @@ async def page(folder: Path) -> None:
             await shown.screenshot(path=folder / f"dispatch-heat-{name}.png")
             await shown.get_by_role("radio", name="Cars").click()
             riding = shown.locator(".trip", has_text="riding").first
-            await (riding if await riding.count() else shown.locator(".trip").first).click()
+            await (riding if await riding.count() else shown.locator(".trip").first).click(timeout=90_000)
             await asyncio.sleep(6)
             await shown.screenshot(path=folder / f"dispatch-replay-{name}.png")
             await shown.goto(f"{base}/")

@@ -28,7 +28,7 @@ from fourplane.dispatch.live import Live, heat_cells
 from fourplane.dispatch.location_feed import FeedStatistics, LocationFeed
 from fourplane.dispatch.maps import Maps
 from fourplane.dispatch.matcher import Matcher, MatcherStatistics
-from fourplane.dispatch.operations_api import OperationsApi
+from fourplane.dispatch.operations_api import UNDER_WAY, OperationsApi
 from fourplane.dispatch.osm_import import Progress
 from fourplane.dispatch.pages import page_doors
 from fourplane.dispatch.partner_api import PartnerApi
@@ -55,7 +55,6 @@ from fourplane.state.contracts import Blobs, EventLog, Records
 T = TypeVar("T")
 PICKUP_CANDIDATES = 5
 TRACK_S, TRACK_MAX, TRACKED_MAX = 2.0, 1_800, 5_000
-UNDER_WAY = frozenset({"accepted", "arriving", "in_progress"})
 
 
 class Switches:

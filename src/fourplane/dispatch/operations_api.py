@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fourplane.dispatch.app import Dispatch
 
 API = "/dispatch/api/operations"
-LISTED = 60
+LISTED = 25  # of each kind: under way, ended, waiting
+UNDER_WAY = frozenset({"accepted", "arriving", "in_progress"})
 
 
 class TripRow(msgspec.Struct, frozen=True):
@@ -48,9 +49,10 @@ class OperationsApi:
 
     async def trips(self, _call: Call[None]) -> TripRows:
         rides = self._d.rides
-        latest = [*list(rides.closed.values())[-LISTED:], *list(rides.active.values())[-LISTED:]]
-        latest.sort(key=lambda ride: -ride.trip.requested_us)
-        return TripRows([_row(ride) for ride in latest[:LISTED]])
+        under_way = [ride for ride in rides.active.values() if ride.trip.status in UNDER_WAY]
+        waiting = [ride for ride in rides.active.values() if not ride.trip.ended and ride.trip.status not in UNDER_WAY]
+        latest = [*under_way[-LISTED:], *list(rides.closed.values())[-LISTED:], *waiting[-LISTED:]]
+        return TripRows([_row(ride) for ride in sorted(latest, key=lambda ride: -ride.trip.requested_us)])
 
     async def trip(self, call: Call[None]) -> dict[str, Any]:
         number = ids.decode("trip", call.params["request_id"])

@@ -235,9 +235,11 @@ export class CityView {
       context.drawImage(this.picture, dx * ratio, dy * ratio, this.canvas.width * grow, this.canvas.height * grow);
     }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.drawHeat(context);
+    const heatOver = this.heatMode !== "all";
+    if (!heatOver) this.drawHeat(context);
     for (const route of this.overlays.routes) this.drawRoute(context, route);
     this.drawCars(context, now);
+    if (heatOver) this.drawHeat(context);
     for (const pin of this.overlays.pins) this.drawPin(context, pin, now);
     for (const ghost of this.overlays.ghosts) this.drawGhost(context, ghost);
     this.frames = (this.frames || 0) + 1;
@@ -245,6 +247,11 @@ export class CityView {
   }
 
   drawHeat(context) {
+    this.heatMost = { free: 1, asks: 1 };
+    for (const { free, asks } of this.overlays.heat) {
+      this.heatMost.free = Math.max(this.heatMost.free, free);
+      this.heatMost.asks = Math.max(this.heatMost.asks, asks);
+    }
     for (const cell of this.overlays.heat) {
       context.beginPath();
       cell.corners.forEach(([lat, lng], n) => {
@@ -269,7 +276,8 @@ export class CityView {
   }
 
   heatOf({ surge, free, asks }) {
-    const supply = ["10,157,88", 0.04 + free / 300, `${free}`], demand = ["37,99,235", 0.05 + asks / 60, asks ? `${asks}` : ""];
+    const most = this.heatMost, share = (part, whole) => 0.06 + 0.46 * Math.sqrt(part / whole);
+    const supply = ["10,157,88", share(free, most.free), `${free}`], demand = ["37,99,235", share(asks, most.asks), asks ? `${asks}` : ""];
     const price = ["224,90,0", 0.1 + (surge - 1) * 0.28, surge > 1 ? `${surge.toFixed(1)}×` : ""];
     return { supply, demand, surge: price }[this.heatMode] ?? (surge > 1 ? price : supply);
   }
@@ -323,6 +331,7 @@ export class CityView {
 
   // Far out a car is a dot: one path and one fill per state, so that ten thousand cost a few milliseconds a frame.
   drawDots(context, now, size) {
+    if (this.cars.size > 4000) size *= 0.75;
     const { scale, width, height, cx, cy } = this, half = size / 2, ox = width / 2 - cx * scale, oy = height / 2 - cy * scale;
     const paths = {};
     for (const [number, car] of this.cars) {
@@ -331,11 +340,13 @@ export class CityView {
       if (x < -9 || y < -9 || x > width + 9 || y > height + 9 || number === this.followed) continue;
       (paths[car.state] ??= new Path2D()).rect(x - half, y - half, size, size);
     }
+    context.globalAlpha = this.overlays.heat.length && this.heatMode !== "all" ? 0.22 : 1; // the cells are the picture then
     for (const state of [4, 1, 2, 3]) {
       if (!paths[state]) continue;
       context.fillStyle = this.paint[STATES[state]];
       context.fill(paths[state]);
     }
+    context.globalAlpha = 1;
   }
 
   // A car of a replay: where it was, looking where it went.

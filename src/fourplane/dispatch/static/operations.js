@@ -7,6 +7,7 @@ const panel = document.getElementById("panel");
 const $ = (id) => document.getElementById(id);
 const WORDS = { processing: "searching", offered: "asking", accepted: "on the way", arriving: "at the pick-up", in_progress: "riding",
   completed: "done", rider_canceled: "cancelled", driver_canceled: "given back", no_drivers_available: "nobody free" };
+const FIRST = ["in_progress", "arriving", "accepted"]; // what is worth a look comes first
 const CLASSES = { processing: "wait", offered: "wait", accepted: "busy", arriving: "busy", in_progress: "ride", completed: "free" };
 let view, live, info, replay = null, heatTimer = 0, listTimer = 0, before = null;
 
@@ -68,12 +69,13 @@ async function list() {
   Object.assign(view.overlays, { routes: [], pins: [], ghosts: [] });
   const load = async () => {
     const { trips } = await call("GET", "/operations/trips");
-    if (replay) return;
-    const rows = trips.map((trip) => el("button", { class: "trip", type: "button", onclick: () => play(trip.request_id) },
+    if (replay || (panel.matches(":hover") && panel.querySelector(".trip"))) return; // nothing moves under a hand
+    const rank = ({ status }) => (FIRST.includes(status) ? 0 : CLASSES[status] === "wait" ? 2 : 1);
+    const rows = trips.sort((a, b) => rank(a) - rank(b)).map((trip) => el("button", { class: "trip", type: "button", onclick: () => play(trip.request_id) },
       el("i", { class: `dot ${CLASSES[trip.status] ?? "gone"}` }), el("b", {}, WORDS[trip.status] ?? trip.status),
       el("span", {}, trip.driver >= 0 ? `car ${trip.driver}` : "no car yet"), el("span", { class: "price" }, trip.total),
       el("small", {}, `${new Date(trip.requested_at * 1000).toLocaleTimeString()} · ${(trip.metres / 1000).toFixed(1)} km`)));
-    show(el("h2", {}, "Rides"), rows.length ? el("p", {}, "The latest first. Choose one to see it again.") : el("p", {}, "Nobody has asked for a ride yet."),
+    show(el("h2", {}, "Rides"), rows.length ? el("p", {}, "Under way first, then ended. Choose one to see it again.") : el("p", {}, "Nobody has asked for a ride yet."),
       el("div", { class: "trips" }, ...rows));
   };
   try {
