@@ -217,7 +217,7 @@ class _Viewing:
             if ahead_s > AHEAD_S:
                 await clock.sleep(ahead_s - AHEAD_S)
         if self._start_ms is not None:
-            await self._beacon(max(0.0, clock.monotonic_s() - began_s - self._stalled_s))
+            await self._beacon(max(0.0, clock.monotonic_s() - began_s - self._stalled_s), ended=True)
 
     async def _track(self, uri: str) -> _Track:
         return _Track((await self._take(uri, "playlist")).decode())
@@ -261,7 +261,7 @@ class _Viewing:
         fitting = [rung for rung in rungs if rung[0] < 0.7 * self._throughput]
         return fitting[-1] if fitting else rungs[0]
 
-    async def _beacon(self, played_s: float) -> None:
+    async def _beacon(self, played_s: float, *, ended: bool = False) -> None:
         told = {
             "session": self._session,
             "played_s": played_s,
@@ -272,6 +272,8 @@ class _Viewing:
             "bytes": self._bytes,
             "region": self._region,
             "node": self._node,
+            "at_s": played_s,
+            "ended": ended,
         }
         await self._crowd.call(self._target, "/streaming/api/beacons", told, self._tally, "beacon")
 
