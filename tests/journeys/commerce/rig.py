@@ -107,6 +107,7 @@ async def build(
         sql=main,
         records=wrap(await stores.records("commerce")),
         search=await stores.search("commerce"),
+        blobs=await stores.blobs("commerce") if data else None,
         payments=cards,
         ids=ids,
         registry=registry,

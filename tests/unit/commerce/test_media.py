@@ -99,3 +99,26 @@ def test_without_a_store_uploads_say_so():
             await Media(MediaSettings(), blobs=None).keep(png(4, 4))
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(not _found_ffmpeg(), reason="no ffmpeg at hand")
+def test_an_operator_uploads_a_picture_and_visitors_see_it(tmp_path):
+    from tests.journeys.commerce.rig import shop
+
+    async def main():
+        async with shop(data=tmp_path) as s:
+            product = (await s.commerce.catalog.page("", 1))[0]
+            where = f"/commerce/api/products/{product.id}/images"
+            assert (await s.client.request("POST", where, body=png(300, 200))).status == 401
+            operator = await s.accounts.create("operator", "a long enough password", roles=("operator",))
+            bearer = {"authorization": f"Bearer {await s.accounts.open_session(operator)}"}
+            assert (await s.client.request("POST", where, body=b"GIF89a nothing", headers=bearer)).status == 400
+            assert (await s.client.request("POST", where, body=png(300, 200), headers=bearer)).status == 200
+            page = await s.client.request("GET", f"/commerce/p/{product.id}")
+            address = page.body.partition(b'src="/commerce/media/')[2].partition(b'"')[0].decode()
+            picture = await s.client.request("GET", f"/commerce/media/{address}")
+            assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
+            assert "immutable" in picture.headers["cache-control"]
+            assert width_of(picture.body) == 300
+
+    asyncio.run(main())
