@@ -108,6 +108,9 @@ class Quality:
 
     def hear(self, beacon: Beacon, now_s: float) -> bool:
         """Take a beacon; False for a session that is not known (or forgotten)."""
+        over = self._over.get(beacon.session)
+        if over is not None and beacon.played_s <= over.last.played_s:
+            return True  # a beacon that was overtaken by the last one
         found = self._sessions.get(beacon.session) or self._over.pop(beacon.session, None)
         if found is None:
             return False

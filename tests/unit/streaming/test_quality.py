@@ -65,3 +65,12 @@ def test_who_goes_on_after_an_end_is_watching_again():
     quality.hear(Beacon("x", played_s=5.0), 2.0)
     assert quality.watching("99", 2.0) == 1
     assert quality.played_s == 5.0
+
+
+def test_a_beacon_that_the_last_one_overtook_opens_nothing():
+    quality = listening()
+    quality.open("x", "t", "us", "99", 0.0)
+    quality.hear(Beacon("x", played_s=3.0, ended=True), 1.0)
+    assert quality.hear(Beacon("x", played_s=2.5), 1.1)
+    assert quality.watching("99", 1.2) == 0
+    assert quality.played_s == 3.0
