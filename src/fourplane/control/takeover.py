@@ -10,7 +10,6 @@ Embedded stores are files with one owner, so the old version ends before the new
 and the new one's start, about a second for a deployment without long uploads (`benchmarks/runtime.py`).
 """
 
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import msgspec
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Misconfigured, Unavailable
 from fourplane.foundation.network import InheritedSocket
-from fourplane.foundation.processes import pause
+from fourplane.foundation.processes import own_pid, pause, signal_process
 from fourplane.state import data_folder
 from fourplane.state.data_folder import DataFolder, Holder
 
@@ -50,7 +49,7 @@ def take(folder: Path, holder: Holder) -> Slots:
 
     def ask() -> None:
         try:
-            os.kill(holder.pid, signal.SIGUSR1)
+            signal_process(holder.pid, signal.SIGUSR1)
         except OSError as error:
             raise Unavailable(f"process {holder.pid} cannot be asked: {error.strerror}", code="takeover") from None
 
@@ -75,7 +74,7 @@ def hold(path: Path, *, takeover: bool, wait_s: float, say: Callable[[str], None
         return data_folder.hold(path), []
     except Unavailable:
         running = data_folder.holder(path)
-    if running is None or running.pid == os.getpid():
+    if running is None or running.pid == own_pid():
         raise Misconfigured(f"{path} is in use, and nobody says by whom", code="takeover")
     slots = take(path, running)
     say(f"took {sum(map(len, slots))} sockets over from process {running.pid}, which drains")

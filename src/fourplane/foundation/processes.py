@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -172,7 +171,12 @@ def become(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None
 
 def pause(seconds: float) -> None:
     """Sleep in a process that has no loop."""
-    time.sleep(seconds)
+    clock.pause(seconds)
+
+
+def signal_process(pid: int, number: signal.Signals) -> None:
+    """Signal any process of this user, also oneself; raises ProcessLookupError when there is none."""
+    os.kill(pid, number)
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
