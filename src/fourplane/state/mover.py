@@ -67,7 +67,8 @@ class RowsMover:
             for file, target in found:
                 await make_tables(file, target)
                 for table in file.tables:  # in the order they were made: parents first
-                    moved.append(await copy_table(file, table, target, told=share.add, final=final))
+                    done = await copy_table(file, table, target, told=share.add, final=final)
+                    moved.append(done)
                 for table, done in zip(reversed(file.tables), reversed(moved), strict=False):
                     try:
                         done.removed = await remove_gone(file, table, target)

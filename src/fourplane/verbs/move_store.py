@@ -107,7 +107,7 @@ async def _passes(mover: "Mover", data: Path, line: ProgressLine, *, once: bool)
         if not told:
             told = True
             print(
-                f"now stop the deployment: the rest takes about {took_s:.0f} s from then on",
+                f"now stop the deployment: the rest takes about {2 * took_s:.0f} s from then on",
                 file=sys.stderr,
                 flush=True,
             )
