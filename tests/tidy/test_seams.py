@@ -66,7 +66,7 @@ NAMES = {
 # Methods of an event loop, whatever the variable is called.
 METHODS = {
     "run_in_executor": (SIMULATOR,),
-    "add_reader": (SIMULATOR,),
+    "add_reader": (NETWORK, SIMULATOR),
     "add_writer": (SIMULATOR,),
     "create_server": (NETWORK, SIMULATOR),
     "create_unix_server": (NETWORK, SIMULATOR),

@@ -21,7 +21,7 @@ import msgspec
 
 from fourplane.edge.asgi import AsgiApp, Receive, Scope, Send
 from fourplane.edge.http_answers import error_body
-from fourplane.foundation import clock, ids
+from fourplane.foundation import clock, ids, processes
 from fourplane.foundation.errors import NotFound, Overloaded, Rejected
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -220,7 +220,7 @@ class LiveFaults:
         self._registry.event("warning", "chaos", f"{kind}: this worker is away for {seconds:g} s")
         self._away.parent.mkdir(parents=True, exist_ok=True)
         self._away.write_text(str(clock.now_us() + int(seconds * 1e6)), encoding="ascii")
-        asyncio.get_running_loop().call_later(ANSWER_FIRST_S, os.kill, os.getpid(), signal.SIGKILL)
+        asyncio.get_running_loop().call_later(ANSWER_FIRST_S, processes.signal_process, os.getpid(), signal.SIGKILL)
 
 
 def away_file(data: Path, slot: int) -> Path:

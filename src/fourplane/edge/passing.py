@@ -10,7 +10,6 @@ owner restarts. Bounds: the socket's queue; when it is full or nobody is there, 
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 HTTP = "http"
 TRIES = 4  # turns of the loop to see the answer out
 
-Taken = Callable[[bytes, socket.socket], None]
+Taken = Callable[[bytes, network.InheritedSocket], None]
 
 
 class PassingStatistics(msgspec.Struct, frozen=True):
@@ -38,7 +37,7 @@ class PassingStatistics(msgspec.Struct, frozen=True):
 class Passing:
     """What this worker passes on and takes. A lifecycle part."""
 
-    def __init__(self, inherited: socket.socket, way: Callable[[int], str]) -> None:
+    def __init__(self, inherited: network.InheritedSocket, way: Callable[[int], str]) -> None:
         """`way`: the path of the socket of a slot; `inherited`: our own."""
         self._inherited = inherited
         self._way = way
@@ -50,7 +49,7 @@ class Passing:
         """Who serves connections of this kind here."""
         self._takers[kind] = taken
 
-    def try_pass(self, slot: int, kind: str, message: bytes, connection: socket.socket) -> bool:
+    def try_pass(self, slot: int, kind: str, message: bytes, connection: network.InheritedSocket) -> bool:
         """Pass a connection on; False when that is not possible now. The caller's own copy stays open."""
         try:
             gone = network.try_pass(self._way(slot), msgspec.msgpack.encode((kind, message)), connection)
@@ -77,7 +76,7 @@ class Passing:
     async def stop(self) -> None:
         await self.drain()
 
-    def _arrived(self, message: bytes, connection: socket.socket) -> None:
+    def _arrived(self, message: bytes, connection: network.InheritedSocket) -> None:
         try:
             kind, body = msgspec.msgpack.decode(message, type=tuple[str, bytes])
         except msgspec.MsgspecError:
@@ -135,13 +134,13 @@ class HttpPassing:
             if self._passing.try_pass(slot, HTTP, b"", passed):
                 transport.abort()
 
-    def _taken(self, _: bytes, passed: socket.socket) -> None:
+    def _taken(self, _: bytes, passed: network.InheritedSocket) -> None:
         if self._tasks is None or self._server.draining:
             passed.close()
             return
         self._tasks.start(self._serve(passed), "passed")
 
-    async def _serve(self, passed: socket.socket) -> None:
+    async def _serve(self, passed: network.InheritedSocket) -> None:
         try:
             await self._server.adopt(passed)
         except OSError:

@@ -76,6 +76,11 @@ async def sleep(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+def pause(seconds: float) -> None:
+    """Block the whole thread: only for a process that has no loop."""
+    time.sleep(seconds)
+
+
 def random() -> _random.Random:
     """The generator for everything that is not a secret: jitter, sampling, workloads."""
     return _source.random()
