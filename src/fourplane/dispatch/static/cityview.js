@@ -303,6 +303,7 @@ export class CityView {
   drawCars(context, now) {
     const size = this.scale > 60000 ? 10 : this.scale > 26000 ? 8 : this.scale > 12000 ? 5.5 : 4;
     const { scale, width, height, cx, cy } = this;
+    const pale = this.paleness();
     if (size < 7) this.drawDots(context, now, size);
     for (const [number, car] of size < 7 ? this.followedCar() : this.cars) {
       const share = Math.min(1, (now - car.since) / GLIDE_MS);
@@ -318,10 +319,16 @@ export class CityView {
         context.fill();
       }
       const cos = Math.cos(car.angle), sin = Math.sin(car.angle), r = this.ratio;
+      context.globalAlpha = mine ? 1 : pale;
       context.setTransform(cos * r, sin * r, -sin * r, cos * r, x * r, y * r);
       context.drawImage(canvas, -box / 2, -box / 2, box, box);
       context.setTransform(r, 0, 0, r, 0, 0);
     }
+    context.globalAlpha = 1;
+  }
+
+  paleness() {
+    return this.overlays.ghosts.length || (this.overlays.heat.length && this.heatMode !== "all") ? 0.25 : 1;
   }
 
   followedCar() {
@@ -340,7 +347,7 @@ export class CityView {
       if (x < -9 || y < -9 || x > width + 9 || y > height + 9 || number === this.followed) continue;
       (paths[car.state] ??= new Path2D()).rect(x - half, y - half, size, size);
     }
-    context.globalAlpha = this.overlays.heat.length && this.heatMode !== "all" ? 0.22 : 1; // the cells are the picture then
+    context.globalAlpha = this.paleness(); // the cells are the picture then, or the replay
     for (const state of [4, 1, 2, 3]) {
       if (!paths[state]) continue;
       context.fillStyle = this.paint[STATES[state]];

@@ -135,7 +135,7 @@ function offers(problem) {
     })),
     problem && el("p", { class: "error", role: "alert" }, problem),
     el("label", { class: "check" }, el("input", { type: "checkbox", id: "pin", checked: ride.pin === true, onchange: (event) => { ride.pin = event.target.checked; } }),
-      "My driver must say my PIN before the start"),
+      "Start only when I have told the driver my PIN"),
     el("button", { class: "main", id: "ask", onclick: ask }, `Ask for ${ride.offers.find((o) => o.id === ride.product).name} · ${fare.display}`),
     el("button", { class: "quiet", onclick: () => choose() }, "Back"),
     breakdown(fare));

@@ -42,9 +42,13 @@ function show(...children) { panel.replaceChildren(...children.filter(Boolean));
 async function heat(chosen) {
   for (const button of document.querySelectorAll("[data-heat]")) button.setAttribute("aria-checked", String(button === chosen));
   clearInterval(heatTimer);
-  view.heatMode = chosen.dataset.heat;
-  if (!view.heatMode) { view.overlays.heat = []; return; }
-  const load = async () => { view.overlays.heat = (await call("GET", "/heat")).cells; };
+  const mode = (view.heatMode = chosen.dataset.heat || "all");
+  view.overlays.heat = [];
+  if (mode === "all") return;
+  const load = async () => {
+    const { cells } = await call("GET", "/heat");
+    if (view.heatMode === mode) view.overlays.heat = cells;
+  };
   heatTimer = setInterval(() => load().catch(() => {}), 3000);
   await load();
 }
@@ -144,7 +148,7 @@ function paint() {
 }
 
 function tell(event) {
-  const texts = { requested: "asked for a ride", offered: `offered to car ${event.driver}, ${minutes(event.eta_s)} away`, accepted: `car ${event.driver} accepted`,
+  const texts = { requested: "asked for a ride", offered: `offered to car ${event.driver}, ${event.eta_s < 45 ? "close by" : `${minutes(event.eta_s)} away`}`, accepted: `car ${event.driver} accepted`,
     offer_closed: `car ${event.driver}: ${event.reason}`, arrived: "the car is there", started: "rider aboard", completed: "arrived",
     released: event.reason, ended: event.reason, settled: `payment ${event.payment}`, rated: `${event.by} gave ${event.stars} ★` };
   return texts[event.type] ?? event.type;
