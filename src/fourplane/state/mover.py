@@ -2,7 +2,7 @@
 
 `RowsMover` carries SQL and records to PostgreSQL (`moving` has the mechanism), `BlobsMover` objects to S3: an object counts as
 there when its size is right and it is not older; the proof reads every object back and compares SHA-256 with the folder's own.
-The event log, the cache and the search index are not carried: the log's readers and the index are rebuilt or start anew.
+The event log and the search index stay where they are, a cache starts empty.
 """
 
 import hashlib
