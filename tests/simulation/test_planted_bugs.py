@@ -28,7 +28,7 @@ def everything():
             yield pytest.param(plant, name, id=f"{system}-{plant.__name__}", marks=marks)
 
 
-@pytest.mark.parametrize(("plant", "name"), everything())
+@pytest.mark.parametrize(("plant", "name"), list(everything()))
 def test_the_search_finds_it(plant, name):
     found = hunt(plant, name, seeds=QUICK_SEEDS) if plant in QUICK else hunt(plant, name)
     assert found is not None, plant.__doc__
