@@ -9,7 +9,7 @@ import importlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from fourplane.control import takeover as takeovers
 from fourplane.control.colleagues import Colleagues, import_elsewhere
 from fourplane.control.desk import Desk
 from fourplane.control.fleet import ANY_SLOT, Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.live_faults import FaultDesk, LiveFaults, stay_away
 from fourplane.control.merged_nodes import added
 from fourplane.control.metrics.store import MetricsSettings, MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
@@ -54,10 +55,10 @@ from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.control_socket import Arguments, ControlServer, Progress
 from fourplane.service.key_ring import KeyRing
+from fourplane.service.rpc import remote
 from fourplane.service.shards import ShardedRecords, ShardMap, kept_count
 from fourplane.service.tokens import Signer
 from fourplane.simulator.crowds import Target
-from fourplane.state import data_folder
 from fourplane.state.contracts import Records
 from fourplane.state.format import ensure_format
 from fourplane.state.stores import Stores, StoresSettings
@@ -138,6 +139,7 @@ class Deployment:
         if "connections" in self.sockets:
             self._passing = Passing(self.sockets["connections"], self.neighbourhood.way)
         self._metrics: MetricsStore | None = None
+        self._faults: LiveFaults
 
     async def build(self) -> "Deployment":
         """Open the stores and make every part, in the order in which they will start."""
@@ -170,6 +172,8 @@ class Deployment:
             self._metrics = MetricsStore(
                 settings.metrics, registry=registry, blobs=await self.stores.blobs("control"), collect=self._all_cells
             )
+        self._faults = LiveFaults(registry, data=settings.data, slot=near.slot)
+        self.lifecycle.add("faults", self._faults)
         gateway = self._gateway(nodes)
         self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
         self.lifecycle.add("gateway", gateway)
@@ -182,6 +186,7 @@ class Deployment:
             calls = {
                 name: one for system in self.systems.values() for name, one in getattr(system, "calls", dict)().items()
             }
+            calls["faults"] = (FaultDesk, FaultDesk(self._faults), None)
             near.serve(registry, self.sockets.get("calls"), desk=desk, services=services, calls=calls)
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
             self.lifecycle.add("neighbours", for_others)
@@ -205,6 +210,7 @@ class Deployment:
         if near.owns(CONSOLE):
             console = Console(
                 settings.console, systems=nodes, registry=registry, demo=self.demo, watchdog=self._watchdog,
+                faults=lambda wanted: self._order_faults(wanted, lambda _: None),
                 memory_mb=lambda: memory_mb() + (others.memory_mb() if others is not None else 0.0),
             )  # fmt: skip
             if not near.alone:
@@ -237,7 +243,7 @@ class Deployment:
         """The server in front of the gateway: the public one, or the one for the other workers."""
         server = HttpServer(
             self.settings.http,
-            gateway,
+            self._faults.gate(gateway),
             registry=self.registry,
             sockets=gateway.open_socket,
             classify=gateway.classify,
@@ -361,6 +367,7 @@ class Deployment:
             "users": self._add_users,
             "demo": self._order_demo,
             "crowd": self._crowd_accounts,
+            "faults": self._order_faults,
         }
 
     async def _tell_target(self, _: Arguments, __: Progress) -> Target:
@@ -392,6 +399,23 @@ class Deployment:
     async def _order_demo(self, arguments: Arguments, _: Progress) -> dict[str, bool]:
         await self.demo.order(running=bool(arguments.get("running", True)))
         return {"running": self.demo.running}
+
+    async def _order_faults(self, arguments: Arguments, _: Progress) -> dict[str, Any]:
+        """Faults go to the worker that owns the system; questions without one to all, and the answers are joined."""
+        near, order, wanted = self.neighbourhood, str(arguments.get("order", "")), dict(arguments)
+        desks = {near.slot: FaultDesk(self._faults)} | {
+            slot: remote(FaultDesk, peer, "faults") for slot, peer in near.peers.items()
+        }
+        system = str(wanted.get("system", ""))
+        if order == "begin":
+            if system not in self.settings.systems:
+                raise Rejected(f"{system or 'no system'} is not part of this deployment", code="system_not_running")
+            return await desks[near.placement.slot_of(system) if near.peers else near.slot].order(order, wanted)
+        joined: dict[str, Any] = {}
+        for desk in desks.values():
+            for name, value in (await desk.order(order, wanted)).items():
+                joined[name] = joined[name] + value if name in joined else value
+        return joined
 
     async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
         """Names and passwords of `count` accounts for a crowd, made on first use; the password lies in data/secrets."""
@@ -426,24 +450,6 @@ async def import_file(
             rows = [enriched(row) for row in parse(file.read_bytes(), file.suffix)]  # noqa: ASYNC240 - see above
             return await commerce.import_rows(rows, progress=_steps(progress), dry_run=dry_run)
     raise Rejected(f"{owners[kind]} is not part of this deployment", code="system_not_running")
-
-
-async def import_alone(settings: Settings, system: str, arguments: Arguments, progress: Progress) -> object:
-    """Import where nothing runs: hold the data folder, start one system on free ports, import, stop."""
-    folder = data_folder.hold(settings.data)
-    try:
-        ensure_format(settings.data, program=f"fourplane {__version__}")
-        deployment = await Deployment(_unexposed(settings, system)).build()
-        await deployment.lifecycle.start()
-        try:
-            kind, file = str(arguments["kind"]), Path(str(arguments["file"]))
-            result = await import_file(deployment, kind, file, progress, dry_run=bool(arguments.get("dry_run")))
-            return msgspec.to_builtins(result)
-        finally:
-            await deployment.lifecycle.drain()
-            await deployment.lifecycle.stop()
-    finally:
-        folder.release()
 
 
 async def operator_link(deployment: Deployment) -> str:
@@ -488,6 +494,7 @@ def up(
 
 
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
+    await stay_away(settings.data, worker.slot)
     deployment = await Deployment(
         settings, slot=worker.slot, sockets=worker.sockets, ports=worker.ports, demo=demo
     ).build()
@@ -545,21 +552,6 @@ def _placed(settings: Settings) -> Settings:
     if own.cache_folder == usual.cache_folder:
         own = replace(own, cache_folder=settings.data / "cdn")
     return _sharded(replace(settings, streaming=own))
-
-
-def _unexposed(settings: Settings, system: str) -> Settings:
-    """The same settings with one system and every port free to choose."""
-    replace = msgspec.structs.replace
-    listener = replace(settings.http.listener, port=0)
-    cdn = tuple(replace(node, port=0) for node in settings.streaming.cdn)
-    return replace(
-        settings,
-        systems=(system,),
-        http=replace(settings.http, listener=listener),
-        streaming=replace(settings.streaming, origin_port=0, cdn=cdn),
-        dispatch=replace(settings.dispatch, feed=replace(settings.dispatch.feed, port=0)),
-        messaging=replace(settings.messaging, port=0, tls_port=0),
-    )
 
 
 def _ports(settings: Settings) -> list[Port]:
