@@ -109,7 +109,7 @@ def sync_lies(patch):
 
 PLANTS = {
     acknowledge_before_commit: "messaging-disk-stall",
-    acknowledge_before_the_reader: "messaging-instance-loss",
+    acknowledge_before_the_reader: "messaging-late-readers",
     acknowledge_what_waits: "messaging-disk-stall",
     keep_only_for_a_single_session: "messaging-latency",
     forget_what_was_not_taken: "messaging-latency",
@@ -117,6 +117,6 @@ PLANTS = {
     stored_messages_newest_first: "messaging-partition",
     live_messages_overtake_stored_ones: "messaging-partition",
     one_partition_for_all: "messaging-latency",
-    stored_messages_go_before_they_are_taken: "messaging-partition",
+    stored_messages_go_before_they_are_taken: "messaging-late-readers",
     sync_lies: "messaging-instance-loss",
 }
