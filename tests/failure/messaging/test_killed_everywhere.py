@@ -76,9 +76,6 @@ def test_killed_there_what_was_acknowledged_arrives_once_and_in_order(point, tmp
             alice = await managed("alice", port)
             acknowledged = await send_until_killed(alice, child)
             before = bodies(bob) if bob is not None else []
-            confirmed = (
-                acknowledged if bob is not None else 0
-            )  # of these the server heard that bob has them, or stored them
         async with server(tmp_path) as (_, port):
             bob = await managed("bob", port)
             async with asyncio.timeout(WAIT_S):

@@ -12,8 +12,10 @@ PIECES = (
     b"<presence/>",
     b"<presence type='subscribe' to='bob@localhost'/>",
     b"<iq type='get' id='1'><query xmlns='jabber:iq:roster'/></iq>",
-    b"<iq type='set' id='2'><pubsub xmlns='http://jabber.org/protocol/pubsub'><publish node='n'><item><a xmlns='b'/></item>"
-    b"</publish></pubsub></iq>",
+    (
+        b"<iq type='set' id='2'><pubsub xmlns='http://jabber.org/protocol/pubsub'><publish node='n'><item><a xmlns='b'/></item>"
+        b"</publish></pubsub></iq>"
+    ),
     b"<iq type='set' id='3' to='localhost'><command xmlns='http://jabber.org/protocol/commands' node='x'/></iq>",
     b"<r xmlns='urn:xmpp:sm:3'/><a xmlns='urn:xmpp:sm:3' h='1'/>",
     b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>",
