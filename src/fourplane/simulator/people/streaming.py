@@ -15,6 +15,7 @@ from fourplane.simulator.people import REQUEST_S, Caller, Felt, Pace
 
 EVERY_S = 1.0
 TRIES = 3
+SETTLE_S = 35.0  # longer than a connection to a host that vanished hangs
 CURIOUS_SHARE = 0.1
 TRACKS = (*(name for name, *_ in RUNGS), SOUND)
 
@@ -54,7 +55,7 @@ class StreamingPeople:
 
     async def settle(self) -> None:
         """Everybody plays once more: what was broken must not stay so."""
-        await clock.sleep(10.0)
+        await clock.sleep(SETTLE_S)
         before = self.felt.totals()[1]
         await self._watch(0, min(self._titles), clock.monotonic_s() + 30.0)
         if self.felt.totals()[1] > before:
