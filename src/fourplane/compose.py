@@ -295,6 +295,7 @@ class Deployment:
             self.settings.streaming,
             sql=await self.stores.sql("streaming"),
             blobs=await self.stores.blobs("streaming"),
+            search=await self.stores.search("streaming"),
             signer=self._signer,
             ids=self.ids,
             registry=self.registry,
