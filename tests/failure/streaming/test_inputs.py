@@ -126,10 +126,10 @@ def test_a_film_of_one_picture_is_a_film(encoder, tmp_path):
 
 
 def test_sound_that_goes_on_after_the_last_picture_is_no_fault(encoder, tmp_path):
-    arguments = ("-t", "18", *PICTURE, "-t", "18.8", *SOUND, *FAST, "-c:a", "aac")
+    arguments = ("-t", "16", *PICTURE, "-t", "16.8", *SOUND, *FAST, "-c:a", "aac")
     index, encoded = encode(encoder, make(encoder, tmp_path / "film.mp4", *arguments), tmp_path)
-    assert encoded.plan.chunks == 4  # of six seconds: the last one has no picture at all
-    assert index.video[0].duration_s() == pytest.approx(18.0, abs=0.1)
+    assert encoded.plan.chunks == 5  # of four seconds: the last one has no picture at all
+    assert index.video[0].duration_s() == pytest.approx(16.0, abs=0.1)
 
 
 def test_texts_inside_and_beside_a_film_become_its_captions(encoder, tmp_path):
