@@ -3,7 +3,8 @@
 One table per store, clustered by nothing, keyed by (partition, sort). A batch is one transaction, so it is atomic; each expected
 version is a condition of its statement, whose row count decides. `expires_us` is compared with the caller's clock, as on
 the embedded engine. Writes that come while one is under way share the next transaction, whatever their partitions; when
-one of them meets a conflict, each is tried alone and hears its own answer. Expired rows are removed a thousand at a time, once in `PURGE_EVERY` changes.
+one of them meets a conflict, each is tried alone and hears its own answer. Expired rows are removed a thousand at a time,
+once in `PURGE_EVERY` changes.
 """
 
 import asyncio
