@@ -19,6 +19,7 @@ PAGES = (
     "/commerce/cart",
 )
 WITH_A_CART = {"cookie": "fp_cart=" + "a" * 32, "accept": "text/html"}
+CROWD = 12  # fewer than the edge lets run at once when the processor is busy
 
 
 @pytest.mark.parametrize("box", ["catalog", "search", "cart", "order", "inventory", "payment", "shipping"])
@@ -111,9 +112,10 @@ def test_a_crowd_at_a_cold_page_renders_it_once():
                 return await around(one)
 
             s.commerce.store.around = waiting
-            asked = [asyncio.ensure_future(s.client.request("GET", f"/commerce/p/{product.id}")) for _ in range(50)]
-            while s.commerce.storefront.shared < 49:
-                await asyncio.sleep(0)
+            asked = [asyncio.ensure_future(s.client.request("GET", f"/commerce/p/{product.id}")) for _ in range(CROWD)]
+            async with asyncio.timeout(20):
+                while s.commerce.storefront.shared < CROWD - 1:
+                    await asyncio.sleep(0)
             slow.set()
             answers = await asyncio.gather(*asked)
             assert {answer.status for answer in answers} == {200}
