@@ -588,8 +588,12 @@ class HttpProtocol(asyncio.Protocol):
         self.transport.resume_reading()
 
     def drain(self) -> None:
-        """Stop after the request in flight; a connection at rest closes now."""
+        """Stop after the request in flight; a connection at rest closes now, one that has not asked yet in a moment."""
         if self._mode is SOCKET and self.session is not None:
             self.session.going_away()
         elif self._mode is HTTP and self.exchange is None and self._phase is IDLE:
-            self.transport.close()
+            if self.deadline_tick - self._since_tick > self.server.head_ticks + 1:
+                self.transport.close()
+            elif not self.gone:
+                self._since_tick = -self.server.idle_ticks
+                asyncio.get_running_loop().call_later(self.server.settings.unasked_s, self.drain)

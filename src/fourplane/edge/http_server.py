@@ -48,6 +48,7 @@ class HttpServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     linger_s: float = 2.0
     burst_max: int = 64  # pipelined requests answered before others get a turn
     drain_s_max: float = 15.0
+    unasked_s: float = 0.25  # a connection that was accepted and has not asked anything yet keeps so long in a drain
     socket_ping_s: float = 20.0
     socket_send_buffer_max: int = 4 << 20  # bytes queued per WebSocket before Overloaded
     socket_deflate: bool = True
@@ -233,9 +234,11 @@ class HttpServer:
 
     def opened(self, connection: HttpProtocol) -> bool:
         """Count a connection in; False when it must go at once."""
-        if self.draining or not self.listener.bounds.try_enter(connection.peer):
+        if not self.listener.bounds.try_enter(connection.peer):
             return False
         self._connections[connection] = None
+        if self.draining:  # accepted before the door was shut
+            connection.drain()
         return True
 
     def closed(self, connection: HttpProtocol) -> None:
