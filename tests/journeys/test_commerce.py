@@ -235,7 +235,8 @@ async def buy(s, browser, *, javascript: bool) -> None:
             await page.fill(f"input[name={field}]", value)
     await page.locator("#place").click()
     await page.wait_for_selector("#order-id")
-    assert "Thank you" in await page.inner_text("h1")
+    headline = await page.inner_text("h1")
+    assert "Thank you" in headline or "Your order is" in headline  # packed already, on a quick machine
     assert await page.inner_text("#cart-count") == "0"
     for _ in range(100):  # the parcel is followed to its door
         await page.reload()

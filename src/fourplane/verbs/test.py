@@ -24,6 +24,7 @@ RESULTS = Path(".tools") / "results"
 TEST_S = 60  # past this a single test tells where it stands
 NO_TESTS = 5  # pytest's exit code when it collected nothing
 LANES = 2
+STARTED_WEIGHT = 10_000
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -140,14 +141,21 @@ async def _pytest(folder: Path, section: Section, options: argparse.Namespace, s
 
 
 def dealt(folder: Path, paths: list[str]) -> list[list[str]]:
-    """The test files under `paths` in as many hands as there are lanes: the largest first, each to the lightest hand."""
+    """The test files under `paths` in as many hands as there are lanes: the heaviest first, each to the lightest hand."""
     found = [folder / path for path in paths]
     files = {file for path in found for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
     hands: list[tuple[int, list[str]]] = [(0, []) for _ in range(LANES)]
-    for file in sorted(files, key=lambda file: (-file.stat().st_size, str(file))):
+    weights = {file: _weight(file) for file in files}
+    for file in sorted(files, key=lambda file: (-weights[file], str(file))):
         weight, hand = min(hands, key=lambda one: one[0])
-        hands[hands.index((weight, hand))] = (weight + file.stat().st_size, [*hand, str(file.relative_to(folder))])
+        hands[hands.index((weight, hand))] = (weight + weights[file], [*hand, str(file.relative_to(folder))])
     return [sorted(hand) for _, hand in hands if hand]
+
+
+def _weight(file: Path) -> int:
+    """Bytes, and as much again for a browser and for a deployment as ten kilobytes of other tests take."""
+    text = file.read_text(encoding="utf-8")
+    return len(text) + STARTED_WEIGHT * sum(word in text for word in ("chromium", "deployment("))
 
 
 async def _lane(
