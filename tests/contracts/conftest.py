@@ -39,13 +39,17 @@ class Server:
 
     def start(self):
         log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(self.argv, stdout=log, stderr=log, start_new_session=True, cwd="/")
-        for _ in range(600):
-            if self._ready():
-                return self
-            if self.process.poll() is not None:
+        for _ in range(50):  # children of a killed server may still be ending, and it refuses to start beside them
+            self.process = subprocess.Popen(self.argv, stdout=log, stderr=log, start_new_session=True, cwd="/")
+            for _ in range(600):
+                if self._ready():
+                    return self
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.02)
+            else:
                 break
-            time.sleep(0.02)
+            time.sleep(0.1)
         raise RuntimeError((self.folder / "server.log").read_text()[-2000:])
 
     def kill(self):
