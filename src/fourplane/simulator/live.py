@@ -25,7 +25,7 @@ LEASE_S = 5.0
 TICK_S = 1.0
 RECOVER_S = 30.0
 OF_THE_RUNNER = frozenset({"retry_storm", "undo_all"})
-PROBES = frozenset({"availability", "slowest_s", "is_up", "broken_promises"})
+PROBES = frozenset({"availability", "slowest_s", "is_up"})
 
 Order = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (order, arguments) to the deployment's faults
 Told = Callable[[str], None]
@@ -258,8 +258,6 @@ class LiveRun:
             case "is_up":
                 before, now = self._since(3.0)
                 return now.served > before.served
-            case "broken_promises":
-                return 0  # what users were promised is checked in simulation; live only what they felt is known
         raise Rejected(f"the probe {probe.name} cannot be asked of a running deployment", code="experiment")
 
     def _availability(self, window_s: float) -> float:
