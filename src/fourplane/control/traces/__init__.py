@@ -1,0 +1,1 @@
+"""Traces: the requests worth looking at, span by span over all processes."""
