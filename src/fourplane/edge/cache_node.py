@@ -175,6 +175,12 @@ class CacheNode:
         self.store.close()
         await clock.sleep(0)
 
+    def vanish(self, *, gone: bool) -> None:
+        """Cut every connection and each new one, as if the place it stands in were dark, until it is over."""
+        self.draining = gone
+        for connection in list(self._connections) if gone else ():
+            connection.transport.abort()
+
     def statistics(self) -> CacheStatistics:
         store, fetch = self.store, self._fetch
         return CacheStatistics(

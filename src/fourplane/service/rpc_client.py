@@ -80,6 +80,7 @@ class Peer:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
+        self._parted = False
         self._calls = self._connects = self._lost = self._repeated = self._expired = 0
 
     def method(self, service: str, method: Method) -> Callable[..., Any]:
@@ -118,6 +119,15 @@ class Peer:
         """End the connection; calls under way are lost."""
         self._closed = True
         if self._connection is not None:
+            self._connection.close()
+
+    def part(self, *, parted: bool) -> None:
+        """Lose the connection and get no other one until it is over: a partition, as an experiment wishes it.
+
+        Callers wait until their deadline, as they do for a peer behind a network that drops everything.
+        """
+        self._parted = parted
+        if parted and self._connection is not None:
             self._connection.close()
 
     def statistics(self) -> PeerStatistics:
@@ -169,6 +179,8 @@ class Peer:
             raise Unavailable(f"{self.name} cannot be reached: {error}", code="unreachable") from None
 
     async def _connect(self) -> "_Connection":
+        if self._parted:
+            raise OSError(f"parted from {self.name} by an experiment")
         path, host, port = self._where
         if path:
             return (await network.connect_unix(lambda: _Connection(self), path))[1]
