@@ -257,7 +257,7 @@ class Deployment:
             for method, path, handler in getattr(system, "hot_routes", list)():
                 server.hot(method, path, handler)
             if isinstance(system, Commerce) and name == "http":
-                system.behind(server.admission)
+                system.behind(server.admission, gateway.room)
         return server
 
     async def _all_cells(self) -> Registry:

@@ -37,6 +37,7 @@ from fourplane.control.nodes import Node
 from fourplane.edge.admission import Admission
 from fourplane.edge.http_request import HotHandler
 from fourplane.edge.routes import Door
+from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Pool
 from fourplane.foundation.errors import FourplaneError
@@ -146,6 +147,7 @@ class Commerce:
         self._packer = Pool("pages", threads=1)
         self.store.when_changed(self._changed)
         self.admission: Admission | None = None
+        self.room: WaitingRoom | None = None
         self.storefront = Storefront(self.store, self.pages, self.media)
         self._api = Api(self.store)
         self._operators = OperatorApi(self.store, self.webhooks, self.media)
@@ -235,9 +237,9 @@ class Commerce:
                 await self.catalog.renew_snapshot()
             await clock.sleep(SNAPSHOT_S)
 
-    def behind(self, admission: Admission) -> None:
-        """The door all of it stands behind, for the boxes that show who is let in."""
-        self.admission = admission
+    def behind(self, admission: Admission, room: WaitingRoom | None = None) -> None:
+        """The door all of it stands behind and the room in front of that, for the boxes that show who is let in."""
+        self.admission, self.room = admission, room
 
     def doors(self) -> list[Door]:
         """Pages and API."""

@@ -213,7 +213,17 @@ def _load(shop: "Commerce") -> list[Node]:
             "oldest ms": round(s.delay_s * 1e3, 1),
             "stale": s.stale,
         }
-        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts | {"in flight": s.in_flight})
+        facts |= {"in flight": s.in_flight}
+        if shop.room is not None:
+            room = shop.room.statistics()
+            facts |= {
+                "waiting room": "open" if room.active else "closed",
+                "people waiting": room.waiting,
+                "let in so far": room.entered,
+                "let in per s": room.entries_per_s,
+                "opened": room.openings,
+            }
+        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
 
     def circuit() -> Figures:
         pay = shop.payments
@@ -229,11 +239,19 @@ def _load(shop: "Commerce") -> list[Node]:
             "PRIORITY",
             "edge",
             "Checkout first, then cart and pages, then search, crawlers last",
-            "storefront.py",
+            "edge/admission.py",
             priority,
         ),
-        _node("SHED", "edge", "The platform's admission turns away the least important first", "api.py", shed),
-        _node("QUEUE", "edge", "Bounded lines by class; what waited too long is turned away", "api.py", queue),
+        _node(
+            "SHED", "edge", "The platform's admission turns away the least important first", "edge/admission.py", shed
+        ),
+        _node(
+            "QUEUE",
+            "edge",
+            "Bounded lines by class, and a waiting room with fair places in front",
+            "edge/waiting_room.py",
+            queue,
+        ),
         _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", circuit),
         _node(
             "STALE", "service", "Kept pages while one renews them, or while nothing else answers", "page_cache.py", kept
@@ -251,7 +269,7 @@ def _node(  # noqa: PLR0917 - a table is read by columns
         id=name,
         plane=plane,
         what=what,
-        source=f"commerce/{source}",
+        source=source if "/" in source else f"commerce/{source}",
         figures=figures,
         switch=meter.switch if meter else None,
         journey=JOURNEY,
