@@ -48,7 +48,7 @@ class HttpServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     linger_s: float = 2.0
     burst_max: int = 64  # pipelined requests answered before others get a turn
     drain_s_max: float = 15.0
-    unasked_s: float = 0.25  # a connection that was accepted and has not asked anything yet keeps so long in a drain
+    unasked_s: float = 1.0  # a connection that was accepted and has not asked anything yet keeps so long in a drain
     socket_ping_s: float = 20.0
     socket_send_buffer_max: int = 4 << 20  # bytes queued per WebSocket before Overloaded
     socket_deflate: bool = True
@@ -199,6 +199,7 @@ class HttpServer:
         for connection in list(self._connections):
             connection.drain()
         ends = clock.monotonic_s() + self.settings.drain_s_max
+        await clock.sleep(TICK_S / 10)  # what the listener took in its last turn becomes a connection after it
         while self._connections and clock.monotonic_s() < ends:
             await clock.sleep(TICK_S / 10)
 
