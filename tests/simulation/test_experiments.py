@@ -47,7 +47,6 @@ def test_no_money_stays_on_hold_after_a_crash_while_payments_are_slow():
     assert run("dispatch-slow-dependency", 1).violations == []
 
 
-@pytest.mark.xfail(reason="stored messages sort by ids of the wall clock, which was behind after a crash", strict=True)
 def test_messages_keep_their_order_when_a_clock_is_set_back_over_a_crash():
     assert experiments.run(swarm.draw("messaging", 8), 8).violations == []
 

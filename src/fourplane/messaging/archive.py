@@ -18,6 +18,7 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import Request, ServerQueries
 from fourplane.messaging.stanzas import escape
+from fourplane.messaging.stored_order import ID_MAX
 from fourplane.messaging.user import User, worth_storing
 from fourplane.messaging.user_store import Done
 from fourplane.messaging.xml_stream import CLIENT, Stanza
@@ -30,7 +31,6 @@ STANZA_ID = "urn:xmpp:sid:0 stanza-id"
 PAGE_MAX = 100
 SCAN_MAX = 2_000
 SCHEMA = 1
-ID_MAX = (1 << 63) - 1
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class MessageArchive:
             if source is not None:
                 source.release(hold)
 
-        self._write(user, self._router.ids.next(), delivery.to.full, delivery.raw, kept)
+        self._write(user, user.next_id(), delivery.to.full, delivery.raw, kept)
 
     def received(self, user: User, delivery: Delivery) -> bool:
         """Keep a copy for the receiver and deliver it then; False when this message is not kept."""
@@ -82,7 +82,7 @@ class MessageArchive:
             return False
         source = delivery.source
         hold = source.hold() if source is not None else 0
-        ident = self._router.ids.next()
+        ident = user.next_id()
         raw = delivery.raw
         if STANZA_ID in delivery.stanza.children:
             raw = _without_claims(raw, user.address.bare)

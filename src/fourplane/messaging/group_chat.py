@@ -17,6 +17,7 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.room import USER_NS, Occupant, Room
 from fourplane.messaging.routing import Router
 from fourplane.messaging.stanzas import escape
+from fourplane.messaging.stored_order import ID_MAX, next_id
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza
 from fourplane.state.contracts import Delete, Put
 
@@ -113,9 +114,10 @@ class GroupChat:
             self.send(occupant, room.presence(occupant, occupant, 110, kind="unavailable", item=item))
             room.leave(occupant)
         self.rooms.pop(room.address.bare, None)
-        self.router.store.write(room.address.bare, [Delete(b"room")])
         bare = room.address.bare
+        self.router.store.write(bare, [Delete(b"room")])
         self.router.store.write(self._index(bare), [Delete(b"n/" + bare.encode()[:500])])
+        self.router.spawn(self._forget_history(room))
 
     def send(self, occupant: Occupant, data: bytes, delivery: Delivery | None = None) -> None:
         """Hand bytes to the client of an occupant."""
@@ -147,21 +149,32 @@ class GroupChat:
             self.send(reader, room.presence(occupant, reader, code, *own, kind="unavailable", item=item))
         self._left(room, occupant)
 
-    async def _load(self, to: Address) -> None:
-        bare = to.bare
-        settings = self.router.settings
-        stored: bytes | None = None
-        failure: FourplaneError | None = None
+    async def _forget_history(self, room: Room) -> None:
         try:
-            stored = await self.router.store.value(bare, b"room")
+            await self.router.store.forget_room_history(room.address.bare, room.last_id)
+        except FourplaneError as error:  # it goes when a room of this name is made again
+            self.router.registry.event(
+                "warning", "messaging", "a group's history cannot be removed now", error=error.reason
+            )
+
+    async def _load(self, to: Address) -> None:
+        bare, store = to.bare, self.router.store
+        settings = self.router.settings
+        failure: FourplaneError | None = None
+        room = Room(self.router.bare(to), settings.room_history_max, settings.room_occupants_max)
+        try:
+            await store.wait_behind(bare)
+            stored = await store.value(bare, b"room")
+            if stored is None:  # what an earlier room of this name said is nobody's business
+                await store.forget_room_history(bare, ID_MAX)
+            else:
+                for ident, at_us, raw in await store.room_history(bare, settings.room_history_max):
+                    room.history.append((at_us, raw))
+                    room.last_id = ident
+                room.restore(stored)
+                self.rooms[bare] = room
         except FourplaneError as error:
             failure = error
-        room = Room(self.router.bare(to), settings.room_history_max, settings.room_occupants_max)
-        if stored is not None:
-            room.restore(stored)
-            self.rooms[bare] = room
-            for at_us, raw in await self.router.store.room_history(bare, settings.room_history_max):
-                room.history.append((at_us, raw))
         for delivery in self._loading.pop(bare):
             if failure is not None:
                 self.router.bounce(delivery, stanzas.condition_of(failure), failure.message)
@@ -318,7 +331,7 @@ class GroupChat:
             if room.configuration.persistent:
                 self.save(room)
         elif has_body:
-            ident = self.router.ids.next()
+            ident = room.last_id = next_id(self.router.ids, room.last_id)
             mark = f"<stanza-id xmlns='urn:xmpp:sid:0' by='{escape(room.address.bare)}' id='{ident}'/>"
             raw = stanzas.with_child(raw, mark.encode())
             now_us = clock.now_us()

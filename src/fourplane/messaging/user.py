@@ -14,6 +14,7 @@ from fourplane.messaging import presence, stanzas, subscriptions
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
+from fourplane.messaging.stored_order import next_id
 from fourplane.messaging.stream_management import MODULUS, Owed
 from fourplane.messaging.user_session import CHAT_STATES, UserSession
 from fourplane.messaging.user_store import NOBODY, StoredUser
@@ -44,6 +45,7 @@ class User:
         "carbon_count",
         "contacts",
         "flushing",
+        "last_id",
         "mailbox",
         "offline_count",
         "router",
@@ -59,6 +61,7 @@ class User:
         self.contacts: dict[str, Contact] = {}
         self.version = 0
         self.blocked = NOBODY
+        self.last_id = 0  # of what is stored, see stored_order.py
         self.offline_count = 0
         self.spooling = 0  # messages on their way to the disk
         self.carbon_count = 0
@@ -71,6 +74,7 @@ class User:
         self.version = stored.version
         self.blocked = stored.blocked
         self.offline_count = stored.offline_count
+        self.last_id = max(self.last_id, stored.last_id)
         waiting, self.mailbox = self.mailbox, None
         return waiting or []
 
@@ -78,11 +82,17 @@ class User:
         """Take over the live sessions of a crashed predecessor."""
         self.sessions = crashed.sessions
         self.carbon_count = crashed.carbon_count
+        self.last_id = max(self.last_id, crashed.last_id)
         for session in self.sessions.values():
             session.user = self
         if crashed.mailbox:
             assert self.mailbox is not None
             self.mailbox.extend(crashed.mailbox)
+
+    def next_id(self) -> int:
+        """An id behind everything that is stored for this user; raises Unavailable."""
+        self.last_id = next_id(self.router.ids, self.last_id)
+        return self.last_id
 
     def attach(self, session: UserSession) -> None:
         """A client has bound a resource; an older session of the same resource is replaced."""
@@ -201,7 +211,7 @@ class User:
             return
         router = self.router
         try:
-            owed.stored_id = router.ids.next()
+            owed.stored_id = self.next_id()
         except FourplaneError as error:  # it stays owed, and is tried again
             router.registry.event("error", "messaging", "a message cannot be kept now", error=error.reason)
             return
@@ -348,7 +358,7 @@ class User:
             router.bounce(delivery, "service-unavailable", "too many messages wait for this user")
             return
         try:
-            ident = router.ids.next()
+            ident = self.next_id()
         except FourplaneError as error:
             router.bounce(delivery, "internal-server-error", error.message)
             return

@@ -19,6 +19,7 @@ writers. What waits is bounded by the sessions, each of which stops reading whil
 """
 
 import asyncio
+import contextlib
 import hashlib
 import struct
 from collections import deque
@@ -48,6 +49,7 @@ class StoredUser(msgspec.Struct):
     version: int
     blocked: frozenset[str]
     offline_count: int
+    last_id: int  # the largest of its messages, waiting or archived
 
 
 class OfflineMessage(msgspec.Struct, frozen=True):
@@ -79,8 +81,14 @@ class UserStore:
         while self.waiting_count:
             await clock.sleep(0.005)
 
+    async def wait_behind(self, bare: str) -> None:
+        """Wait until what was given for this owner before is durable or has failed, so that reading tells the truth."""
+        with contextlib.suppress(FourplaneError):  # whoever wrote it was told
+            await self.written(bare, ())
+
     async def load(self, bare: str) -> StoredUser:
-        """Everything a user needs to be active."""
+        """Everything a user needs to be active, behind what is being written for it."""
+        await self.wait_behind(bare)
         partition = partition_of(bare)
         contacts: dict[str, Contact] = {}
         blocked: list[str] = []
@@ -90,13 +98,16 @@ class UserStore:
             else:
                 contact = roster.decode(record.value)
                 contacts[contact.jid] = contact
-        number = offline_count = 0
+        number = offline_count = last_id = 0
         for record in await self._between(partition, b"m/", b"o0"):
             if record.sort == b"m/version":
                 number = struct.unpack(">Q", record.value[1:9])[0]
             elif record.sort.startswith(b"o/"):
                 offline_count += 1
-        return StoredUser(contacts, number, frozenset(blocked) if blocked else NOBODY, offline_count)
+                last_id = _id_of(record.sort)
+        for record in await self.records.scan(partition, start=b"a/", end=b"a0", limit=1, reverse=True):
+            last_id = max(last_id, _id_of(record.sort))
+        return StoredUser(contacts, number, frozenset(blocked) if blocked else NOBODY, offline_count, last_id)
 
     async def offline(self, bare: str, limit: int) -> list[OfflineMessage]:
         """The oldest stored messages of a user."""
@@ -125,10 +136,23 @@ class UserStore:
         found = await self.records.scan(partition_of(bare), start=start, end=end, limit=limit, reverse=backwards)
         return [(record.sort, record.value) for record in found]
 
-    async def room_history(self, bare: str, limit: int) -> list[tuple[int, bytes]]:
-        """The newest messages of a room, oldest first: when, and the stanza."""
+    async def room_history(self, bare: str, limit: int) -> list[tuple[int, int, bytes]]:
+        """The newest messages of a room, oldest first: id, when, and the stanza."""
         found = await self.records.scan(partition_of(bare), start=b"h/", end=b"h0", limit=limit, reverse=True)
-        return [(struct.unpack(">Q", record.value[1:9])[0], record.value[9:]) for record in reversed(found)]
+        times = [struct.unpack(">Q", record.value[1:9])[0] for record in found]
+        return [
+            (_id_of(record.sort), at_us, record.value[9:])
+            for record, at_us in zip(reversed(found), reversed(times), strict=True)
+        ]
+
+    async def forget_room_history(self, bare: str, last: int) -> None:
+        """Remove what was said in a room up to an id; gone for good when this returns."""
+        end = b"h/" + struct.pack(">Q", last) + b"\0"
+        while True:
+            found = await self.records.scan(partition_of(bare), start=b"h/", end=end, limit=BATCH_MAX)
+            if not found:
+                return
+            await self.written(bare, [Delete(record.sort) for record in found])
 
     def delete_offline(self, bare: str, ids: Sequence[int]) -> None:
         """Remove messages that were delivered, some time soon."""
@@ -234,6 +258,10 @@ def _offline_key(message_id: int) -> bytes:
     return b"o/" + struct.pack(">Q", message_id)
 
 
+def _id_of(sort: bytes) -> int:
+    return int.from_bytes(sort[2:], "big")
+
+
 def _offline_message(sort: bytes, value: bytes) -> OfflineMessage:
     assert value[0] == SCHEMA, f"offline schema {value[0]}"
-    return OfflineMessage(struct.unpack(">Q", sort[2:])[0], struct.unpack(">Q", value[1:9])[0], value[9:])
+    return OfflineMessage(_id_of(sort), struct.unpack(">Q", value[1:9])[0], value[9:])
