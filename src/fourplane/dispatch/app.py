@@ -34,8 +34,9 @@ from fourplane.dispatch.pages import page_doors
 from fourplane.dispatch.partner_api import PartnerApi
 from fourplane.dispatch.pricing import Product, Surge, SurgeMap
 from fourplane.dispatch.push import Push
+from fourplane.dispatch.ride_news import RideStatistics
 from fourplane.dispatch.rider_api import RiderApi
-from fourplane.dispatch.rides import Rides, RideStatistics
+from fourplane.dispatch.rides import Rides
 from fourplane.dispatch.settings import DispatchSettings
 from fourplane.dispatch.trip_processor import ProcessorStatistics, TripProcessor
 from fourplane.dispatch.trip_store import TripStore
@@ -168,6 +169,7 @@ class Dispatch:
             self.matcher.run(),
             self._offers(),
             self._money(),
+            self._undo_holds(),
             self._surge(),
             self._follow(),
             self.processor.run(),
@@ -327,6 +329,12 @@ class Dispatch:
                 await self._attempt("fares wait", self.rides.settle_some)
             if self.switches.events.on:
                 await self._attempt("trip events wait", self.rides.close_some)
+
+    async def _undo_holds(self) -> None:
+        while True:
+            await clock.sleep(0.5)
+            if self.switches.payments.on:
+                await self._attempt("held money waits to be given back", self.rides.undo_holds)
 
     async def _surge(self) -> None:
         while True:

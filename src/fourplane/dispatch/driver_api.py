@@ -12,7 +12,7 @@ import numpy as np
 from fourplane.dispatch.driver_index import check_point, make_updates
 from fourplane.dispatch.driver_verbs import DriverVerb
 from fourplane.dispatch.drivers import Profile
-from fourplane.dispatch.rides import OfferNews
+from fourplane.dispatch.ride_news import OfferNews
 from fourplane.dispatch.trip_processor import read_history
 from fourplane.dispatch.trips import Place
 from fourplane.edge.routes import Call, Priority, Route, SocketRoute

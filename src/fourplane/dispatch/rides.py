@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from fourplane.dispatch import trips
 from fourplane.dispatch.drivers import Drivers
 from fourplane.dispatch.eta import Eta
+from fourplane.dispatch.holds import Holds
 from fourplane.dispatch.matching import Decision, MatchingSettings
 from fourplane.dispatch.pricing import Fare, PricingSettings, driver_part, find_product
 from fourplane.dispatch.push import Push
+from fourplane.dispatch.ride_news import DriverNews, OfferNews, RideStatistics, TripNews
 from fourplane.dispatch.roads import Snapped
-from fourplane.dispatch.trip_store import TripStore
+from fourplane.dispatch.trip_store import Intent, TripStore
 from fourplane.dispatch.trips import Event, Place, Trip
 from fourplane.foundation import clock, ids
-from fourplane.foundation.errors import Conflict, Forbidden, FourplaneError, NotFound, Overloaded, Rejected, Unavailable
+from fourplane.foundation.errors import Conflict, Forbidden, FourplaneError, NotFound, Overloaded, Unavailable
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.money import Money
 from fourplane.foundation.telemetry import Histogram, Registry
@@ -34,41 +36,9 @@ from fourplane.state.contracts import Put, Records
 
 CLOSED_KEPT = 5_000
 DECISIONS_KEPT = 12
+CLAIMS_MAX = 5
 SETTLE_AT_ONCE = 32
 DAY_S = 86_400.0
-
-
-class TripNews(msgspec.Struct, frozen=True):
-    """What watchers of a trip are told: look again."""
-
-    trip: str
-    status: str
-    driver: int
-    kind: str = "trip"
-
-
-class OfferNews(msgspec.Struct, frozen=True):
-    """An offer as a driver's app gets it."""
-
-    driver: int
-    trip: str
-    pickup: Place
-    dropoff: Place
-    eta_s: float
-    expires_in_s: float
-    earnings: str
-    product: str
-    pin: bool
-    kind: str = "offer"
-
-
-class DriverNews(msgspec.Struct, frozen=True):
-    """Something changed about a driver's offer or trip."""
-
-    driver: int
-    trip: str
-    status: str
-    kind: str = "driver_trip"
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -111,25 +81,6 @@ class Ride:
         self.track: list[tuple[int, float, float]] = []  # (us, lat, lng) of the driver, every few seconds
 
 
-class RideStatistics(msgspec.Struct, frozen=True):
-    """Cumulative counts, and how many are where now."""
-
-    requested: int
-    accepted: int
-    completed: int
-    cancelled: int
-    unserved: int
-    offers: int
-    declined: int
-    expired: int
-    settled: int
-    payment_failures: int
-    active: int
-    searching: int
-    earned: int  # captured, minor units
-    lost: int  # drivers given up on because nothing was heard of them
-
-
 class Rides:
     """All rides of this owner."""
 
@@ -149,6 +100,7 @@ class Rides:
     ) -> None:
         self._store, self._drivers, self._records = store, drivers, records
         self._eta, self._payments, self._push = eta, payments, push
+        self._holds = Holds(store, payments)
         self._registry, self._ids = registry, ids
         self._matching, self._pricing = matching, pricing
         self.active: dict[int, Ride] = {}
@@ -195,6 +147,7 @@ class Rides:
                 self._unsettled[trip.id] = ride
         self._offers = deque(sorted(self._offers))
         self._drivers.check()
+        await self._holds.restore()
         return len(self.active)
 
     async def request(
@@ -215,25 +168,34 @@ class Rides:
                 "you have a ride under way", code="ride_under_way", trip=ids.encode("trip", self._by_rider[rider])
             )
         self._by_rider[rider] = trip_id
+        ride, intent = Ride(Trip(trip_id), node), Intent(rider, fare.total, method)
+        sandbox = rider.startswith(trips.SANDBOX)
         try:
-            authorisation = "sandbox"
-            if not rider.startswith(trips.SANDBOX):
-                held = await self._payments.authorise(f"trip:{trip_id}", fare.total, method)
-                if held.state != "authorised":
-                    raise Rejected(f"the payment was declined: {held.reason}", code="payment_declined")
-                authorisation = held.id
-            trip = Trip(trip_id)
-            ride = Ride(trip, node)
-            now = clock.now_us()
-            await self._append(ride, [trips.Requested(now, rider, pickup, dropoff, fare, authorisation, method, pin)])
+            authorisation = "sandbox" if sandbox else await self._holds.take(trip_id, intent)
+            first = trips.Requested(clock.now_us(), rider, pickup, dropoff, fare, authorisation, method, pin)
+            try:
+                await self._append(ride, [first], intended=not sandbox)
+            except BaseException:
+                if not sandbox:
+                    self._holds.leave(trip_id, intent)
+                raise
         except BaseException:
             self._by_rider.pop(rider, None)
             raise
-        ride.waiting_since_us = trip.requested_us
-        self.active[trip_id] = self.searching[trip_id] = ride
-        self._counts["requested"] += 1
-        self.wake()
-        return trip
+        self._begin(ride)
+        return ride.trip
+
+    async def undo_holds(self) -> None:
+        """Give back what is held for trips that never were; a trip that was made unknown to all is taken up, or ended."""
+        for trip in await self._holds.undo_some():
+            if trip.id in self.active:
+                continue
+            ride = Ride(trip, self._eta.roads.find_node(trip.pickup.lat, trip.pickup.lng))
+            asked_again = trip.rider in self._by_rider
+            self._by_rider.setdefault(trip.rider, trip.id)
+            self._begin(ride)
+            if asked_again:
+                await self.cancel(trip.id, trip.rider)
 
     async def find(self, trip_id: int) -> Ride:
         """The ride, also an old one; raises NotFound."""
@@ -452,7 +414,10 @@ class Rides:
         await asyncio.gather(*(self._store.close(ride.trip, ride.track) for ride in done))
 
     def statistics(self) -> RideStatistics:
-        return RideStatistics(**self._counts, active=len(self.active), searching=len(self.searching))
+        return RideStatistics(
+            **self._counts, active=len(self.active), searching=len(self.searching),
+            holds_undone=self._holds.undone, holds_left=self._holds.left,
+        )  # fmt: skip
 
     def check(self) -> None:
         """One driver per trip, one trip per driver, in both directions; an AssertionError is a bug."""
@@ -469,11 +434,17 @@ class Rides:
             holds = not held.trip.ended and driver in {held.trip.driver, held.trip.offered_to}
             assert holds or held.lock.locked(), "a driver is held by somebody else's trip"
 
-    async def _append(self, ride: Ride, events: list[Event]) -> bool:
+    def _begin(self, ride: Ride) -> None:
+        ride.waiting_since_us = ride.trip.requested_us
+        self.active[ride.trip.id] = self.searching[ride.trip.id] = ride
+        self._counts["requested"] += 1
+        self.wake()
+
+    async def _append(self, ride: Ride, events: list[Event], *, intended: bool = False) -> bool:
         if not events:
             return False
         began = clock.monotonic_s()
-        await self._store.append(ride.trip, events)
+        await self._store.append(ride.trip, events, intended=intended)
         self.write_seconds.record(clock.monotonic_s() - began)
         return True
 
@@ -496,7 +467,8 @@ class Rides:
         trip = ride.trip
         self.searching.pop(trip.id, None)
         self.riding.pop(trip.id, None)
-        self._by_rider.pop(trip.rider, None)
+        if self._by_rider.get(trip.rider) == trip.id:
+            del self._by_rider[trip.rider]
         for driver in (trip.driver, held):
             if driver >= 0:
                 self._drivers.release(driver, trip.id, clock.now_us())
@@ -571,10 +543,16 @@ class Rides:
     async def _claim(self, rider: str, key: str, trip_id: int) -> int:
         """The trip that this rider's key stands for; the first to ask decides."""
         partition, sort = f"dispatch/riders/{rider}".encode(), b"k/" + key.encode()[:200]
-        try:
-            await self._records.write(partition, [Put(sort, trip_id.to_bytes(8, "big"), expect_version=0, ttl_s=DAY_S)])
-        except Conflict:
-            row = await self._records.get(partition, sort)
+        mine, version = trip_id.to_bytes(8, "big"), 0
+        for _ in range(CLAIMS_MAX):
+            try:
+                await self._records.write(partition, [Put(sort, mine, expect_version=version, ttl_s=DAY_S)])
+                return trip_id
+            except Conflict:
+                row = await self._records.get(partition, sort)
             if row is not None:
-                return int.from_bytes(row.value, "big")
-        return trip_id
+                known = int.from_bytes(row.value, "big")
+                if not await self._store.buried(known):
+                    return known
+            version = 0 if row is None else row.version  # the first try was undone: this one takes its place
+        raise Conflict("too many requests under one key", code="try_again")
