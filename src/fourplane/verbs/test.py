@@ -24,7 +24,7 @@ RESULTS = Path(".tools") / "results"
 TEST_S = 60  # past this a single test tells where it stands
 NO_TESTS = 5  # pytest's exit code when it collected nothing
 LANES = 2
-STARTED_WEIGHT = 10_000
+HEAVY = {"chromium": (8_000, 1), "kill": (2_000, 6), "subprocess": (1_000, 3)}  # bytes a word weighs, at most so often
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -153,9 +153,9 @@ def dealt(folder: Path, paths: list[str]) -> list[list[str]]:
 
 
 def _weight(file: Path) -> int:
-    """Bytes, and as much again for a browser and for a deployment as ten kilobytes of other tests take."""
+    """Bytes, and as much again for a browser, a deployment and what is killed as that many bytes of other tests take."""
     text = file.read_text(encoding="utf-8")
-    return len(text) + STARTED_WEIGHT * sum(word in text for word in ("chromium", "deployment("))
+    return len(text) + sum(bytes_ * min(times, text.count(word)) for word, (bytes_, times) in HEAVY.items())
 
 
 async def _lane(
