@@ -24,7 +24,7 @@ from fourplane.control import takeover as takeovers
 from fourplane.control.colleagues import Colleagues, import_elsewhere
 from fourplane.control.desk import Desk
 from fourplane.control.fleet import ANY_SLOT, Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
-from fourplane.control.live_faults import FaultDesk, LiveFaults, stay_away
+from fourplane.control.live_faults import FaultDesk, stay_away
 from fourplane.control.merged_nodes import added
 from fourplane.control.metrics.store import MetricsSettings, MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
@@ -32,8 +32,10 @@ from fourplane.control.nodes import Node
 from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
 from fourplane.control.plan.doors import doors as plan_doors
 from fourplane.control.plan.results import bench_results
+from fourplane.control.resilience import ChaosSettings, Resilience
 from fourplane.dispatch.app import Dispatch, DispatchSettings
 from fourplane.edge import certificate
+from fourplane.edge.cache_node import CacheNode
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.edge.passing import HttpPassing, Passing
@@ -55,7 +57,6 @@ from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.control_socket import Arguments, ControlServer, Progress
 from fourplane.service.key_ring import KeyRing
-from fourplane.service.rpc import remote
 from fourplane.service.shards import ShardedRecords, ShardMap, kept_count
 from fourplane.service.tokens import Signer
 from fourplane.simulator.crowds import Target
@@ -90,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cards: CardSettings = CardSettings()
     console: ConsoleSettings = ConsoleSettings()
     metrics: MetricsSettings = MetricsSettings()
+    chaos: ChaosSettings = ChaosSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     streaming: StreamingSettings = StreamingSettings()
     dispatch: DispatchSettings = DispatchSettings()
@@ -139,7 +141,7 @@ class Deployment:
         if "connections" in self.sockets:
             self._passing = Passing(self.sockets["connections"], self.neighbourhood.way)
         self._metrics: MetricsStore | None = None
-        self._faults: LiveFaults
+        self._resilience: Resilience
 
     async def build(self) -> "Deployment":
         """Open the stores and make every part, in the order in which they will start."""
@@ -172,8 +174,12 @@ class Deployment:
             self._metrics = MetricsStore(
                 settings.metrics, registry=registry, blobs=await self.stores.blobs("control"), collect=self._all_cells
             )
-        self._faults = LiveFaults(registry, data=settings.data, slot=near.slot)
-        self.lifecycle.add("faults", self._faults)
+        self._resilience = Resilience(
+            settings.chaos, near=near, data=settings.data, folder=settings.data / NEIGHBOURS, systems=settings.systems,
+            registry=registry, accounts=self.accounts, disk=self.stores, regions=self._cache_nodes,
+            regions_named=[node.region for node in settings.streaming.cdn] if "streaming" in settings.systems else (),
+        )  # fmt: skip
+        self._resilience.add_to(self.lifecycle)
         gateway = self._gateway(nodes)
         self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
         self.lifecycle.add("gateway", gateway)
@@ -186,7 +192,7 @@ class Deployment:
             calls = {
                 name: one for system in self.systems.values() for name, one in getattr(system, "calls", dict)().items()
             }
-            calls["faults"] = (FaultDesk, FaultDesk(self._faults), None)
+            calls["faults"] = (FaultDesk, self._resilience.desk, None)
             near.serve(registry, self.sockets.get("calls"), desk=desk, services=services, calls=calls)
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
             self.lifecycle.add("neighbours", for_others)
@@ -210,7 +216,7 @@ class Deployment:
         if near.owns(CONSOLE):
             console = Console(
                 settings.console, systems=nodes, registry=registry, demo=self.demo, watchdog=self._watchdog,
-                faults=lambda wanted: self._order_faults(wanted, lambda _: None),
+                faults=self._resilience.order,
                 memory_mb=lambda: memory_mb() + (others.memory_mb() if others is not None else 0.0),
             )  # fmt: skip
             if not near.alone:
@@ -243,7 +249,7 @@ class Deployment:
         """The server in front of the gateway: the public one, or the one for the other workers."""
         server = HttpServer(
             self.settings.http,
-            self._faults.gate(gateway),
+            self._resilience.faults.gate(gateway),
             registry=self.registry,
             sockets=gateway.open_socket,
             classify=gateway.classify,
@@ -287,6 +293,15 @@ class Deployment:
         return {
             field: self.neighbourhood.ports[name] for name, field in names.items() if name in self.neighbourhood.ports
         }
+
+    def _cache_nodes(self) -> dict[str, list[CacheNode]]:
+        """The cache nodes of this worker by region."""
+        found: dict[str, list[CacheNode]] = {}
+        if isinstance(streaming := self.systems.get("streaming"), Streaming):
+            delivery = streaming.rooms.delivery
+            for node in delivery.ordered():
+                found.setdefault(node.region, []).append(delivery.nodes[node.id])
+        return found
 
     # -- the systems
 
@@ -402,21 +417,7 @@ class Deployment:
         return {"running": self.demo.running}
 
     async def _order_faults(self, arguments: Arguments, _: Progress) -> dict[str, Any]:
-        """Faults go to the worker that owns the system; questions without one to all, and the answers are joined."""
-        near, order, wanted = self.neighbourhood, str(arguments.get("order", "")), dict(arguments)
-        desks = {near.slot: FaultDesk(self._faults)} | {
-            slot: remote(FaultDesk, peer, "faults") for slot, peer in near.peers.items()
-        }
-        system = str(wanted.get("system", ""))
-        if order == "begin":
-            if system not in self.settings.systems:
-                raise Rejected(f"{system or 'no system'} is not part of this deployment", code="system_not_running")
-            return await desks[near.placement.slot_of(system) if near.peers else near.slot].order(order, wanted)
-        joined: dict[str, Any] = {}
-        for desk in desks.values():
-            for name, value in (await desk.order(order, wanted)).items():
-                joined[name] = joined[name] + value if name in joined else value
-        return joined
+        return await self._resilience.order(arguments)
 
     async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
         """Names and passwords of `count` accounts for a crowd, made on first use; the password lies in data/secrets."""

@@ -1,9 +1,10 @@
 """Faults in a running deployment, as leases: whoever asks must renew them, and what is not renewed is undone.
 
-A worker does to itself what an experiment names: it dies and stays away (`instance_loss`, `zone_loss`, `region_loss`: a
-worker stands in one place), its requests wait (`latency`), fail (`errors`) or get no answer (`partition`), its processor is
-busy (`cpu_burn`). Requests pass a gate that costs one comparison while nothing is wrong. Scope: the paths of one system, and a
-share of callers, always the same ones, so that the others are a control group.
+A worker does to itself what an experiment names: it dies and stays away (`instance_loss`, and `zone_loss` and `region_loss` where
+it stands in that place; a region's cache nodes go dark with it), its requests wait (`latency`), fail (`errors`) or get no
+answer (`partition`), it does not reach another service (`service_partition`), its processor is busy (`cpu_burn`), its disk
+full or slow (`disk_full`, `disk_stall`), its clock wrong (`clock_skew`). Requests pass a gate that costs one comparison
+while nothing is wrong.
 
 Invariants: at most `FAULTS_MAX` faults; none outlives its lease by more than `SWEEP_S`; a worker that died holds no lease, its
 absence is a file with an end in it. The names and arguments are those of `simulator.faults`, so one file does for both.
@@ -12,93 +13,59 @@ absence is a file with an end in it. The names and arguments are those of `simul
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
-from hashlib import blake2b
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 
-from fourplane.edge.asgi import AsgiApp, Receive, Scope, Send
+from fourplane.control.fault_machine import Machine, Undo
+from fourplane.control.fault_scope import KINDS, OF_PLACES, Fault, FaultState, kind_of, told, wanted_of
+from fourplane.control.places import region_of
+from fourplane.edge.asgi import AsgiApp, Message, Receive, Scope, Send
+from fourplane.edge.gate_checks import session_token
 from fourplane.edge.http_answers import error_body
-from fourplane.foundation import clock, ids, processes
-from fourplane.foundation.errors import NotFound, Overloaded, Rejected
+from fourplane.foundation import clock, processes
+from fourplane.foundation.errors import FourplaneError, NotFound, Overloaded
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
+__all__ = ["KINDS", "FaultDesk", "FaultState", "LiveFaults", "away_file", "stay_away"]
+
 FAULTS_MAX = 50
+OVER_MAX = 100
 LEASE_S_MAX = 60.0
 SWEEP_S = 0.25
 ANSWER_FIRST_S = 0.05  # the order is answered before the worker that carries it out is gone
-BURN_S = 0.02
 AWAY_S_MAX = 120.0
-KINDS = ("instance_loss", "zone_loss", "region_loss", "latency", "errors", "partition", "cpu_burn")
+STATUS_OK = 200
 
-Kind = Literal["instance_loss", "zone_loss", "region_loss", "latency", "errors", "partition", "cpu_burn"]
-
-
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments a fault may have; each kind reads its own."""
-
-    duration_s: float = 5.0
-    zone: str = ""
-    region: str = ""
-    latency_s: float = 0.0
-    jitter_s: float = 0.0
-    share: float = 1.0  # of the callers
-    status: int = 503
-    one_way: bool = False
-
-    def __post_init__(self) -> None:
-        if not (0 < self.duration_s <= 3_600 and 0 <= self.latency_s <= 60 and 0 <= self.jitter_s <= 60):
-            raise ValueError("duration_s, latency_s or jitter_s is out of bounds")
-        if not (0 < self.share <= 1 and 400 <= self.status <= 599):
-            raise ValueError("share is within 0..1 and status within 400..599")
-
-
-class FaultState(msgspec.Struct, frozen=True):
-    """One fault as people see it."""
-
-    id: str
-    kind: str
-    system: str
-    ends_in_s: float
-    touched: int
-
-
-class _Fault:
-    """A fault under lease."""
-
-    __slots__ = ("ends_s", "id", "kind", "prefix", "salt", "system", "touched", "wanted")
-
-    def __init__(self, kind: Kind, system: str, wanted: Wanted, ends_s: float) -> None:
-        self.id = ids.capability()[:12]
-        self.kind = kind
-        self.system = system
-        self.prefix = f"/{system}/"
-        self.wanted = wanted
-        self.ends_s = ends_s
-        self.salt = self.id.encode()
-        self.touched = 0
-
-    def meets(self, path: str, caller: str) -> bool:
-        """Whether this request is one of those it is for."""
-        if not path.startswith(self.prefix):
-            return False
-        share = self.wanted.share
-        if share >= 1.0:
-            return True
-        lot = blake2b(caller.encode(), digest_size=4, key=self.salt).digest()
-        return int.from_bytes(lot, "big") < share * 2**32
+TenantOf = Callable[[str], Awaitable[str]]  # of a session token; "" for nobody
 
 
 class LiveFaults:
     """A lifecycle part of one worker, and the gate its requests pass."""
 
-    def __init__(self, registry: Registry, *, data: Path, slot: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        data: Path,
+        slot: int,
+        zone: str = "",
+        machine: Machine | None = None,
+        tenant_of: TenantOf | None = None,
+    ) -> None:
         self._registry = registry
         self._away = away_file(data, slot)
-        self._faults: dict[str, _Fault] = {}
+        self._slot = slot
+        self._zone = zone
+        self._machine = machine or Machine()
+        self._tenant_of = tenant_of
+        self._faults: dict[str, Fault] = {}
+        self._undo: dict[str, Undo] = {}
+        self._over: deque[FaultState] = deque(maxlen=OVER_MAX)
         self._random = clock.random()
 
     async def start(self, tasks: Tasks) -> None:
@@ -112,26 +79,23 @@ class LiveFaults:
     async def stop(self) -> None:
         self.undo_all()
 
-    def begin(self, kind: str, system: str, arguments: dict[str, Any], lease_s: float) -> str:
-        """Do it; the id with which it is renewed. Raises Rejected for a fault or arguments there are none of."""
-        known = next((one for one in KINDS if one == kind), None)
-        if known is None:
-            raise Rejected(f"a running deployment cannot have the fault {kind[:40]!r}; it can have {', '.join(KINDS)}")
+    def begin(
+        self, kind: str, system: str, arguments: Mapping[str, Any], lease_s: float, *, parted: Sequence[int] = ()
+    ) -> str:
+        """Do it; the id with which it is renewed. Raises Rejected for a fault or arguments there are none of.
+
+        `parted`: the slots this worker does not reach in a `service_partition`.
+        """
+        known, wanted = kind_of(kind), wanted_of(kind, arguments)
         if len(self._faults) >= FAULTS_MAX:
             raise Overloaded(f"{FAULTS_MAX} faults are enough", code="too_many_faults")
-        try:
-            wanted = msgspec.convert(arguments, Wanted)
-        except msgspec.ValidationError as error:
-            raise Rejected(f"{kind}: {error}", code="bad_fault") from None
         now_s = clock.monotonic_s()
-        fault = _Fault(cast("Kind", known), system, wanted, now_s + min(lease_s, LEASE_S_MAX, wanted.duration_s))
-        if known.endswith("_loss"):
-            self._go_away(min(wanted.duration_s, AWAY_S_MAX), known)
-            return fault.id
+        fault = Fault(known, system, wanted, now_s + min(lease_s, LEASE_S_MAX, wanted.duration_s))
+        self._undo[fault.id] = self._machine.begin(fault, parted)
         self._faults[fault.id] = fault
-        if known == "cpu_burn":
-            asyncio.get_running_loop().call_soon(self._burn, fault)
-        self._registry.event("warning", "chaos", f"{known} in {system}: {_told(wanted)}")
+        self._registry.event("warning", "chaos", f"{known} in {system}: {told(wanted)}")
+        if known == "instance_loss" or (known in OF_PLACES and self._stands_in(fault)):
+            self._go_away(min(wanted.duration_s, AWAY_S_MAX), known)
         return fault.id
 
     def renew(self, fault_ids: list[str], lease_s: float) -> int:
@@ -144,14 +108,15 @@ class LiveFaults:
                 found += 1
         return found
 
-    def undo(self, fault_id: str) -> None:
+    def undo(self, fault_id: str, why: str = "undone") -> None:
         """End one; raises NotFound when it has ended."""
         fault = self._faults.pop(fault_id, None)
         if fault is None:
             raise NotFound("this fault has ended", code="no_fault")
-        self._registry.event(
-            "info", "chaos", f"{fault.kind} in {fault.system} ended, {fault.touched:,} requests met it"
-        )
+        self._undo.pop(fault_id)()
+        self._over.append(fault.state(clock.monotonic_s(), self._slot, why))
+        met = f", {fault.experiment.requests:,} requests met it" if fault.experiment.requests else ""
+        self._registry.event("info", "chaos", f"{fault.kind} in {fault.system} ended{met}")
 
     def undo_all(self) -> int:
         """End all; how many there were."""
@@ -163,10 +128,11 @@ class LiveFaults:
     def states(self) -> list[FaultState]:
         """What is wrong on purpose now."""
         now_s = clock.monotonic_s()
-        return [
-            FaultState(one.id, one.kind, one.system, round(one.ends_s - now_s, 2), one.touched)
-            for one in self._faults.values()
-        ]
+        return [one.state(now_s, self._slot) for one in self._faults.values()]
+
+    def over(self) -> list[FaultState]:
+        """The faults that ended last, with what their groups got."""
+        return list(self._over)
 
     def gate(self, app: AsgiApp) -> AsgiApp:
         """The application behind the faults; while there are none it is called as it is."""
@@ -179,42 +145,75 @@ class LiveFaults:
         return cast("AsgiApp", passed)
 
     async def _troubled(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
-        client = scope.get("client")
-        caller = _cookie(scope) or (f"{client[0]}:{client[1]}" if client else "local")
-        for fault in list(self._faults.values()):
-            if not fault.meets(scope["path"], caller):
-                continue
-            fault.touched += 1
-            match fault.kind:
-                case "latency":
-                    wanted = fault.wanted
-                    await clock.sleep(wanted.latency_s + self._random.random() * wanted.jitter_s)
-                case "errors":
-                    await _refuse(send, fault.wanted.status, "injected", "this error was asked for by an experiment")
+        """One request while faults last: it is counted in one group of each, and met by those that drew it."""
+        began_s = clock.monotonic_s()
+        caller, tenant = _caller(scope), await self._tenant(scope)
+        groups, status = [], 0
+        drawn: list[Fault] = []
+        for fault in self._faults.values():
+            if fault.within(scope["path"], tenant):
+                is_drawn = fault.draws(caller)
+                groups.append(fault.experiment if is_drawn else fault.control)
+                if is_drawn:
+                    drawn.append(fault)
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            for fault in drawn:
+                if await self._met(fault, noted):
                     return
-                case "partition":
-                    while fault.id in self._faults:
-                        await clock.sleep(SWEEP_S)
-                    await _refuse(send, 503, "partitioned", "nobody answered for a while, as an experiment wished")
-                    return
-                case _:
-                    pass
-        await app(scope, receive, send)
+            await app(scope, receive, noted if groups else send)
+        finally:
+            for group in groups:
+                group.count(status, clock.monotonic_s() - began_s)
+
+    async def _met(self, fault: Fault, send: Send) -> bool:
+        """Let a request feel one fault; True when that was its answer."""
+        wanted = fault.wanted
+        match fault.kind:
+            case "latency":
+                await clock.sleep(wanted.latency_s + self._random.random() * wanted.jitter_s)
+            case "errors":
+                await _refuse(send, wanted.status, "injected", "this error was asked for by an experiment")
+                return True
+            case "partition":
+                while fault.id in self._faults:
+                    await clock.sleep(SWEEP_S)
+                await _refuse(send, 503, "partitioned", "nobody answered for a while, as an experiment wished")
+                return True
+            case _:
+                pass
+        return False
+
+    async def _tenant(self, scope: Scope) -> str:
+        """Whose tenant asks; looked up only while a fault is for one tenant."""
+        if self._tenant_of is None or not any(one.wanted.tenant for one in self._faults.values()):
+            return ""
+        token = session_token(_header(scope, b"cookie"), _header(scope, b"authorization"))
+        if token is None:
+            return ""
+        try:
+            return await self._tenant_of(token)
+        except FourplaneError:
+            return ""
 
     async def _sweep(self) -> None:
         while True:
             await clock.sleep(SWEEP_S)
+            self._machine.pump()
             now_s = clock.monotonic_s()
             for fault in [one for one in self._faults.values() if one.ends_s <= now_s]:
-                self.undo(fault.id)
+                self.undo(fault.id, "its lease ran out")
 
-    def _burn(self, fault: _Fault) -> None:
-        """Keep the processor busy in slices, so that requests still come through between them."""
-        until_s = clock.monotonic_s() + BURN_S
-        while clock.monotonic_s() < until_s:
-            pass
-        if fault.id in self._faults:
-            asyncio.get_running_loop().call_later(BURN_S / 4, self._burn, fault)
+    def _stands_in(self, fault: Fault) -> bool:
+        if fault.kind == "zone_loss":
+            return self._zone == fault.wanted.zone
+        return bool(self._zone) and region_of(self._zone) == fault.wanted.region
 
     def _go_away(self, seconds: float, kind: str) -> None:
         self._registry.event("warning", "chaos", f"{kind}: this worker is away for {seconds:g} s")
@@ -246,16 +245,16 @@ async def _refuse(send: Send, status: int, code: str, message: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _cookie(scope: Scope) -> str:
+def _caller(scope: Scope) -> str:
+    client = scope.get("client")
+    return _header(scope, b"cookie") or (f"{client[0]}:{client[1]}" if client else "local")
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
     for name, value in scope["headers"]:
-        if name == b"cookie":
+        if name == wanted:
             return str(value.decode("latin-1"))
-    return ""
-
-
-def _told(wanted: Wanted) -> str:
-    given = {name: value for name, value in msgspec.to_builtins(wanted).items() if value != getattr(Wanted(), name)}
-    return ", ".join(f"{name} {value}" for name, value in given.items()) or f"{wanted.duration_s:g} s"
+    return None
 
 
 class FaultDesk:
@@ -268,12 +267,15 @@ class FaultDesk:
         """`begin`, `renew`, `undo_all` or `states`."""
         orders: dict[str, Callable[[], dict[str, Any]]] = {
             "begin": lambda: {
-                "id": self._faults.begin(
-                    str(arguments.get("kind", "")),
-                    str(arguments.get("system", "")),
-                    dict(arguments.get("arguments", {})),
-                    float(arguments.get("lease_s", 5.0)),
-                )
+                "ids": [
+                    self._faults.begin(
+                        str(arguments.get("kind", "")),
+                        str(arguments.get("system", "")),
+                        dict(arguments.get("arguments", {})),
+                        float(arguments.get("lease_s", 5.0)),
+                        parted=[int(slot) for slot in arguments.get("parted", [])],
+                    )
+                ]
             },
             "renew": lambda: {
                 "renewed": self._faults.renew(
@@ -281,8 +283,10 @@ class FaultDesk:
                 )
             },
             "undo_all": lambda: {"ended": self._faults.undo_all()},
-            "states": lambda: {"faults": msgspec.to_builtins(self._faults.states())},
-        }
+            "states": lambda: {
+                "faults": msgspec.to_builtins(self._faults.states()), "over": msgspec.to_builtins(self._faults.over()),
+            },
+        }  # fmt: skip
         if verb not in orders:
             raise NotFound(f"no order {verb!r} about faults", code="no_order")
         return orders[verb]()

@@ -97,6 +97,11 @@ def reseed_after_fork() -> None:
         _source.random().seed(secrets.randbits(128))
 
 
+def source() -> Source:
+    """Who answers now; for a source that wraps it."""
+    return _source
+
+
 @contextmanager
 def installed(source: Source) -> Iterator[Source]:
     """Let `source` answer within the block; used by the simulator and by tests that hold the clock still."""

@@ -1,8 +1,8 @@
 """Chaos Toolkit's experiment format: what a file says, checked before anything runs.
 
 Read and written: title, description, tags, steady-state-hypothesis (probes with tolerances), method (actions and probes with
-pauses), rollbacks, extensions. Providers are of type `python` and may name `fourplane.simulator.faults` and `.probes` only. Our
-own part is the extension `x-fourplane` (see `setting`).
+pauses), rollbacks, extensions. Providers are of type `python` and may name `fourplane.simulator.faults`, `.probes` and
+`.live_only`. Our own part is the extension `x-fourplane` (see `setting`).
 Source: chaostoolkit.org/reference/api/experiment; a test asks chaostoolkit-lib about every file of the library.
 """
 
@@ -14,10 +14,14 @@ from typing import Any
 import msgspec
 
 from fourplane.foundation.errors import Rejected
-from fourplane.simulator import faults, probes
+from fourplane.simulator import faults, live_only, probes
 from fourplane.simulator.setting import EXTENSION, Ours
 
-MODULES = {"fourplane.simulator.faults": faults, "fourplane.simulator.probes": probes}
+MODULES = {
+    "fourplane.simulator.faults": faults,
+    "fourplane.simulator.probes": probes,
+    "fourplane.simulator.live_only": live_only,
+}
 ACTIVITIES_MAX = 200
 
 

@@ -195,8 +195,8 @@ class LiveRun:
         answer = await self._order("begin", wanted)
         span = self._span(activity.name, duration_s)
         self._told(f"{activity.name}: {kind} for {duration_s:g} s")
-        self._leases[str(answer["id"])] = span
-        return answer["id"]
+        self._leases |= {str(lease): span for lease in answer["ids"]}
+        return answer["ids"]
 
     async def _storm(self, factor: float, duration_s: float) -> None:
         """More of the same people beside the first ones; what they feel counts, too."""

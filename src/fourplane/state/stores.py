@@ -32,7 +32,7 @@ from fourplane.state.embedded.database import Database, DatabaseSettings
 from fourplane.state.embedded.event_log import EmbeddedEventLog
 from fourplane.state.embedded.records import EmbeddedRecords
 from fourplane.state.embedded.sql import EmbeddedSql
-from fourplane.state.embedded.vfs import Disk
+from fourplane.state.embedded.vfs import Disk, Faults
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
@@ -68,6 +68,7 @@ class Stores:
         self._settings = settings or StoresSettings()
         self._data = data
         self._disk = disk
+        self._disks: list[Disk] = []  # under every database that was opened
         self._open: dict[str, Engine] = {}
         self._registry: Registry | None = None
 
@@ -114,6 +115,20 @@ class Stores:
         while self._open:
             _, engine = self._open.popitem()
             await engine.close()
+        self._disks.clear()
+
+    def spoil(self, *, free_bytes: int | None = None, stall_s: float = 0.0) -> None:
+        """Let the disk of the embedded engines be full, or its next job slow, until `heal`: what an experiment wishes."""
+        for disk in self._disks:
+            if disk.faults is None:
+                disk.faults = Faults(free_bytes=free_bytes)
+            disk.faults.stall_s = stall_s
+
+    def heal(self) -> None:
+        """The disk is whole again."""
+        for disk in self._disks:
+            disk.faults = None
+            disk.unlearn()
 
     def register(self, registry: Registry) -> None:
         """Show every store opened so far, and those opened later, as `fourplane_state_*` with a label `store`."""
@@ -205,7 +220,10 @@ class Stores:
         path = _path(url)
         if path.suffix != ".db":
             path /= f"{contract}-{name}.db"
-        return await Database(path, disk=self._disk, settings=settings).open()
+        opened = await Database(path, disk=self._disk, settings=settings).open()
+        if opened.disk is not None:
+            self._disks.append(opened.disk)
+        return opened
 
 
 def _path(url: str) -> Path:

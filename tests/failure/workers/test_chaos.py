@@ -52,5 +52,5 @@ def test_a_process_dies_while_people_buy_and_the_shop_sells_again(tmp_path):
         assert "death" in report.read_text()
         left = said(tmp_path / "data", "chaos", "--halt", "--json")
         assert json.loads(left.stdout) == {"ended": 0}
-        refused = said(tmp_path / "data", "chaos", "commerce-disk-stall")
+        refused = said(tmp_path / "data", "chaos", "streaming-narrow-link")
         assert (refused.returncode, "only a simulated world" in refused.stderr) == (2, True)

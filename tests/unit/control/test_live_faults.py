@@ -124,7 +124,10 @@ def test_a_worker_that_is_away_comes_back_when_its_time_is_over(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
+        ("packet_loss", {}),
         ("disk_stall", {}),
+        ("zone_loss", {}),
+        ("errors", {"percent": 0}),
         ("latency", {"nothing": 1}),
         ("latency", {"latency_s": "long"}),
         ("latency", {"duration_s": 0}),
@@ -146,14 +149,14 @@ def test_orders_reach_the_faults_and_their_number_is_bounded(tmp_path):
         desk = FaultDesk(faults)
         begun = await desk.order("begin", {"kind": "errors", "system": "commerce", "arguments": {}, "lease_s": 5})
         assert (await ask("/commerce/"))[0] == 503
-        assert await desk.order("renew", {"ids": [begun["id"]]}) == {"renewed": 1}
+        assert await desk.order("renew", {"ids": [begun["ids"][0]]}) == {"renewed": 1}
         for _ in range(FAULTS_MAX - 1):
             faults.begin("latency", "commerce", {}, 5.0)
         with pytest.raises(Overloaded):
             faults.begin("latency", "commerce", {}, 5.0)
         assert await desk.order("undo_all", {}) == {"ended": FAULTS_MAX}
         with pytest.raises(NotFound):
-            faults.undo(begun["id"])
+            faults.undo(begun["ids"][0])
         with pytest.raises(NotFound):
             await desk.order("explode", {})
         return (await desk.order("states", {}))["faults"]

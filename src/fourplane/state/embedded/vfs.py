@@ -197,6 +197,10 @@ class Disk:
         self.forget(list(self._files) + list(self._descriptors))
         return undone
 
+    def unlearn(self) -> None:
+        """Forget what a power cut would undo; for a disk whose faults are over."""
+        self._undo.clear()
+
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(self.reads, self.writes, self.written_bytes, self.syncs, self.corrupt_pages)
 
