@@ -128,6 +128,7 @@ class Messaging:
             self.router.far_domains = frozenset((upload,))
         if self.media is not None or self.router.far_domains:
             self.queries.items.append((upload, "Media"))
+        self.router.caps = self.queries.caps()
         self.streams = Streams(self.router, certificate_der_hash=certificate_hash, tls_offered=tls is not None)
         if self.shards is not None and spread is not None and spread.passing is not None:
             self.streams.handover = Handover(self.streams, self.shards, passing=spread.passing, tls=tls)

@@ -343,7 +343,7 @@ class ClientStream:
             raise StreamError("system-shutdown", "the connection manager was stopped by an operator")
         self.phase = Phase.READY
         if self.name:
-            self.send(login.features_after_login(settings.stanza_max))
+            self.send(login.features_after_login(settings.stanza_max, self.streams.router.caps))
             return
         offer, features = self.offer()
         if self._login is None:

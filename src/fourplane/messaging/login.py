@@ -79,14 +79,14 @@ class Offer:
 
 
 @lru_cache(maxsize=16)
-def features_after_login(stanza_max: int, *, bound: bool = False, managed: bool = False) -> bytes:
+def features_after_login(stanza_max: int, caps: str, *, bound: bool = False, managed: bool = False) -> bytes:
     """`<stream:features/>` of an authenticated stream; what was done inline already is not offered again (XEP-0386)."""
     session = "<session xmlns='urn:ietf:params:xml:ns:xmpp-session'><optional/></session>"
     parts = [
         "" if bound else f"<bind xmlns='{BIND_NS}'/>{session}",
         "" if managed else f"<sm xmlns='{SM}'/>",
         "<ver xmlns='urn:xmpp:features:rosterver'/><sub xmlns='urn:xmpp:features:pre-approval'/><csi xmlns='urn:xmpp:csi:0'/>",
-        f"<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{stanza_max}</max-bytes></limits>",
+        f"<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{stanza_max}</max-bytes></limits>{caps}",
     ]
     return f"<stream:features>{''.join(parts)}</stream:features>".encode()
 

@@ -112,6 +112,7 @@ class Router:
         self.shards: UserShards | None = None  # where users are, when they are in several workers
         self.far_domains: frozenset[str] = frozenset()  # of services that are only in another worker
         self.queries: Queries | None = None
+        self.caps = ""  # what says in one word what this server can (XEP-0115), for the features of streams
         self.counts = RouterCounts()
         self.switches = Switches()
         self.store_latency = Histogram()

@@ -14,6 +14,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Forbidden, FourplaneError, Rejected
 from fourplane.messaging import roster, stanzas, subscriptions
 from fourplane.messaging.delivery import Delivery
+from fourplane.messaging.entity_caps import digest_of
 from fourplane.messaging.roster import Contact
 from fourplane.messaging.routing import Router, addressed
 from fourplane.messaging.stanzas import escape
@@ -25,11 +26,13 @@ INFO = "http://jabber.org/protocol/disco#info query"
 ITEMS = "http://jabber.org/protocol/disco#items query"
 COMMANDS = "http://jabber.org/protocol/commands"
 NAME_MAX = 1_023
+CAPS_NODE = "urn:fourplane"
 GROUPS_MAX = 50
 
 SERVER_FEATURES = [
     "http://jabber.org/protocol/disco#info",
     "http://jabber.org/protocol/disco#items",
+    "http://jabber.org/protocol/caps",
     "jabber:iq:roster",
     "jabber:iq:version",
     "urn:xmpp:ping",
@@ -201,17 +204,28 @@ class ServerQueries:
             request.answer(f"<query xmlns='{namespace}'{attribute}>{items}</query>".encode())
             return
         if request.user is None:
-            identity = "<identity category='server' type='im' name='Fourplane'/>"
-            features, forms = self.server_features + self.account_features, b"".join(self.forms)
-        else:
-            if not request.own and not _may_see(request):
-                request.refuse("service-unavailable")
-                return
-            identity = "<identity category='account' type='registered'/><identity category='pubsub' type='pep'/>"
-            features, forms = self.account_features, b""
-        listed = "".join(f"<feature var='{feature}'/>" for feature in sorted(set(features)))
-        head = f"<query xmlns='http://jabber.org/protocol/disco#info'{attribute}>{identity}{listed}"
-        request.answer(head.encode() + forms + b"</query>")
+            request.answer(self._server_info(attribute))
+            return
+        if not request.own and not _may_see(request):
+            request.refuse("service-unavailable")
+            return
+        identity = "<identity category='account' type='registered'/><identity category='pubsub' type='pep'/>"
+        request.answer(_described(attribute, identity, self.account_features))
+
+    def caps(self) -> str:
+        """The digest of all that the server can (XEP-0115 section 6.3), once everything has registered itself."""
+        digest = digest_of(ET.fromstring(self._server_info("")))  # noqa: S314 - our own bytes
+        return f"<c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='{CAPS_NODE}' ver='{digest}'/>"
+
+    def _server_info(self, attribute: str) -> bytes:
+        identity = "<identity category='server' type='im' name='Fourplane'/>"
+        return _described(attribute, identity, self.server_features + self.account_features, b"".join(self.forms))
+
+
+def _described(attribute: str, identity: str, features: list[str], forms: bytes = b"") -> bytes:
+    listed = "".join(f"<feature var='{feature}'/>" for feature in sorted(set(features)))
+    head = f"<query xmlns='http://jabber.org/protocol/disco#info'{attribute}>{identity}{listed}"
+    return head.encode() + forms + b"</query>"
 
 
 def _may_see(request: Request) -> bool:

@@ -175,7 +175,8 @@ class StreamLogin:
             session_there = stream.session
             managed = session_there is not None and session_there.management is not None
             most = router.settings.stanza_max
-            stream.send(login.features_after_login(most, bound=session_there is not None, managed=managed))
+            bound = session_there is not None
+            stream.send(login.features_after_login(most, router.caps, bound=bound, managed=managed))
 
     def _bind(self, stanza: Stanza) -> None:
         router = self._stream.streams.router

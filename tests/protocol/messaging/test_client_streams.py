@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import re
+from xml.etree import ElementTree as ET
 
 import pytest
 from tests.journeys.messaging.house import PASSWORD, house
 
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import Unauthenticated
+from fourplane.messaging.entity_caps import DISCO_INFO, digest_of
 from fourplane.messaging.xml_stream import IQ, PRESENCE
 from fourplane.simulator import loop
 from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
@@ -304,6 +307,22 @@ def test_unknown_requests_are_refused_and_sound_ones_answered():
     assert answers.pop("<what xmlns='u:n:known'/>") == "error"
     assert answers.pop("other") == "error"
     assert set(answers.values()) == {"result"}
+
+
+def test_the_digest_in_the_features_is_that_of_what_the_server_says_it_can():
+    async def work(here):
+        alice = await client(here, "alice")
+        again = XmppClient("alice", PASSWORD, resource="second")
+        seen, take = [], again.data_received
+        again.data_received = lambda data: (seen.append(data), take(data))
+        await again.connect("127.0.0.1", here.messaging.port)
+        await again.login()
+        node, ver = re.search(rb"<c [^>]*node='([^']*)' ver='([^']*)'", b"".join(seen)).groups()
+        asked = f"<query xmlns='{DISCO_INFO}' node='{node.decode()}#{ver.decode()}'/>"
+        answer = ET.fromstring((await alice.request("get", asked, to="localhost")).raw)
+        return digest_of(answer.find(f"{{{DISCO_INFO}}}query")) == ver.decode()
+
+    assert in_virtual_time(work)
 
 
 def test_a_new_connection_replaces_the_one_with_the_same_resource():
