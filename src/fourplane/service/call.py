@@ -9,8 +9,11 @@
 
 Answers that say no to the caller (Rejected, NotFound, Conflict) are answers: they pass at once and count as success.
 Unavailable, Overloaded, DeadlineExceeded and OSError are failures. Only idempotent calls are repeated or hedged: `retry=` and
-`hedge_after_s=` say so. Without a deadline in the policy or the call nothing is timed, and the way of a good call is one `try`.
-Cost: 4.3 bare awaits per call when all is well, the call itself included (`benchmarks/runtime.py`).
+`hedge_after_s=` say so. Without a deadline in the policy or the call nothing is timed.
+
+The way of a good call is short, because all that can say no is one number, looked at anew whenever something was learned: below
+`_quiet` calls under way nobody objects. One call in 32 takes the long way, is timed, and tells limit and breaker of all since.
+Cost: 3.3 bare awaits per call when all is well, the call itself included (`benchmarks/runtime.py`).
 """
 
 import asyncio
@@ -58,24 +61,8 @@ class CallPolicy:
     """The policy towards one dependency, shared by all its callers in this process."""
 
     __slots__ = (
-        "_calls",
-        "_ceiling",
-        "_expired",
-        "_failures",
-        "_fallbacks",
-        "_hedges",
-        "_hedges_won",
-        "_in_flight",
-        "_limited",
-        "_quiet",
-        "_retries",
-        "_said",
-        "_settings",
-        "_untimed",
-        "breaker",
-        "budget",
-        "limit",
-        "name",
+        "_begun", "_ended", "_expired", "_failures", "_fallbacks", "_hedges", "_hedges_won", "_limited", "_quiet", "_retries",
+        "_said", "_settings", "_untimed", "breaker", "budget", "limit", "name",
     )  # fmt: skip
 
     def __init__(self, name: str, settings: CallSettings | None = None, *, limit: Limit | None = None) -> None:
@@ -83,15 +70,33 @@ class CallPolicy:
         self._settings = settings or CallSettings()
         self.limit: Limit = limit or Gradient2(self._settings.limit)
         self.breaker = CircuitBreaker(self._settings.breaker)
-        self._ceiling = self._quiet = 0
-        self._look()
         self.budget = RetryBudget(self._settings.retry)
         self._untimed = not self._settings.deadline_s and not self._settings.hedge_after_s
-        self._in_flight = self._said = 0
-        self._calls = self._failures = self._limited = self._retries = self._expired = 0
+        self._begun = self._ended = self._said = 0
+        self._failures = self._limited = self._retries = self._expired = 0
         self._hedges = self._hedges_won = self._fallbacks = 0
+        self._look()
 
-    def run(
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The answer of `work()`, as the policy's settings say.
+
+        Raises Overloaded (`too_many_calls`), Unavailable (`breaker_open`), DeadlineExceeded, or what `work` raised.
+        """
+        begun = self._begun
+        if begun - self._ended >= self._quiet or not begun & SAMPLE_MASK:
+            if self._untimed:
+                return await self._attempt(work)
+            return await self._run(work, self._settings.deadline_s, None, retry=False)
+        self._begun = begun + 1
+        try:
+            result = await work()
+        except BaseException as error:
+            self._note_error(error, 0.0, begun - self._ended, timed=False)
+            raise
+        self._ended += 1
+        return result
+
+    def run_with(
         self,
         work: Callable[[], Awaitable[T]],
         *,
@@ -99,20 +104,15 @@ class CallPolicy:
         retry: bool = False,
         fallback: Callable[[FourplaneError], T] | None = None,
     ) -> Coroutine[object, object, T]:
-        """To be awaited: the answer of `work()`; `deadline_s` is what is left now, `retry` says it may be repeated.
-
-        Raises Overloaded (`too_many_calls`), Unavailable (`breaker_open`), DeadlineExceeded, or what `work` raised.
-        """
-        if self._untimed and deadline_s is None and not retry and fallback is None:
-            return self._attempt(work)  # the way of nearly all calls: one coroutine
+        """The same with terms of this call: `deadline_s` is what is left now, `retry` says it may be repeated."""
         given_s = self._settings.deadline_s if deadline_s is None else deadline_s
         return self._run(work, given_s, fallback, retry=retry)
 
     def statistics(self) -> CallStatistics:
         return CallStatistics(
-            calls=self._calls,
+            calls=self._begun,
             failures=self._failures,
-            in_flight=self._in_flight,
+            in_flight=self._begun - self._ended,
             limit=self.limit.value,
             limited=self._limited,
             breaker=self.breaker.state,
@@ -213,37 +213,30 @@ class CallPolicy:
         return answer.result()
 
     async def _attempt(self, work: Callable[[], Awaitable[T]], *, timed: bool = False) -> T:
-        """Steps 2 to 4 for one attempt. Of quiet calls one in 32 is timed; successes reach the breaker in lots."""
-        in_flight = self._in_flight
-        began = 0.0 if in_flight < self._quiet else self._admit(in_flight)
-        self._calls = calls = self._calls + 1
-        if not calls & SAMPLE_MASK:
-            began = clock.monotonic_s()
-        self._in_flight = in_flight + 1
+        """Steps 2 to 4 for one attempt, timed, with the successes since the last one."""
+        in_flight = self._begun - self._ended
+        began = clock.monotonic_s()
+        self._admit(in_flight, began)
+        self._begun += 1
         try:
             result = await work()
         except BaseException as error:
-            self._in_flight -= 1
             self._note_error(error, began, in_flight, timed=timed)
             raise
-        self._in_flight -= 1
-        if began:
-            now = clock.monotonic_s()
-            self._say_successes(now)
-            self.limit.sample(now - began, in_flight)
-            self._look()
+        self._ended += 1
+        now = clock.monotonic_s()
+        self._say_successes(now)
+        self.limit.sample(now - began, in_flight)
+        self._look()
         return result
 
     def _look(self) -> None:
-        """Limit and breaker in two numbers, so that one comparison admits a quiet call."""
-        self._ceiling = self.limit.value if self.breaker.state == "closed" else 0
-        self._quiet = min(self._ceiling, SAMPLE_ALL_OVER + 1)
+        """Limit and breaker in one number, so that one comparison admits a quiet call."""
+        well = self._untimed and self.breaker.state == "closed"
+        self._quiet = min(self.limit.value, SAMPLE_ALL_OVER + 1) if well else 0
 
-    def _admit(self, in_flight: int) -> float:
-        """Say why a call may not be made, or let it (or a probe) pass; the time now."""
-        now = clock.monotonic_s()
-        if in_flight < self._ceiling:
-            return now
+    def _admit(self, in_flight: int, now: float) -> None:
+        """Say why a call may not be made, or let it (or a probe) pass."""
         if in_flight >= self.limit.value:
             self._limited += 1
             raise Overloaded(
@@ -251,16 +244,16 @@ class CallPolicy:
             )
         if not self.breaker.admit(now):
             raise Unavailable(f"{self.name} does not answer at the moment", code="breaker_open")
-        return now
 
     def _say_successes(self, now: float) -> None:
         """Tell the breaker of the calls that went well since it last heard."""
-        said, self._said = self._said, self._calls - self._in_flight
+        said, self._said = self._said, self._ended
         if self._said > said:
             self.breaker.succeeded(now, self._said - said)
 
     def _note_error(self, error: BaseException, began: float, in_flight: int, *, timed: bool) -> None:
         now = clock.monotonic_s()
+        self._ended += 1
         self._said += 1  # this one is told apart
         if self.breaker.state == "closed":
             self._say_successes(now)

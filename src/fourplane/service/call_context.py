@@ -15,10 +15,8 @@ USUAL_PRIORITY = 1  # `edge.routes.Priority.USER`: what a person waits for
 
 _context: ContextVar[tuple[float, int]] = ContextVar("call", default=(inf, USUAL_PRIORITY))
 
-
-def current() -> tuple[float, int]:
-    """Deadline and priority in one look."""
-    return _context.get()
+current = _context.get  # deadline and priority in one look
+enter = _context.set  # both for the rest of this task: what a server does before it runs a call
 
 
 def deadline() -> float:
@@ -34,11 +32,6 @@ def left_s() -> float:
 def priority() -> int:
     """0 critical, 1 a person waits, 2 may be left out, 3 bulk."""
     return _context.get()[1]
-
-
-def enter(until: float, priority: int) -> None:
-    """Set both for the rest of this task: what a server does before it runs a call."""
-    _context.set((until, priority))
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from fourplane.service.rpc_frames import error_body, error_of
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _IDEMPOTENT = "__fourplane_idempotent__"
-FIXARRAY_MAX = 15  # a longer array has its length behind its first byte
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -44,8 +43,7 @@ class Method:
     """One method of an interface: how its arguments and answers are written and read."""
 
     __slots__ = (
-        "_arguments", "_decode_arguments", "_decode_whole", "_positional", "_whole", "decode", "idempotent", "name",
-        "stream",
+        "_arguments", "_decode_arguments", "_decode_whole", "_plain", "decode", "idempotent", "name", "positional", "stream",
     )  # fmt: skip
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -66,7 +64,7 @@ class Method:
                 raise Misconfigured(f"{name}({one.name}) has no type to send", code="rpc_types")
             default = msgspec.NODEFAULT if one.default is one.empty else one.default
             fields.append((one.name, hints[one.name], default))
-        self._positional = sum(one.kind is not one.KEYWORD_ONLY for one in parameters)
+        self.positional = sum(one.kind is not one.KEYWORD_ONLY for one in parameters)
         if any(_is_opaque(hint) for hint in (answer, *(kind for _, kind, _ in fields))):
             raise Misconfigured(f"{name} has a type that cannot travel", code="rpc_types")
         try:
@@ -75,30 +73,34 @@ class Method:
             # When every argument was given, as nearly always, they are read as what they are: a tuple.
             whole: Any = tuple[tuple(kind for _, kind, _ in fields)] if fields else tuple[()]  # type: ignore[misc]
             self._decode_whole = msgspec.msgpack.Decoder(whole).decode
-            self._whole = 0x90 | len(fields) if len(fields) == self._positional <= FIXARRAY_MAX else -1
+            self._plain = len(fields) == self.positional
             self.decode: Callable[[Any], Any] = msgspec.msgpack.Decoder(answer).decode
         except TypeError as error:
             raise Misconfigured(f"{name} has a type that cannot travel: {error}", code="rpc_types") from None
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The arguments of one call; what was left out takes its default where the method runs."""
-        if kwargs or len(args) > self._positional:
+        if kwargs or len(args) > self.positional:
             return _encode(
-                self._arguments(*args[: self._positional], *_none_over(args, self._positional, self.name), **kwargs)
+                self._arguments(*args[: self.positional], *_none_over(args, self.positional, self.name), **kwargs)
             )
         return _encode(args)
 
     def run(self, service: object, body: Any) -> Any:
         """Call the method of `service` with the arguments in `body`; raises Rejected when they do not fit."""
+        if self._plain:
+            try:
+                whole = self._decode_whole(body)
+            except (msgspec.ValidationError, msgspec.DecodeError):
+                pass  # some were left out, or they do not fit
+            else:
+                return getattr(service, self.name)(*whole)
         try:
-            view = memoryview(body)
-            if view[0] == self._whole:
-                return getattr(service, self.name)(*self._decode_whole(view))
             values = msgspec.structs.astuple(self._decode_arguments(body))
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise Rejected(f"arguments of {self.name}: {error}", code="bad_arguments") from None
         method = getattr(service, self.name)
-        count = self._positional
+        count = self.positional
         if len(values) == count:
             return method(*values)
         names = self._arguments.__struct_fields__[count:]

@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from math import inf
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -22,6 +22,7 @@ from fourplane.foundation.errors import DeadlineExceeded, FourplaneError, Overlo
 from fourplane.service import call_context
 from fourplane.service.rpc import Method
 from fourplane.service.rpc_frames import (
+    BATCH_COUNT,
     CANCEL,
     CREDIT,
     END,
@@ -39,6 +40,8 @@ SWEEP_S = 0.01
 SWEEP_MANY_S = 0.05
 MANY = 1_000
 FIRST_WAIT_S = 0.005
+BATCH_LEAST = 8
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +67,10 @@ class PeerStatistics(msgspec.Struct, frozen=True):
 
 
 class _Lost(Exception):
-    """The connection ended before the answer."""
+    """The connection ended before the answer, for which there was time until `until`."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
 
 
 class Peer:
@@ -85,30 +91,29 @@ class Peer:
 
     def method(self, service: str, method: Method) -> Callable[..., Any]:
         """See `rpc.Caller`."""
-        full, encode, decode = f"{service}.{method.name}", method.encode_arguments, method.decode
+        full, decode = f"{service}.{method.name}", method.decode
         if method.stream:
-            return lambda *args, **kwargs: self._items(full, encode(args, kwargs), decode)
-        again = method.idempotent
+            return lambda *args, **kwargs: self._items(full, method.encode_arguments(args, kwargs), decode)
+        again, positional = method.idempotent, method.positional
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            body = encode(args, kwargs)
-            now = clock.monotonic_s()
+            body = _encode(args) if not kwargs and len(args) <= positional else method.encode_arguments(args, kwargs)
             until, priority = call_context.current()
-            if until == inf:
-                until = now + self.settings.deadline_s
             while True:
                 connection = self._connection
                 if connection is None or not connection.usable:
+                    if until == inf:
+                        until = clock.monotonic_s() + self.settings.deadline_s
                     connection = await self._reach(until)
-                    now = clock.monotonic_s()
-                answer = connection.begin(full, body, until, now, priority)
+                answer = connection.begin(full, body, until, priority)
                 number = connection.calls
                 try:
                     return decode(await answer)
                 except asyncio.CancelledError:
                     connection.abandon(number)
                     raise
-                except _Lost:
+                except _Lost as lost:
+                    until = lost.until
                     if not again or clock.monotonic_s() >= until:
                         raise Unavailable(f"the connection to {self.name} was lost", code="connection_lost") from None
                     self._repeated += 1
@@ -258,7 +263,11 @@ class _Connection(asyncio.Protocol):
         self._peer = peer
         self._frame_max, self._calls_max = peer.settings.frame_max, peer.settings.calls_max
         self._full = False  # the peer has `buffer_max` bytes to take
+        self._deadline_s = peer.settings.deadline_s
+        self._deadline_ms = int(self._deadline_s * 1e3) + 1
+        self._now = 0.0
         self._loop = asyncio.get_running_loop()
+        self._create_future = self._loop.create_future
         self._tells: Unbatcher[Tell] = Unbatcher(Tell, peer.settings.frame_max)
         self._streams: dict[int, _Stream] = {}
         self._sweeping: asyncio.TimerHandle | None = None
@@ -272,15 +281,15 @@ class _Connection(asyncio.Protocol):
         self._asks = Batcher(self._transport)
         self.usable = True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - part of the Protocol
         self.usable = False
         pending, self.pending = self.pending, {}
-        for future, _ in pending.values():
+        for future, until in pending.values():
             if not future.done():
-                future.set_exception(_Lost())
+                future.set_exception(_Lost(until))
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.finish(_Lost(str(exc)))
+            stream.finish(_Lost(stream.until))
         if self._sweeping is not None:
             self._sweeping.cancel()
         self._peer.disconnected(self, len(pending))
@@ -292,6 +301,8 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         pending = self.pending
+        # Half of what is under way leaves at a time, so that both sides have something to do.
+        self._asks.most = max(BATCH_LEAST, min(BATCH_COUNT, len(pending) + 1 >> 1))
         for tell in tells:
             found = pending.pop(tell.id, None)
             if found is None:
@@ -302,21 +313,29 @@ class _Connection(asyncio.Protocol):
                 else:
                     found[0].set_result(tell.body)
 
-    def begin(self, method: str, body: bytes, until: float, now: float, priority: int) -> "asyncio.Future[msgspec.Raw]":
+    def begin(self, method: str, body: bytes, until: float, priority: int) -> "asyncio.Future[msgspec.Raw]":
         """Send a call, numbered `calls`; the future gets its answer, its error, DeadlineExceeded, or _Lost."""
-        self._admit(len(body))
-        left_s = until - now
-        if left_s <= 0:
-            self._peer.count_expired()
-            raise DeadlineExceeded(f"no time is left for {method}")
+        size, pending, asks = len(body), self.pending, self._asks
+        if size > self._frame_max or self._full or len(pending) >= self._calls_max:
+            self._refuse(size)
+        if not asks.messages:
+            self._now = clock.monotonic_s()  # once a tick
+        if until == inf:
+            until, left_ms = self._now + self._deadline_s, self._deadline_ms
+        else:
+            left_ms = int((until - self._now) * 1e3) + 1
+            if until <= self._now:
+                self._peer.count_expired()
+                raise DeadlineExceeded(f"no time is left for {method}")
         self.calls = number = self.calls + 1
-        future: asyncio.Future[msgspec.Raw] = self._loop.create_future()
-        self.pending[number] = (future, until)
+        future: asyncio.Future[msgspec.Raw] = self._create_future()
+        pending[number] = (future, until)
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
-        left_ms = int(left_s * 1e3) + 1
-        trace, epoch = telemetry.current_trace(), self._peer.epoch
-        self._asks.add(Ask(number, 0, method, msgspec.Raw(body), left_ms, priority, trace, epoch), len(body))
+        asks.add(
+            Ask(number, 0, method, msgspec.Raw(body), left_ms, priority, telemetry.current_trace(), self._peer.epoch),
+            size,
+        )
         return future
 
     def abandon(self, number: int) -> None:
@@ -326,7 +345,8 @@ class _Connection(asyncio.Protocol):
 
     def open_stream(self, method: str, body: bytes, until: float, priority: int) -> _Stream:
         """Begin a stream."""
-        self._admit(len(body))
+        if len(body) > self._frame_max or self._full or len(self.pending) >= self._calls_max:
+            self._refuse(len(body))
         number = self.calls = self.calls + 1
         credit = self._peer.settings.credit
         stream = self._streams[number] = _Stream(number, credit, until, self._give)
@@ -353,11 +373,10 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._full = False
 
-    def _admit(self, size: int) -> None:
+    def _refuse(self, size: int) -> NoReturn:
         if size > self._frame_max:
             raise TooLarge("the arguments are too large", limit_bytes=self._frame_max)
-        if self._full or len(self.pending) >= self._calls_max:
-            raise Overloaded(f"too many calls to {self._peer.name}", retry_after_s=0.1, code="too_many_calls")
+        raise Overloaded(f"too many calls to {self._peer.name}", retry_after_s=0.1, code="too_many_calls")
 
     def _take_for_stream(self, tell: Tell) -> None:
         stream = self._streams.get(tell.id)

@@ -14,6 +14,7 @@ longer one ends the connection, a longer body is refused where it is made.
 
 import asyncio
 import struct
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ CALL, CANCEL, CREDIT = 0, 1, 2  # kinds of Ask
 RESULT, ERROR, ITEM, END = 0, 1, 2, 3  # kinds of Tell
 
 _LENGTH = struct.Struct("<I")
-_NOTHING = msgspec.Raw(b"\xc0")
+NOTHING: Final = msgspec.Raw(b"\xc0")
 
 
 class Ask(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -37,7 +38,7 @@ class Ask(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     id: int
     kind: int = CALL
     method: str = ""
-    body: msgspec.Raw = _NOTHING
+    body: msgspec.Raw = NOTHING
     deadline_ms: int = 0  # what was left when it was sent; 0: none
     priority: int = 1
     trace: str = ""
@@ -50,7 +51,7 @@ class Tell(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
 
     id: int
     kind: int
-    body: msgspec.Raw = _NOTHING
+    body: msgspec.Raw = NOTHING
 
 
 class ErrorFrame(msgspec.Struct, array_like=True):
@@ -69,32 +70,36 @@ M = TypeVar("M", Ask, Tell)
 class Batcher(Generic[M]):
     """Collects what one tick wants to send and writes it once."""
 
-    __slots__ = ("_encoder", "_loop", "_messages", "_size", "_transport", "sent")
+    __slots__ = ("_encode", "_flush_soon", "_size", "_transport", "messages", "most", "sent")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._encoder = msgspec.msgpack.Encoder()
-        self._messages: list[M] = []
+        self._flush_soon = partial(asyncio.get_running_loop().call_soon, self.flush)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self.messages: list[M] = []  # of this tick
         self._size = 0
+        self.most = BATCH_COUNT
         self.sent = 0
 
     def add(self, message: M, size: int) -> None:
         """Send `message`, whose body has `size` bytes, with everything else of this tick."""
-        messages = self._messages
+        messages = self.messages
         if not messages:
-            self._loop.call_soon(self.flush)
+            self._flush_soon()
         messages.append(message)
         self._size += size
-        if self._size > BATCH_BYTES or len(messages) >= BATCH_COUNT:
+        if len(messages) >= self.most or self._size > BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write what was collected."""
-        messages, self._messages = self._messages, []
+        messages = self.messages
+        if not messages:
+            return
+        self.messages = []
         self._size = 0
-        if messages and not self._transport.is_closing():
-            encoded = self._encoder.encode(messages)
+        if not self._transport.is_closing():
+            encoded = self._encode(messages)
             self.sent += 1
             self._transport.write(_LENGTH.pack(len(encoded)) + encoded)
 

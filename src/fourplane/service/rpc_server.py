@@ -1,10 +1,12 @@
 """The serving side of calls between processes.
 
-A connection's calls go into one queue; worker tasks take them out. The worker that holds the queue goes on without a
-switch of tasks as long as the methods do not wait: only when one does, the next worker takes over (leader and followers), so that
-a batch of short calls costs one wake-up. At most `calls_max` run, `queue_max` wait; the less a call matters, the earlier it is
-refused with Overloaded. A cancelled call, and all calls of a connection that is gone, are cancelled here too. Reading stops
-while the peer does not take its answers.
+Calls wait in one queue; worker tasks take them out. The worker that holds the queue goes on without a switch of tasks as long
+as the methods do not wait: only when one does, the next worker takes over (leader and followers), so that a batch of
+short calls costs one wake-up. A call that never waits is known to its worker alone (`_at`); it gets a place among those that
+can be cancelled (`_Job`) when something else runs before it is done, which is when it waits.
+
+At most `calls_max` run, `queue_max` wait; the less a call matters, the earlier it is refused with Overloaded. A cancelled call,
+and all calls of a connection that is gone, are cancelled here too. Reading stops while the peer does not take its answers.
 
 A call whose time is over when its turn comes is not begun. Its deadline while it runs is the caller's business, who cancels.
 The epoch of a call is shown to the service's gate (`ownership.EpochGate`): an older one is refused.
@@ -33,6 +35,7 @@ from fourplane.service.rpc_frames import (
     END,
     ERROR,
     ITEM,
+    NOTHING,
     PREAMBLE,
     RESULT,
     Ask,
@@ -70,20 +73,17 @@ class RpcServerStatistics(msgspec.Struct, frozen=True):
 
 
 class _Job:
-    """One call on its way."""
+    """One call that runs and waits."""
 
-    __slots__ = ("ask", "cancelled", "connection", "credit", "method", "more", "service", "task", "until")
+    __slots__ = ("credit", "more", "task")
 
-    def __init__(self, connection: "_Connection", ask: Ask, service: object, method: Method) -> None:
-        self.connection = connection
-        self.ask = ask
-        self.service = service
-        self.method = method
-        self.until = inf
-        self.task: asyncio.Task[None] | None = None
-        self.cancelled = False
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self.task = task
         self.credit = 0
         self.more: asyncio.Future[None] | None = None
+
+
+_Call = tuple["_Connection", Ask, object, Method, float]  # who asks what of whom, until when
 
 
 class RpcServer:
@@ -100,7 +100,7 @@ class RpcServer:
         settings: RpcServerSettings | None = None,
     ) -> None:
         self.settings = settings or RpcServerSettings()
-        self.queue: deque[_Job] = deque()
+        self.queue: deque[_Call] = deque()
         self._queue_bounds = {one: self.settings.queue_max * (4 - one) // 4 for one in range(LEAST + 1)}
         self.connections: set[_Connection] = set()
         self._registry = registry
@@ -110,11 +110,13 @@ class RpcServer:
         self._tasks: Tasks | None = None
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._at: _Call | None = None  # what the leader runs, as long as nobody else asked
+        self._leader: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._called = False  # an idle worker was called and has not come yet
         self._workers = 0
         self._draining = False
-        self._calls = self._refused = self._cancelled = self._failed = self._running = 0
+        self._calls = self._refused = self._cancelled = self._failed = 0
         self.port = port
 
     def add(
@@ -159,7 +161,7 @@ class RpcServer:
         return RpcServerStatistics(
             len(self.connections),
             self._calls,
-            self._running,
+            sum(len(connection.jobs) for connection in self.connections) + (self._at is not None),
             len(self.queue),
             self._refused,
             self._cancelled,
@@ -171,8 +173,12 @@ class RpcServer:
 
     def take(self, connection: "_Connection", asks: list[Ask]) -> None:
         """Queue the calls of one batch and see that somebody works."""
+        self.settle()
+        if not self.queue:
+            connection.unwanted.clear()
         now = -1.0
         queue, methods, jobs, bounds = self.queue, self._methods, connection.jobs, self._queue_bounds
+        room = len(queue) + len(asks) <= bounds[LEAST]
         for ask in asks:
             if ask.kind != CALL:
                 connection.follow_up(ask)
@@ -181,7 +187,7 @@ class RpcServer:
             if found is None:
                 connection.refuse(ask, NotFound(f"no method {ask.method[:100]} here", code="no_method"))
                 continue
-            if len(queue) >= bounds.get(ask.priority, bounds[LEAST]):
+            if not room and len(queue) >= bounds.get(ask.priority, bounds[LEAST]):
                 self._refused += 1
                 connection.refuse(ask, Overloaded("too many calls wait here", retry_after_s=0.1, code="too_many_calls"))
                 continue
@@ -195,16 +201,22 @@ class RpcServer:
                 except Conflict as error:
                     connection.refuse(ask, error)
                     continue
-            job = _Job(connection, ask, service, method)
+            until = inf
             if ask.deadline_ms:
                 if now < 0:
                     assert self._loop is not None
                     now = self._loop.time()
-                job.until = now + ask.deadline_ms / 1e3
-            jobs[ask.id] = job
-            queue.append(job)
-        if self.queue and not self._called:
+                until = now + ask.deadline_ms / 1e3
+            queue.append((connection, ask, service, method, until))
+        if queue and not self._called:
             self._call_worker()
+
+    def settle(self) -> None:
+        """Whoever comes while a call runs finds it waiting: from now on it can be cancelled by its number."""
+        at, self._at = self._at, None
+        if at is not None:
+            assert self._leader is not None
+            at[0].jobs[at[1].id] = _Job(self._leader)
 
     def _call_worker(self) -> None:
         if self._idle:
@@ -218,82 +230,95 @@ class RpcServer:
 
     async def _work(self) -> None:
         """A worker: takes the queue, runs calls, hands the queue on when one of them waits."""
-        queue, loop = self.queue, asyncio.get_running_loop()
-        task = asyncio.current_task()
+        queue, loop, task = self.queue, asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         try:
             while True:
                 self._called = False
                 turns = 0
-                now = loop.time()
-                while queue:
-                    job = queue.popleft()
-                    if queue and not self._called:
-                        self._call_worker()
-                    job.task = task
-                    turns += 1
-                    self._running += 1
-                    try:
-                        await self._run(job, now)
-                    except asyncio.CancelledError:
-                        if not job.cancelled:
-                            job.connection.jobs.pop(job.ask.id, None)
-                            raise  # not the call: the server stops
-                    finally:
-                        self._running -= 1
-                        if job.cancelled:
-                            task.uncancel()
-                            self._cancelled += 1
-                    if turns >= TURN_CALLS:
-                        break
+                while queue and turns < TURN_CALLS:
                     if not turns & LOOK_MASK:
                         now = loop.time()
-                if queue and turns >= TURN_CALLS:
-                    self._called = True  # by ourselves
-                    loop.call_soon(_set, waiter := loop.create_future())
-                else:
-                    self._idle.append(waiter := loop.create_future())
-                await waiter
+                    turns += 1
+                    call = queue.popleft()
+                    if queue and not self._called:
+                        self._call_worker()
+                    connection, ask = call[0], call[1]
+                    if connection.transport is None or ask.id in connection.unwanted:
+                        connection.unwanted.discard(ask.id)
+                        self._cancelled += 1
+                        continue
+                    self.settle()
+                    self._at, self._leader = call, task
+                    try:
+                        kind, body = await self._answer(call, now)
+                    except asyncio.CancelledError:
+                        if self._finished(call, task) or task.uncancel():
+                            raise  # not only this call: the server stops
+                        continue
+                    if self._at is call:
+                        self._at = None
+                    elif self._finished(call, task):
+                        now = loop.time()
+                    else:
+                        task.uncancel()
+                        continue
+                    connection.send(Tell(ask.id, kind, msgspec.Raw(body)), len(body))
+                await self._turn(loop)
         finally:
             self._workers -= 1
 
-    async def _run(self, job: _Job, now: float) -> None:
-        ask, connection, method = job.ask, job.connection, job.method
-        if connection.jobs.get(ask.id) is not job:
-            self._cancelled += 1
-            return  # cancelled while it waited
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+        """Done when the worker shall go on: after others had their turn, or when it is called."""
+        waiter: asyncio.Future[None] = loop.create_future()
+        if self.queue:
+            self._called = True  # by ourselves
+            loop.call_soon(_set, waiter)
+        else:
+            self._idle.append(waiter)
+        return waiter
+
+    def _finished(self, call: _Call, task: "asyncio.Task[None]") -> bool:
+        """A call that waited is over; False when it was cancelled, and nobody wants to hear."""
+        self.settle()
+        jobs, number = call[0].jobs, call[1].id
+        job = jobs.get(number)
+        if job is not None and job.task is task:
+            del jobs[number]
+            return True
+        self._cancelled += 1
+        return False
+
+    async def _answer(self, call: _Call, now: float) -> tuple[int, bytes]:
+        """Run a call: the kind and the body of what to tell."""
+        connection, ask, service, method, until = call
         self._calls += 1
         try:
-            if now >= job.until:
+            if now >= until:
                 raise DeadlineExceeded("the time was over before the call began", code="expired_in_queue")
-            call_context.enter(job.until, ask.priority)
+            call_context.enter((until, ask.priority))
             if ask.trace is not telemetry.current_trace():
                 telemetry.set_trace(ask.trace)
-            work = method.run(job.service, ask.body)
+            work = method.run(service, ask.body)
             if method.stream:
-                await self._stream(job, work)
-                tell, size = Tell(ask.id, END), 1
-            else:
-                body = _encode(await work)
-                size = len(body)
-                if size > self.settings.frame_max:
-                    raise TooLarge(f"the answer of {ask.method} is too large", limit_bytes=self.settings.frame_max)
-                tell = Tell(ask.id, RESULT, msgspec.Raw(body))
+                self.settle()
+                await self._stream(connection, ask, work)
+                return END, NOTHING
+            body = _encode(await work)
+            if len(body) > self.settings.frame_max:
+                raise TooLarge(f"the answer of {ask.method} is too large", limit_bytes=self.settings.frame_max)
         except FourplaneError as error:
-            body = error_body(error)
-            tell, size = Tell(ask.id, ERROR, msgspec.Raw(body)), len(body)
+            return ERROR, error_body(error)
         except Exception as error:  # noqa: BLE001 - a bug of one method ends one call; people are told
             self._failed += 1
             self._registry.event("error", "rpc", f"{ask.method} failed: {error!r}")
-            body = error_body(FourplaneError(f"{ask.method} failed", code="internal"))
-            tell, size = Tell(ask.id, ERROR, msgspec.Raw(body)), len(body)
-        if connection.jobs.pop(ask.id, None) is not None:
-            connection.send(tell, size)
+            return ERROR, error_body(FourplaneError(f"{ask.method} failed", code="internal"))
+        return RESULT, body
 
-    async def _stream(self, job: _Job, items: AsyncIterator[Any]) -> None:
+    async def _stream(self, connection: "_Connection", ask: Ask, items: AsyncIterator[Any]) -> None:
         """Send items as fast as the caller gives credit for them."""
-        job.credit = min(job.ask.credit, self.settings.credit_max)
-        connection = job.connection
+        job = connection.jobs[ask.id]
+        job.credit = min(ask.credit, self.settings.credit_max)
         try:
             async for item in items:
                 body = _encode(item)
@@ -303,7 +328,7 @@ class RpcServer:
                     job.more = asyncio.get_running_loop().create_future()
                     await job.more
                 job.credit -= 1
-                connection.send(Tell(job.ask.id, ITEM, msgspec.Raw(body)), len(body))
+                connection.send(Tell(ask.id, ITEM, msgspec.Raw(body)), len(body))
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
@@ -317,32 +342,34 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._asks: Unbatcher[Ask] = Unbatcher(Ask, server.settings.frame_max)
         self._tells: Batcher[Tell] | None = None
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._greeting = b""
         self._greeted = False
-        self.jobs: dict[int, _Job] = {}
+        self.jobs: dict[int, _Job] = {}  # what waits
+        self.unwanted: set[int] = set()  # cancelled while it was in the queue
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._tells = Batcher(self._transport)
+        self.transport = cast("asyncio.Transport", transport)
+        self._tells = Batcher(self.transport)
         if len(self._server.connections) >= self._server.settings.connections_max:
-            self._transport.abort()
+            self.transport.abort()
             return
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - part of the Protocol
-        self._transport = self._tells = None
+        self.transport = self._tells = None
         self._server.connections.discard(self)
+        self._server.settle()
         for ask_id in list(self.jobs):
             self._cancel(ask_id)
 
     def pause_writing(self) -> None:
-        if self._transport is not None:
-            self._transport.pause_reading()  # who does not read answers asks nothing more
+        if self.transport is not None:
+            self.transport.pause_reading()  # who does not read answers asks nothing more
 
     def resume_writing(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
+        if self.transport is not None:
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if not self._greeted:
@@ -365,8 +392,9 @@ class _Connection(asyncio.Protocol):
         """A cancellation, or credit for a stream."""
         job = self.jobs.get(ask.id)
         if job is None:
-            return
-        if ask.kind == CANCEL:
+            if ask.kind == CANCEL and len(self.unwanted) < len(self._server.queue):
+                self.unwanted.add(ask.id)
+        elif ask.kind == CANCEL:
             self._cancel(ask.id)
         elif ask.kind == CREDIT:
             job.credit = min(job.credit + max(0, ask.credit), self._server.settings.credit_max)
@@ -385,14 +413,11 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """End now."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def _cancel(self, ask_id: int) -> None:
-        job = self.jobs.pop(ask_id)
-        if job.task is not None:
-            job.cancelled = True
-            job.task.cancel()
+        self.jobs.pop(ask_id).task.cancel()
 
 
 def _set(waiter: "asyncio.Future[None]") -> None:

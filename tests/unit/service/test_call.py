@@ -39,7 +39,7 @@ def test_good_answer_passes_and_so_does_a_no():
         assert await policy.run(Dependency("yes")) == "yes"
         for _ in range(50):
             with pytest.raises(Conflict):
-                await policy.run(Dependency(Conflict("sold out")), retry=True)
+                await policy.run_with(Dependency(Conflict("sold out")), retry=True)
         seen = policy.statistics()
         assert (seen.calls, seen.failures, seen.breaker, seen.retries, seen.in_flight) == (51, 0, "closed", 0, 0)
 
@@ -68,19 +68,19 @@ def test_breaker_opens_after_failures_and_closes_after_good_probes():
 def test_retries_stop_at_the_first_answer_the_bound_or_the_budget():
     async def main():
         policy = CallPolicy("stock", CallSettings(retry=QUICK_RETRY))
-        assert await policy.run(Dependency(Unavailable("a"), OSError("b"), "third"), retry=True) == "third"
+        assert await policy.run_with(Dependency(Unavailable("a"), OSError("b"), "third"), retry=True) == "third"
         broken = Dependency(Unavailable("away"))
         with pytest.raises(Unavailable):
-            await policy.run(broken, retry=True)
+            await policy.run_with(broken, retry=True)
         assert broken.calls == 3
         single = Dependency(OSError("reset"))
         with pytest.raises(Unavailable):
-            await policy.run(single, retry=True, deadline_s=0.0)
+            await policy.run_with(single, retry=True, deadline_s=0.0)
         poor = CallPolicy("stock", CallSettings(retry=RetrySettings(per_s=0.0, share=0.1, wait_s=0.00001)))
         tired = Dependency(Unavailable("away"))
         for _ in range(10):
             with pytest.raises(Unavailable):
-                await poor.run(tired, retry=True)
+                await poor.run_with(tired, retry=True)
         assert tired.calls <= 11, "ten calls earn one retry"
 
     run(main)
@@ -90,7 +90,7 @@ def test_deadline_ends_a_call_and_counts_as_failure():
     async def main():
         policy = CallPolicy("stock")
         with pytest.raises(DeadlineExceeded):
-            await policy.run(Dependency(asyncio.Event()), deadline_s=0.001)
+            await policy.run_with(Dependency(asyncio.Event()), deadline_s=0.001)
         seen = policy.statistics()
         assert (seen.failures, seen.expired, seen.in_flight) == (1, 1, 0)
 
@@ -117,13 +117,13 @@ def test_hedge_wins_over_a_slow_first_attempt():
     async def main():
         policy = CallPolicy("stock", CallSettings(hedge_after_s=0.0005))
         dependency = Dependency(asyncio.Event(), "second")
-        assert await policy.run(dependency, retry=True) == "second"
+        assert await policy.run_with(dependency, retry=True) == "second"
         seen = policy.statistics()
         assert (seen.hedges, seen.hedges_won, seen.in_flight) == (1, 1, 0)
-        assert await policy.run(Dependency("quick"), retry=True) == "quick"
+        assert await policy.run_with(Dependency("quick"), retry=True) == "quick"
         assert policy.statistics().hedges == 1
         with pytest.raises(Conflict):
-            await policy.run(Dependency(Conflict("no")), retry=True)
+            await policy.run_with(Dependency(Conflict("no")), retry=True)
 
     run(main)
 
@@ -131,9 +131,9 @@ def test_hedge_wins_over_a_slow_first_attempt():
 def test_fallback_answers_failures_only():
     async def main():
         policy = CallPolicy("stock")
-        assert await policy.run(Dependency(Unavailable("away")), fallback=lambda error: "cached") == "cached"
+        assert await policy.run_with(Dependency(Unavailable("away")), fallback=lambda error: "cached") == "cached"
         with pytest.raises(Conflict):
-            await policy.run(Dependency(Conflict("no")), fallback=lambda error: "cached")
+            await policy.run_with(Dependency(Conflict("no")), fallback=lambda error: "cached")
         assert policy.statistics().fallbacks == 1
 
     run(main)

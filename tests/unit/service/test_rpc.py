@@ -176,6 +176,39 @@ async def _cancelled(stock, elsewhere, peer, server):
 test_cancellation_and_a_passed_deadline_end_the_work_elsewhere = far(_cancelled)
 
 
+async def _cancelled_in_the_queue(stock, elsewhere, _peer, server):
+    first, second, third = (asyncio.ensure_future(elsewhere.wait()) for _ in range(3))
+    await turns(5)
+    assert (stock.begun, server.statistics().running, server.statistics().queued) == (1, 1, 2)
+    second.cancel()
+    await turns(5)
+    stock.gate.set()
+    assert (await first, await third) == ("over", "over")
+    assert (stock.begun, server.statistics().cancelled) == (2, 1)
+
+
+test_a_call_cancelled_in_the_queue_never_begins = far(_cancelled_in_the_queue, server=RpcServerSettings(calls_max=1))
+
+
+def test_a_server_that_stops_cancels_the_call_that_waits(tmp_path):
+    async def body():
+        stock, path = Stock(), str(tmp_path / "rpc")
+        server = RpcServer(Registry(), path=path)
+        server.add("stock", Stock, stock)
+        lifecycle = await started(server)
+        peer = Peer(path)
+        call = asyncio.ensure_future(remote(Stock, peer, "stock").wait())
+        await turns(5)
+        async with asyncio.timeout(5):
+            await lifecycle.stop()
+            with pytest.raises(Unavailable):
+                await call
+        assert (stock.begun, stock.cancelled) == (1, 1)
+        peer.close()
+
+    asyncio.run(body())
+
+
 async def _lost_connection(stock, elsewhere, peer, server):
     call = asyncio.ensure_future(elsewhere.wait())
     await turns(5)
