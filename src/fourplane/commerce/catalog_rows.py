@@ -2,14 +2,16 @@
 
     name, category, price       wanted; a category may be a path: "Clothing > Shoes > Boots" (or with slashes)
     id, style, description, current_stock, weight_g, tax_class, popularity, aliases, promoted, featured, was, price_eur ...
+    currency                    of `price` and `was`: USD (default), EUR or GBP
+    sku                         of a product without options; made from the id otherwise
     sizes                       "S M L": one variant each, sharing the stock
     options                     {"size": ["S", "M"], "colour": ["red", "blue"]}: every combination is a variant;
                                 in CSV a column each: option_size = "S|M"
     variants                    a list of {sku, options, price, price_eur, current_stock, weight_g}: exactly these
     attributes                  {"material": "wool"}; in CSV a column each: attribute_material
 
-Prices are list prices in US dollars; other currencies come from their own columns (`price_eur`), else from a fixed list rate
-rounded to .99, as shops do. `as_row` is the way back: what is exported can be imported.
+Prices in the other currencies come from their own columns (`price_eur`), else from a fixed list rate rounded to .99, as shops
+do. `as_row` is the way back: what is exported can be imported.
 """
 
 import re
@@ -26,7 +28,7 @@ from fourplane.foundation.errors import Rejected
 TEXT_MAX = {"name": 200, "category": 60, "style": 60, "description": 4_000}
 PRICE_MAX = 100_000_000
 STOCK_MAX = 10_000_000
-LIST_RATE = {"EUR": Decimal("0.95"), "GBP": Decimal("0.82")}
+LIST_RATE = {"USD": Decimal(1), "EUR": Decimal("0.95"), "GBP": Decimal("0.82")}
 REDUCED = {"groceries", "books", "food service", "cold dispensed", "hot dispensed", "salty snacks"}
 COLORS = (
     "black white red blue green yellow orange purple pink brown grey beige navy teal gold silver turquoise ivory mauve "
@@ -128,7 +130,7 @@ def _variants(row: Mapping[str, object], mark: str) -> tuple[list[Variant], dict
     share, rest = divmod(total, len(chosen))
     variants = [
         Variant(
-            "-".join([mark, *(_WORD.sub("-", value.lower()).strip("-") for value in options.values())]),
+            _sku(row) or "-".join([mark, *(_WORD.sub("-", value.lower()).strip("-") for value in options.values())]),
             options,
             prices,
             was,
@@ -137,6 +139,8 @@ def _variants(row: Mapping[str, object], mark: str) -> tuple[list[Variant], dict
         for options in chosen
     ]
     if len({variant.sku for variant in variants}) != len(variants):
+        if _sku(row):
+            raise Rejected("one sku cannot stand for several variants: list them with a sku each", field="sku")
         raise Rejected("two options differ only in signs", field="options")
     return variants, {variant.sku: share + (index < rest) for index, variant in enumerate(variants)}
 
@@ -146,11 +150,9 @@ def _named_variants(row: Mapping[str, object], given: object) -> tuple[list[Vari
         raise Rejected(f"variants are a list of up to {VARIANTS_MAX} mappings", field="variants")
     variants, stock = [], {}
     for one in given:
-        sku = str(one.get("sku") or "")
-        if not _SKU.fullmatch(sku) or sku in stock:
-            raise Rejected(
-                f"a sku is up to 60 letters, digits, . _ - and occurs once, not {sku[:20]!r}", field="variants.sku"
-            )
+        sku = _sku(one, "variants.sku")
+        if not sku or sku in stock:
+            raise Rejected(f"every variant has a sku of its own, not {sku[:20]!r}", field="variants.sku")
         options = one.get("options") or {}
         if not isinstance(options, dict) or len(options) > 5:
             raise Rejected("options are up to 5 names with a value", field="variants.options")
@@ -162,6 +164,13 @@ def _named_variants(row: Mapping[str, object], given: object) -> tuple[list[Vari
         )
         stock[sku] = _count(one.get("current_stock", one.get("stock", 0)), "variants.current_stock")
     return variants, stock
+
+
+def _sku(row: Mapping[str, object], field: str = "sku") -> str:
+    sku = str(row.get("sku") or "").strip()
+    if sku and not _SKU.fullmatch(sku):
+        raise Rejected(f"a sku is up to 60 letters, digits, . _ -, not {sku[:20]!r}", field=field)
+    return sku
 
 
 def _options(row: Mapping[str, object]) -> list[dict[str, str]]:
@@ -199,9 +208,17 @@ def _tax_class(row: Mapping[str, object], department: str) -> str:
     return chosen
 
 
+def _currency(row: Mapping[str, object]) -> str:
+    currency = str(row.get("currency") or "USD").strip().upper()
+    if currency not in LIST_RATE:
+        raise Rejected(f"prices are in {', '.join(LIST_RATE)}, not in {currency[:10]!r}", field="currency")
+    return currency
+
+
 def _prices(row: Mapping[str, object], field: str) -> dict[str, int]:
+    base = _currency(row)
     price = _price(row.get("price"), field)
-    return {"USD": price} | {currency: _listed(row, price, currency) for currency in LIST_RATE}
+    return {currency: price if currency == base else _listed(row, price, base, currency) for currency in LIST_RATE}
 
 
 def _decimal(amount: int) -> str:
@@ -237,17 +254,18 @@ def _price(value: object, field: str) -> int:
     return int(cents)
 
 
-def _listed(row: Mapping[str, object], usd: int, currency: str) -> int:
+def _listed(row: Mapping[str, object], amount: int, base: str, currency: str) -> int:
     field = f"price_{currency.lower()}"
     if row.get(field) not in (None, ""):
         return _price(row[field], field)
-    whole = int(usd * LIST_RATE[currency]) // 100
-    return whole * 100 + 99 if usd >= 100 else int(usd * LIST_RATE[currency])
+    exact = int(amount / LIST_RATE[base] * LIST_RATE[currency])
+    return exact // 100 * 100 + 99 if amount >= 100 else exact
 
 
 def _was(row: Mapping[str, object], prices: Mapping[str, int]) -> dict[str, int]:
     if row.get("was") not in (None, ""):
-        columns = {"USD": "was"} | {currency: f"was_{currency.lower()}" for currency in LIST_RATE}
+        base = _currency(row)
+        columns = {currency: f"was_{currency.lower()}" for currency in LIST_RATE} | {base: "was"}
         return {currency: _price(row[at], at) for currency, at in columns.items() if row.get(at) not in (None, "")}
     if not row.get("promoted"):
         return {}

@@ -48,6 +48,18 @@ def test_named_variants_have_their_own_sku_price_and_stock():
     )
 
 
+def test_a_price_is_in_the_currency_its_row_names():
+    prices = draft(ROW | {"price": "39.90", "currency": "eur", "price_gbp": "34"}).product.variants[0].prices
+    assert prices == {"USD": 4_299, "EUR": 3_990, "GBP": 3_400}
+    assert draft(ROW | {"price": "10", "was": "12", "currency": "EUR"}).product.variants[0].was == {"EUR": 1_200}
+
+
+def test_a_product_without_options_keeps_the_sku_of_its_row():
+    made = draft(ROW | {"sku": "SHIRT-1"})
+    assert [variant.sku for variant in made.product.variants] == ["SHIRT-1"]
+    assert made.stock == {"SHIRT-1": 10}
+
+
 def test_a_category_is_a_path_in_the_tree():
     product = draft(ROW).product
     assert (product.department, product.style, product.categories) == ("clothing", "shirts", ["clothing", "shirts"])
@@ -69,6 +81,9 @@ def test_a_category_is_a_path_in_the_tree():
         ({"category": " > "}, "category"),
         ({"category": "a > b > c > d > e > f > g"}, "category"),
         ({"tax_class": "none"}, "tax_class"),
+        ({"currency": "CHF"}, "currency"),
+        ({"sku": "a b"}, "sku"),
+        ({"sku": "A-1", "options": {"size": ["S", "M"]}}, "sku"),
     ],
 )
 def test_a_wrong_option_names_its_field(change, field):
