@@ -42,6 +42,8 @@ async def main(folder: Path, city: str) -> None:
         HttpServerSettings(listener=ListenerSettings(host="127.0.0.1", port=0)), gateway, registry=registry,
         classify=gateway.classify, sockets=gateway.open_socket,
     )  # fmt: skip
+    for method, path, handler in dispatch.hot_routes():
+        server.hot(method, path, handler)
     life = Lifecycle(registry)
     for name, part in (
         ("stores", stores),

@@ -28,6 +28,7 @@ from fourplane.dispatch.live import Live, heat_cells
 from fourplane.dispatch.location_feed import FeedStatistics, LocationFeed
 from fourplane.dispatch.maps import Maps
 from fourplane.dispatch.matcher import Matcher, MatcherStatistics
+from fourplane.dispatch.near import Near
 from fourplane.dispatch.operations_api import UNDER_WAY, OperationsApi
 from fourplane.dispatch.osm_import import Progress
 from fourplane.dispatch.pages import page_doors
@@ -42,6 +43,7 @@ from fourplane.dispatch.trip_processor import ProcessorStatistics, TripProcessor
 from fourplane.dispatch.trip_store import TripStore
 from fourplane.dispatch.trips import Trip
 from fourplane.dispatch.webhooks import Webhooks, WebhookStatistics
+from fourplane.edge.http_request import HotHandler
 from fourplane.edge.routes import Call, Door, Route, SocketSession
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Worker
@@ -123,6 +125,7 @@ class Dispatch:
         self.live = Live(self)
         self._rider_api, self._driver_api = RiderApi(self), DriverApi(self)
         self._operations_api = OperationsApi(self)
+        self._near = Near(self)
         self._partner_api = PartnerApi(self, self._rider_api)
         self._heavy = Worker("dispatch-heavy", queue_max=100)
         self.estimates = 0
@@ -205,6 +208,7 @@ class Dispatch:
         )
         return [
             *self._rider_api.routes(),
+            *self._near.routes(),
             *self._partner_api.routes(),
             *self._operations_api.routes(),
             *self._driver_api.doors(),
@@ -212,6 +216,10 @@ class Dispatch:
             statistics,
             *page_doors(),
         ]
+
+    def hot_routes(self) -> list[tuple[str, str, HotHandler]]:
+        """What is answered inside the protocol: method, path, handler."""
+        return self._near.hot_routes()
 
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagrams."""

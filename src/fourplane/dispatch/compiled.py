@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).parent
-SOURCES = ("index_layout.py", "kernels.py", "position_kernels.py", "road_kernels.py")
+SOURCES = ("index_layout.py", "kernels.py", "position_kernels.py", "road_kernels.py", "answer_kernels.py")
 
 
 def ready() -> bool:

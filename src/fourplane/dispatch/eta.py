@@ -12,6 +12,7 @@ evening shows in the next estimate. Cost per request, Porto, 20 candidates: 30-8
 import heapq
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ Seconds = NDArray[np.float64]
 PACE_WEIGHT = 0.02
 GENERATIONS_MAX = (1 << 31) - 2  # searches before the marks are wiped
 PACE_RANGE = (0.5, 3.0)
+ROW_BYTES, CANDIDATE_BYTES = 96, 80  # of an answer, at most: a place's keys, and a candidate's five numbers
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -46,6 +48,18 @@ class Ranked(msgspec.Struct, frozen=True):
     drivers: NDArray[np.int64]
     metres: Seconds
     etas: Seconds
+
+
+class Space:
+    """Where the kernels find some places (1e-7 degrees) and leave who is near them; kept by who asks often."""
+
+    __slots__ = ("angles", "answer", "counts", "etas", "found", "lats", "lngs")
+
+    def __init__(self, places: int, count: int) -> None:
+        self.lats, self.lngs = np.zeros(places, np.int32), np.zeros(places, np.int32)
+        self.found, self.angles = np.empty((places, count + 1), np.int64), np.empty((places, count))
+        self.etas, self.counts = np.empty((places, count)), np.empty(places, np.int64)
+        self.answer = np.empty(places * (ROW_BYTES + count * CANDIDATE_BYTES), np.uint8)
 
 
 class EtaStatistics(msgspec.Struct, frozen=True):
@@ -70,6 +84,7 @@ class Eta:
         self.hour = -1
         self._learned = 0
         self._kernels = compiled.load("road_kernels")
+        self._answers = compiled.load("answer_kernels")
         nodes, edges = len(roads.lat), len(roads.heads)
         self._best, self._seen = np.zeros(nodes), np.zeros(nodes, np.int64)
         self._marks = np.zeros(nodes, MARK)
@@ -80,6 +95,10 @@ class Eta:
         self._ring, self._entries = np.full(BUCKET_RING, -1, np.int32), np.zeros(2 * edges + nodes + 2, ENTRY)
         self._generation = self._path_generation = 0
         self._searches = self._candidates = self._routes = self._settled = 0
+        self._ground = (
+            np.array([roads.west, roads.south, roads.x_scale, roads.y_scale]), GRID_M, roads.grid_width,
+            roads.grid_height, SNAP_M_MAX, roads.x, roads.y, roads.grid_starts, roads.grid_nodes,
+        )  # fmt: skip
         self._use(roads.seconds)
 
     def at_hour(self, hour: int) -> None:
@@ -147,34 +166,59 @@ class Eta:
         limit_s: float = 900.0,
     ) -> list[Ranked]:  # fmt: skip
         """Nearest drivers and their road times for many requests at once; nobody where no road is near a request."""
-        self._searches += len(lats)
         if self._kernels is None or not isinstance(index, PackedIndex):
             return [
                 self._rank(index, float(lat), float(lng), radius_m, count, mask, wanted, limit_s)
                 for lat, lng in zip(lats, lngs, strict=True)
             ]
-        found, angles = np.empty((len(lats), count + 1), np.int64), np.empty((len(lats), count))
-        etas, counts = np.empty((len(lats), count)), np.empty(len(lats), np.int64)
-        if self._generation + len(lats) > GENERATIONS_MAX:
-            self._marks[:], self._generation = 0, 0
-        roads, columns = self.roads, index.columns()
+        space = Space(len(lats), count)
+        space.lats[:], space.lngs[:] = to_e7(lats), to_e7(lngs)
         self._kernels.rank_many(
-            to_e7(lats), to_e7(lngs), radius_m / EARTH_RADIUS_M, mask, wanted, index.settings.level, *columns,
-            np.array([roads.west, roads.south, roads.x_scale, roads.y_scale]), GRID_M, roads.grid_width,
-            roads.grid_height, SNAP_M_MAX, roads.x, roads.y, roads.grid_starts, roads.grid_nodes,
-            limit_s / self.pace, LOCAL_SPEED_MPS, roads.back_starts, self._links, self._marks, self._generation + 1,
-            roads.next_twin, self._per_second, self._ring, self._entries, found, angles, etas, counts,
-        )  # fmt: skip
-        self._generation += len(lats)
+            *self._question(index, space, radius_m=radius_m, mask=mask, wanted=wanted, limit_s=limit_s)
+        )
+        found, angles, etas, counts = space.found, space.angles, space.etas, space.counts
         ranked = []
         for n, many in enumerate(np.maximum(counts, 0).tolist()):
             self._candidates += many
             ranked.append(Ranked(found[n, :many], angles[n, :many] * EARTH_RADIUS_M, etas[n, :many] * self.pace))
         return ranked
 
+    def near_json(
+        self, index: DriverIndex, space: "Space", *, radius_m: float, mask: int, wanted: int, limit_s: float = 900.0
+    ) -> bytes | None:
+        """The same for the places in `space`, as JSON objects of columns with commas between; None where nothing is compiled.
+
+        `space.counts` then tells how many are near each place, below zero where no road is.
+        """
+        if self._answers is None or not isinstance(index, PackedIndex):
+            return None
+        size = self._answers.near_json(
+            *self._question(index, space, radius_m=radius_m, mask=mask, wanted=wanted, limit_s=limit_s),
+            EARTH_RADIUS_M, self.pace, space.answer,
+        )  # fmt: skip
+        self._candidates += sum(count for count in space.counts.tolist() if count > 0)
+        return space.answer[:size].tobytes()
+
+    def _question(
+        self, index: PackedIndex, space: "Space", *, radius_m: float, mask: int, wanted: int, limit_s: float
+    ) -> tuple[Any, ...]:
+        """What the kernel that ranks wants to know; the generations it uses are taken."""
+        count = len(space.lats)
+        self._searches += count
+        if self._generation + count > GENERATIONS_MAX:
+            self._marks[:], self._generation = 0, 0
+        first, self._generation = self._generation + 1, self._generation + count
+        return (
+            space.lats, space.lngs, radius_m / EARTH_RADIUS_M, mask, wanted, index.settings.level, *index.columns(),
+            *self._ground, limit_s / self.pace, LOCAL_SPEED_MPS, self.roads.back_starts, self._links, self._marks, first,
+            self.roads.next_twin, self._per_second, self._ring, self._entries,
+            space.found, space.angles, space.etas, space.counts,
+        )  # fmt: skip
+
     def _rank(  # noqa: PLR0917 - what rank_many was asked
         self, index: DriverIndex, lat: float, lng: float, radius_m: float, count: int, mask: int, wanted: int, limit_s: float
     ) -> "Ranked":  # fmt: skip
+        self._searches += 1
         source = self.roads.find_node(lat, lng)
         drivers, metres = index.nearest(lat, lng, radius_m=radius_m, count=count, mask=mask, wanted=wanted)
         if source is None or len(drivers) == 0:

@@ -17,8 +17,9 @@ import numpy as np
 from fourplane.dispatch.cells import corners, parents, token
 from fourplane.dispatch.driver_index import Snapshot, check_point
 from fourplane.dispatch.index_layout import STATUS_MASK
+from fourplane.dispatch.near import point
 from fourplane.dispatch.pricing import SURGE_LEVEL
-from fourplane.dispatch.rider_api import RIDER, point, thin
+from fourplane.dispatch.rider_api import RIDER, thin
 from fourplane.edge.routes import Call, Reply, Route, SocketRoute, SocketSession
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import FourplaneError, Overloaded, Rejected

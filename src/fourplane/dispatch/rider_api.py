@@ -5,7 +5,6 @@ answers with a `fare_id`: the fare itself, signed, good for two minutes, so that
 a rider saw is the price a ride costs, whatever the surge does meanwhile.
 """
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,8 +14,7 @@ from fourplane.dispatch import trips
 from fourplane.dispatch.cells import cell_id
 from fourplane.dispatch.driver_index import check_point
 from fourplane.dispatch.drivers import Profile
-from fourplane.dispatch.eta import Ranked
-from fourplane.dispatch.index_layout import AVAILABLE, STATUS_MASK
+from fourplane.dispatch.near import point
 from fourplane.dispatch.pricing import PRODUCTS, SURGE_LEVEL, Fare, FareLine, Product, find_product, price
 from fourplane.dispatch.rides import Ride
 from fourplane.dispatch.trip_processor import read_history
@@ -32,7 +30,6 @@ API = "/dispatch/api"
 RIDER, FARE = "dispatch-rider", "dispatch-fare"
 GUEST_S = 7 * 86_400.0
 KM_MAX = 200.0
-PLACES_MAX = 100
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -68,26 +65,6 @@ class TimeEstimate(msgspec.Struct, frozen=True):
 
 class Times(msgspec.Struct, frozen=True):
     times: list[TimeEstimate]
-
-
-class NearDrivers(msgspec.Struct, frozen=True):
-    """Free drivers, nearest by line first, as columns; `seconds` null: not within a quarter of an hour by road."""
-
-    drivers: list[int]
-    metres: list[float]
-    seconds: list[float | None]
-    latitude: list[float]
-    longitude: list[float]
-
-
-class NearManyAnswer(msgspec.Struct, frozen=True):
-    """One answer per place; nobody where no road is near."""
-
-    near: list[NearDrivers]
-
-
-class PlacesBody(msgspec.Struct, frozen=True):
-    places: list[tuple[float, float]]
 
 
 class EstimateBody(msgspec.Struct, frozen=True):
@@ -196,10 +173,6 @@ class RiderApi:
             Route("GET", f"{API}/products/{{product_id}}", self.product, "One kind of ride", answer=Product),
             Route("GET", f"{API}/estimates/price", self.prices, "What a way would cost, per product", answer=Prices),
             Route("GET", f"{API}/estimates/time", self.times, "How soon a driver could be there", answer=Times),
-            Route("GET", f"{API}/estimates/drivers", self.near, "Nearest free drivers and their road times to a place",
-                  answer=NearDrivers, rate_per_s=self._d.settings.ride_calls_per_s),
-            Route("POST", f"{API}/estimates/drivers", self.near_many, "The same for up to 100 places [latitude, longitude]",
-                  body=PlacesBody, answer=NearManyAnswer, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("POST", f"{API}/requests/estimate", self.estimate, "An upfront fare: fare_id, good for two minutes",
                   body=EstimateBody, answer=Estimate, priority=urgent, rate_per_s=self._d.settings.ride_calls_per_s),
             Route("POST", f"{API}/requests", self.request, "Ask for a ride (Idempotency-Key repeats safely)",
@@ -256,39 +229,6 @@ class RiderApi:
         start = point(call, "start")
         self._d.eta.snap(*start, "the start")
         return Times([TimeEstimate(p.id, p.name, self._d.pickup_s(*start, p)) for p in PRODUCTS])
-
-    async def near(self, call: Call[None]) -> NearDrivers:
-        lat, lng = point(call, "start")
-        matching = self._d.settings.matching
-        (ranked,) = self._d.eta.rank_many(
-            self._d.index, np.array([lat]), np.array([lng]), radius_m=matching.radius_m, count=matching.candidates,
-            mask=STATUS_MASK, wanted=AVAILABLE, limit_s=matching.eta_s_max,
-        )  # fmt: skip
-        if len(ranked.drivers) == 0:
-            self._d.eta.snap(lat, lng, "the start")  # in the sea nobody is near for a reason
-        return self._near(ranked)
-
-    async def near_many(self, call: Call[PlacesBody]) -> NearManyAnswer:
-        places = call.body.places
-        if not 1 <= len(places) <= PLACES_MAX:
-            raise Rejected(f"ask for 1 to {PLACES_MAX} places at once", code="bad_count")
-        for place in places:
-            check_point(*place)
-        matching = self._d.settings.matching
-        lats, lngs = np.array(places, np.float64).T
-        ranked = self._d.eta.rank_many(
-            self._d.index, np.ascontiguousarray(lats), np.ascontiguousarray(lngs), radius_m=matching.radius_m,
-            count=matching.candidates, mask=STATUS_MASK, wanted=AVAILABLE, limit_s=matching.eta_s_max,
-        )  # fmt: skip
-        return NearManyAnswer([self._near(one) for one in ranked])
-
-    def _near(self, ranked: Ranked) -> NearDrivers:
-        lats, lngs = self._d.index.places(ranked.drivers.astype(np.uint32))
-        return NearDrivers(
-            ranked.drivers.tolist(), ranked.metres.round(1).tolist(),
-            [seconds if seconds < inf else None for seconds in ranked.etas.round(1).tolist()],
-            lats.round(7).tolist(), lngs.round(7).tolist(),
-        )  # fmt: skip
 
     async def estimate(self, call: Call[EstimateBody]) -> Estimate:
         self._d.switches.pricing.check()
@@ -436,18 +376,6 @@ class RiderApi:
             trip.pickup, trip.dropoff, trip.fare, self._d.remaining_s(trip), driver, trip.pin, trip.requested_us // 1_000_000,
             paid, trip.reason, trip.stars.get("rider"), trips.mds_state(trip.status, heard=not ride.lost_since_us),
         )  # fmt: skip
-
-
-def point(call: Call[Any], which: str) -> tuple[float, float]:
-    """`start` or `end` of a query; raises Rejected."""
-    try:
-        lat, lng = float(call.query[f"{which}_latitude"]), float(call.query[f"{which}_longitude"])
-    except KeyError as error:
-        raise Rejected(f"the query needs {error.args[0]}", code="missing_point") from None
-    except ValueError:
-        raise Rejected("a coordinate is not a number", code="bad_point") from None
-    check_point(lat, lng)
-    return lat, lng
 
 
 def thin(line: list[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:

@@ -232,6 +232,8 @@ async def build(
         HttpServerSettings(listener=ListenerSettings(host=host, port=0)), gateway, registry=registry,
         classify=gateway.classify, sockets=gateway.open_socket,
     )  # fmt: skip
+    for method, path, handler in dispatch.hot_routes():
+        server.hot(method, path, handler)
     life = Lifecycle(registry)
     for name, part in (
         ("stores", stores),

@@ -4,6 +4,7 @@ import asyncio
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -11,8 +12,8 @@ from scipy.sparse.csgraph import dijkstra
 
 from fourplane.dispatch import cells, compiled, osm_import
 from fourplane.dispatch.city import make_city
-from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index
-from fourplane.dispatch.eta import Eta
+from fourplane.dispatch.driver_index import IndexSettings, make_updates, open_index, to_e7
+from fourplane.dispatch.eta import Eta, Space
 from fourplane.dispatch.roads import EDGE_M_MAX, Roads, Turn, Way, build
 from fourplane.dispatch.traffic import Traffic
 from fourplane.foundation.errors import Corrupt, NotFound, Rejected
@@ -79,6 +80,50 @@ def test_a_batch_of_requests_gives_what_single_ones_give(city: Roads, eta: Eta) 
         expected = eta.to_pickup(lat, lng, *index.places(drivers), limit_s=300)
         assert np.allclose(one.etas, expected, atol=0.05)
     assert len(ranked[12].drivers) == 0
+
+
+def test_the_answer_written_by_the_kernel_is_the_plain_one(city: Roads) -> None:
+    eta, index, rng = Eta(city), open_index(IndexSettings()), np.random.default_rng(8)
+    if eta.near_json(index, Space(1, 1), radius_m=1, mask=15, wanted=1) is None:
+        pytest.skip("no numba")
+    nodes, numbers = rng.choice(len(city.lat), 400), np.arange(400, dtype=np.uint32)
+    index.set_states(numbers, np.ones(400, np.uint32))
+    index.update(make_updates(numbers, city.lat[nodes], city.lng[nodes], np.ones(400, np.uint32)), 0)
+    lats, lngs = np.append(city.lat[nodes[:12]], city.south - 1), np.append(city.lng[nodes[:12]], city.west)
+    ranked = eta.rank_many(index, lats, lngs, radius_m=1_500, count=9, mask=15, wanted=1, limit_s=60)
+    space = Space(13, 9)
+    space.lats[:], space.lngs[:] = to_e7(lats), to_e7(lngs)
+    written = eta.near_json(index, space, radius_m=1_500, mask=15, wanted=1, limit_s=60)
+    assert written is not None
+    told = msgspec.json.decode(b"[%b]" % written)
+    assert space.counts.tolist() == [len(one.drivers) for one in ranked[:12]] + [-1]
+    for one, row in zip(ranked, told, strict=True):
+        there = index.places(one.drivers.astype(np.uint32))
+        assert row == {
+            "drivers": one.drivers.tolist(), "metres": one.metres.round(1).tolist(),
+            "seconds": [None if np.isinf(eta_s) else eta_s for eta_s in one.etas.round(1).tolist()],
+            "latitude": there[0].round(7).tolist(), "longitude": there[1].round(7).tolist(),
+        }  # fmt: skip
+    assert any(None in row["seconds"] for row in told)
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0, 0, "0"),
+        (4_294_967_295, 0, "4294967295"),
+        (7, 1, "0.7"),
+        (-5, 7, "-0.0000005"),
+        (1_800_000_000, 7, "180.0000000"),
+    ],
+)
+def test_numbers_are_written_as_json_reads_them(value: int, decimals: int, text: str) -> None:
+    kernels = compiled.load("answer_kernels")
+    if kernels is None:
+        pytest.skip("no numba")
+    out = np.zeros(40, np.uint8)
+    end = kernels._number(out, 3, value, decimals)
+    assert bytes(out[3:end]) == text.encode() + b","
 
 
 def test_a_driver_past_the_limit_is_infinitely_far(city: Roads, eta: Eta) -> None:
