@@ -18,7 +18,7 @@ from fourplane.commerce.shipping import TrackingEvent
 from fourplane.commerce.store import Store
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route
 from fourplane.foundation import ids
-from fourplane.foundation.errors import Forbidden, Rejected
+from fourplane.foundation.errors import Forbidden, Overloaded, Rejected
 from fourplane.state.contracts import Query
 
 LIMIT_MAX = 60
@@ -186,7 +186,9 @@ class Api:
             ("in_stock",) if call.query.get("facets") == "none" else FACETS
         )  # one at least: counting is off the loop
         query = Query(words, facets, {}, field, descending, offset, limit, counted)
-        products, total, counts, _ = await self._store.browse(query)
+        products, total, counts, missing = await self._store.browse(query)
+        if missing:  # a page shows a part of the catalog and says so; a program must not take it for an answer
+            raise Overloaded("the search is away for a moment", retry_after_s=1.0, code="search_away")
         views = [self._seen(product, market) for product in products]
         more = offset + limit
         following = urlsafe_b64encode(str(more).encode()).decode() if more < total else ""

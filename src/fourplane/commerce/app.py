@@ -1,9 +1,11 @@
 """The commerce system: its rooms put together, its doors, its boxes on the diagram.
 
-Start: tables, the inventory's epoch, recovery of the two-phase commit, the catalog into search; only then the doors open. A store
+Start: tables, the inventory's epoch, recovery of the two-phase commit; then the doors open. Search answers from what the last
+process left on disk while everything is indexed anew behind it; without such an index it says so until it is there. A store
 without products gets a catalog of its own (see catalog_seed.py), so a first visit finds a shop and not an empty shelf.
 """
 
+import asyncio
 import contextlib
 import gzip
 from collections.abc import Mapping, Sequence
@@ -52,6 +54,8 @@ from fourplane.state.contracts import Blobs, Records, Search, Sql
 TELL_S = 0.25
 RENEW_S = 0.05
 SNAPSHOT_S = 1.0
+INDEX_WAIT_S = 0.3
+INDEX_RETRY_S = 2.0
 
 
 class CommerceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,10 +166,13 @@ class Commerce:
         await self.webhooks.open()
         await self.coordinator.start(tasks)
         await self.promotions.open(STANDING if self._settings.standing_offers else ())
-        await self.catalog.seed_stock(await self.inventory.levels())
         await self.catalog.open()
         if self.catalog.products_count == 0:
             await self.fill()
+        else:
+            indexing = tasks.start(self._index_anew(), "index")
+            if not self.catalog.index.ready:
+                await asyncio.wait({indexing}, timeout=INDEX_WAIT_S)  # a small one is there before the first visitor
         tasks.start(self.fulfilment.run(), "fulfilment")
         tasks.start(self._tell_stock(), "stock")
         tasks.start(self._keep_pages(), "pages")
@@ -204,6 +211,17 @@ class Commerce:
         return await import_rows(
             rows, catalog=self.catalog, inventory=self.inventory, progress=progress, dry_run=dry_run
         )
+
+    async def _index_anew(self) -> None:
+        """Search follows the rows, whatever the last process left behind."""
+        while True:
+            try:
+                await self.catalog.reindex(self.inventory.available_of)
+            except FourplaneError as error:
+                self._registry.event("warning", "commerce", f"the catalog could not be indexed: {error.message}")
+                await clock.sleep(INDEX_RETRY_S)
+            else:
+                return
 
     async def _tell_stock(self) -> None:
         """Availability reaches catalog and search within a quarter of a second of an order."""

@@ -4,16 +4,19 @@ A product is one row with one msgpack body (its schema number first), so reading
 decode each. Decoded products stay in a bounded dictionary; a change writes the row, replaces the entry and tells the search
 index, in this order, so that a reader never sees a newer index than row.
 
-Cost: a decoded product 0.1 us; a cold one about 30 us; search see state/embedded/search.
+The doors do not wait for menus, suggestions and search: `reindex` goes through all rows behind them, at most half of the time.
+
+Cost: a decoded product 0.1 us; a cold one about 30 us; search see catalog_index.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
+from fourplane.commerce.catalog_index import CatalogIndex, IndexSettings, paths_of
 from fourplane.commerce.pricing import CURRENCIES, Item, Market
 from fourplane.commerce.snapshot import Snapshot, Writer
 from fourplane.commerce.suggestions import Suggestions, Synonyms
@@ -21,7 +24,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.blocking import Pool
 from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.service.shared_commit import Row, Template, rendered
-from fourplane.state.contracts import Document, Found, Query, Search, Sql
+from fourplane.state.contracts import Found, Query, Search, Sql
 
 FACETS = ("department", "style", "category", "color", "in_stock", "on_sale")
 SORTS = {
@@ -128,6 +131,7 @@ class CatalogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     absent_s: float = 2.0
     absent_max: int = 10_000
     synonyms: tuple[tuple[str, ...], ...] = SYNONYMS
+    index: IndexSettings = IndexSettings()
 
 
 class CatalogStatistics(msgspec.Struct, frozen=True):
@@ -152,7 +156,6 @@ class Catalog:
     def __init__(self, settings: CatalogSettings, *, sql: Sql, search: Search, snapshot: Path | None = None) -> None:
         self._settings = settings
         self._sql = sql
-        self._search = search
         self._decoded: dict[str, Product] = {}
         self._by_sku: dict[str, str] = {}
         self._decoder = msgspec.msgpack.Decoder(Product)
@@ -172,14 +175,17 @@ class Catalog:
         self.departments: dict[str, dict[str, int]] = {}
         self.tree: dict[str, int] = {}
         self.products_count = 0
-        self._synonyms = Synonyms(settings.synonyms)
+        self.index = CatalogIndex(
+            settings.index, search=search, synonyms=Synonyms(settings.synonyms), in_stock=self.in_stock
+        )
+        self._touched: set[str] | None = None  # changed while everything is indexed anew
         self._phrases: dict[str, int] = {}
         self._suggestions = Suggestions({}, most=0)
 
     async def open(self) -> None:
-        """Read what the menus need and fill the search index; call once before serving."""
+        """Read what the menus need and look what the search index still knows; call once before serving."""
         await self._count()
-        await self.reindex()
+        await self.index.open()
 
     async def fetch(self, product_id: str) -> Product:
         """The product; raises NotFound."""
@@ -258,7 +264,7 @@ class Catalog:
         if query.limit > self._settings.page_max or query.offset > self._settings.offset_max:
             raise Rejected("that is past the last page we show", code="page_out_of_range")
         self._searches += 1
-        found = await self._search.find(query)
+        found = await self.index.find(query)
         missing = [hit.id for hit in found.hits if hit.id not in self._decoded]
         if missing:
             await self._load(missing)
@@ -285,10 +291,10 @@ class Catalog:
             self._absent.pop(product.id, None)
             self._newer.add(product.id)
             self._newer_while.add(product.id)
-        for product in products:
+            if self._touched is not None:
+                self._touched.add(product.id)
             self._remember(product)
-        await self._search.index([self._document(p) for p in products if p.active])
-        await self._search.remove([p.id for p in products if not p.active])
+        await self.index.write(products)
 
     async def change_price(self, sku: str, currency: str, amount: int) -> Product:
         """Give a variant a new price from now on; carts are told, orders keep theirs. Raises NotFound or Rejected."""
@@ -327,7 +333,7 @@ class Catalog:
                 if product is not None:
                     changed[product.id] = product
         if changed:
-            await self._search.index([self._document(product) for product in changed.values()])
+            await self.index.write(list(changed.values()))
         return list(changed)
 
     def in_stock(self, product: Product) -> bool:
@@ -338,24 +344,39 @@ class Catalog:
         """What may be meant by these letters, likeliest first."""
         return self._suggestions.find(typed[:60], limit=limit)
 
-    async def reindex(self) -> int:
-        """Rebuild the search index from the rows; how many products it holds."""
+    async def reindex(self, levels: Callable[[Sequence[str]], Awaitable[Mapping[str, int]]] | None = None) -> int:
+        """Write every product into the search index, with its stock as `levels` tells; how many there are.
+
+        May run while people buy: what changes meanwhile is newer than what is read here and is left alone.
+        """
         after, count = "", 0
-        self._phrases, self.tree = {}, {}
-        while rows := await self.page(after, self._settings.batch):
-            await self._search.index([self._document(product) for product in rows])
-            for product in rows:
-                self._remember(product)
-                self._count_words(product)
-            after, count = rows[-1].id, count + len(rows)
-            await clock.sleep(0)
-        await self._search.refresh()
+        self._phrases, self.tree, self._touched = {}, {}, set()
+        try:
+            while rows := await self.page(after, self._settings.batch):
+                began = clock.monotonic_s()
+                if levels is not None:
+                    await self.seed_stock(await levels([variant.sku for one in rows for variant in one.variants]))
+                fresh = [product for product in rows if product.id not in self._touched]
+                for product in fresh:
+                    self._remember(product)
+                    self._count_words(product)
+                await self.index.write(fresh)
+                after, count = rows[-1].id, count + len(rows)
+                await clock.sleep(clock.monotonic_s() - began)
+            await self.index.refresh()
+        finally:
+            self._touched = None
+        self.index.completed()
         await self._suggest_anew()
         return count
 
-    async def seed_stock(self, available: Mapping[str, int]) -> None:
-        """Set availability for all skus before the first index, so that facets start right."""
-        self._stock.update(available)
+    async def seed_stock(self, available: Mapping[str, int], *, known: bool = False) -> None:
+        """Note availability without searching anything anew; of what was heard before only where it is `known` better."""
+        if known:
+            self._stock.update(available)
+        else:
+            for sku, count in available.items():
+                self._stock.setdefault(sku, count)
 
     async def refresh_menus(self) -> None:
         """Count departments, styles and words again, after an import."""
@@ -367,7 +388,8 @@ class Catalog:
             after = rows[-1].id
             await clock.sleep(0)
         await self._suggest_anew()
-        await self._search.refresh()
+        await self.index.refresh()
+        self.index.completed()
 
     def statistics(self) -> CatalogStatistics:
         """What the decoded cache and the search did so far."""
@@ -425,32 +447,3 @@ class Catalog:
         product = self._decoder.decode(body)
         assert product.schema == 1, "a product of a newer schema"
         return product
-
-    def _document(self, product: Product) -> Document:
-        said = " ".join([product.name, product.style, product.department, *product.categories, *product.aliases])
-        values = [value for variant in product.variants for value in variant.options.values()]
-        return Document(
-            id=product.id,
-            text={
-                "title": product.name,
-                "aliases": " ".join(
-                    [product.style, product.department, *product.categories, *product.aliases, *self._synonyms.of(said)]
-                ),
-                "body": " ".join([product.description, *product.attributes.values(), *dict.fromkeys(values)]),
-            },
-            facets={
-                "department": [product.department],
-                "style": [product.style],
-                "category": paths_of(product),
-                "color": [product.attributes["color"]] if "color" in product.attributes else [],
-                "in_stock": ["yes" if self.in_stock(product) else "no"],
-                "on_sale": ["yes"] if any(variant.was for variant in product.variants) else [],
-            },
-            numbers={"price": product.least_price("USD") / 100, "popularity": float(product.popularity)},
-        )
-
-
-def paths_of(product: Product) -> list[str]:
-    """The product's place in the tree of categories and every place above it."""
-    path = product.categories or [product.department]
-    return [" > ".join(path[:depth]) for depth in range(1, len(path) + 1)]

@@ -84,7 +84,9 @@ def _read(content: bytes, kind: str) -> object:
         case "jsonl" | "ndjson":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         case "csv":
-            return list(csv.DictReader(io.StringIO(text), strict=True))
+            reader = csv.DictReader(io.StringIO(text), strict=True)
+            rows = list(reader)
+            return _products(rows) if set(_TOLD) <= set(reader.fieldnames or ()) else rows
     raise Rejected(f"a catalog is yaml, json, jsonl or csv, not {kind[:20]!r}", code="unknown_format")
 
 
@@ -130,8 +132,8 @@ async def import_rows(
 
 
 async def export_rows(catalog: Catalog, inventory: Inventory, kind: str = "jsonl") -> AsyncIterator[bytes]:
-    """The whole catalog in order of id, in a form that can be imported again. In CSV each variant is a line of its own,
-    for people and their tables; it is not read back.
+    """The whole catalog in order of id, in a form that can be imported again. In CSV each variant is a line of its own, and
+    options, attributes and aliases are JSON in their cells.
     """
     if kind not in FORMATS:
         raise Rejected(f"a catalog is written as {', '.join(FORMATS)}, not {kind[:20]!r}", code="unknown_format")
@@ -155,22 +157,22 @@ async def export_rows(catalog: Catalog, inventory: Inventory, kind: str = "jsonl
         yield b"\n]\n"
 
 
-_COLUMNS = (
-    "id",
-    "name",
-    "category",
-    "style",
-    "description",
+_OF_PRODUCT = ("id", "name", "category", "style", "description", "tax_class", "popularity", "aliases", "attributes")
+_OF_VARIANT = (
     "sku",
     "options",
     "price",
     "price_eur",
     "price_gbp",
     "was",
+    "was_eur",
+    "was_gbp",
     "weight_g",
     "current_stock",
 )
-_CSV_HEAD = (",".join(_COLUMNS) + "\r\n").encode()
+_TOLD = ("aliases", "attributes", "options")  # as JSON
+_FORMULA = ("=", "+", "-", "@", "\t", "'")  # what a table program would compute, and our own mark
+_CSV_HEAD = (",".join((*_OF_PRODUCT, *_OF_VARIANT)) + "\r\n").encode()
 
 
 def _csv_lines(rows: Sequence[Mapping[str, object]]) -> bytes:
@@ -180,15 +182,42 @@ def _csv_lines(rows: Sequence[Mapping[str, object]]) -> bytes:
     for row in rows:
         variants = row["variants"]
         assert isinstance(variants, list)
-        for variant in variants:
-            told = {
-                **row,
-                **variant,
-                "options": "; ".join(f"{name}={value}" for name, value in variant["options"].items()),
-            }
-            cells = [str(told.get(column, "")) for column in _COLUMNS]
-            writer.writerow([f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t") else cell for cell in cells])
+        head = [_cell(row.get(column, "")) for column in _OF_PRODUCT]
+        writer.writerows([*head, *(_cell(variant.get(column, "")) for column in _OF_VARIANT)] for variant in variants)
     return text.getvalue().encode()
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _products(lines: Sequence[Mapping[str, str | None]]) -> list[Mapping[str, object]]:
+    """Our own lines, one per variant, as rows again, one per product."""
+    rows: list[Mapping[str, object]] = []
+    variants: list[dict[str, object]] = []
+    before: dict[str, object] | None = None
+    for line in lines:
+        row = {column: _told(column, line.get(column)) for column in _OF_PRODUCT}
+        if row != before:
+            variants = []
+            rows.append({**row, "variants": variants})
+            before = row
+        variants.append({column: _told(column, line.get(column)) for column in _OF_VARIANT if line.get(column)})
+    return rows
+
+
+def _told(column: str, text: str | None) -> object:
+    """What a cell said before it was made harmless; what is no JSON stays text and is refused as that."""
+    told = text or ""
+    if told.startswith("'") and told[1:2] in _FORMULA:
+        told = told[1:]
+    if column in _TOLD:
+        try:
+            return msgspec.json.decode(told)
+        except msgspec.DecodeError:
+            return told
+    return told
 
 
 def _once(made: Draft, seen: dict[str, int], number: int) -> None:
@@ -203,6 +232,6 @@ async def _take(batch: Sequence[Draft], catalog: Catalog, inventory: Inventory, 
         return
     stock = {sku: count for made in batch for sku, count in made.stock.items()}
     await inventory.set_stock([Adjustment(sku, count, "import") for sku, count in stock.items()])
-    await catalog.seed_stock(stock)
+    await catalog.seed_stock(stock, known=True)
     await clock.sleep(0)
     await catalog.put([made.product for made in batch])

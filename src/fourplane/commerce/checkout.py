@@ -191,6 +191,7 @@ class Checkout:
         is in its way; then it hears what it heard before.
         """
         try:
+            self._payments.ready()
             copy, order, items, market = await self._prepare(cart_id, key, request, account)
             holds = await self._holds(items, market)
         except FourplaneError:

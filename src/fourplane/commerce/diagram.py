@@ -7,6 +7,7 @@ from fourplane.commerce.store import Meter
 from fourplane.control.nodes import Figures, Node, Plane, hollow
 from fourplane.edge.admission import AdmissionStatistics
 from fourplane.edge.routes import Priority
+from fourplane.foundation import clock
 
 if TYPE_CHECKING:
     from fourplane.commerce.app import Commerce
@@ -44,7 +45,14 @@ HOLLOW: tuple[tuple[str, Plane, str], ...] = (
 
 def boxes_of(shop: "Commerce") -> list[Node]:
     """All boxes with live figures, then the hollow ones."""
-    return [*_services(shop), *_stores(shop), *_cart(shop), *_load(shop), *(hollow(*one) for one in HOLLOW)]
+    return [
+        *_services(shop),
+        *_stores(shop),
+        *_cart(shop),
+        *_load(shop),
+        *_kept(shop),
+        *(hollow(*one) for one in HOLLOW),
+    ]
 
 
 def _services(shop: "Commerce") -> list[Node]:
@@ -113,7 +121,9 @@ def _stores(shop: "Commerce") -> list[Node]:
     boxes = shop.store.boxes
 
     def search() -> Figures:
-        return boxes.search.figures(searches=shop.catalog.statistics().searches)
+        s = shop.catalog.index.statistics()
+        state = "whole" if s.whole else ("the last one, renewed behind" if s.ready else "being prepared")
+        return boxes.search.figures(asked=s.asked, kept=s.kept, index=state)
 
     def pictures() -> Figures:
         return Figures(
@@ -181,12 +191,7 @@ def _cart(shop: "Commerce") -> list[Node]:
 
 
 def _load(shop: "Commerce") -> list[Node]:
-    page, boxes = shop.storefront, shop.store.boxes
-
-    def kept() -> Figures:
-        s = shop.pages.statistics()
-        share = s.hits / max(1, s.hits + s.misses)
-        return Figures(s.hits + s.misses, facts={"pages": s.pages, "hit_ratio": round(share, 4), "stale": s.stale})
+    boxes = shop.store.boxes
 
     def door() -> AdmissionStatistics | None:
         return shop.admission.statistics() if shop.admission is not None else None
@@ -226,15 +231,15 @@ def _load(shop: "Commerce") -> list[Node]:
         return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
 
     def circuit() -> Figures:
-        pay = shop.payments
-        facts: dict[str, float | int | str] = {"captured": pay.captured, "declined": pay.declined, "voided": pay.voided}
-        return Figures(pay.captured + pay.declined, boxes.payment.errors, facts=facts)
-
-    def degraded() -> Figures:
-        return Figures(page.degraded, facts={"degraded pages": page.degraded})
+        pay, now_s = shop.payments.breaker.statistics(), clock.monotonic_s()
+        facts: dict[str, float | int | str] = {"card network": pay.state, "trips": pay.trips, "refused": pay.refused}
+        for one in (shop.catalog.index.calls, shop.store.counting):
+            s = one.statistics()
+            facts |= {one.name: s.breaker, f"{one.name} refused": s.refused + s.limited}
+        asked = shop.payments.captured + shop.payments.declined
+        return Figures(asked, boxes.payment.errors, float(shop.payments.breaker.retry_after_s(now_s) > 0), facts=facts)
 
     return [
-        _node("WARMUP", "service", "The catalog is read and indexed before the doors open", "catalog.py", Figures),
         _node(
             "PRIORITY",
             "edge",
@@ -252,7 +257,23 @@ def _load(shop: "Commerce") -> list[Node]:
             "edge/waiting_room.py",
             queue,
         ),
-        _node("CIRCUIT", "service", "The card network has its own time limit and retries", "payment.py", circuit),
+        _node("CIRCUIT", "service", "A breaker each in front of card network, search and stock", "payment.py", circuit),
+    ]
+
+
+def _kept(shop: "Commerce") -> list[Node]:
+    page = shop.storefront
+
+    def kept() -> Figures:
+        s = shop.pages.statistics()
+        share = s.hits / max(1, s.hits + s.misses)
+        return Figures(s.hits + s.misses, facts={"pages": s.pages, "hit_ratio": round(share, 4), "stale": s.stale})
+
+    def degraded() -> Figures:
+        return Figures(page.degraded, facts={"degraded pages": page.degraded})
+
+    return [
+        _node("WARMUP", "service", "Popular pages are rendered before anybody asks", "page_cache.py", kept),
         _node(
             "STALE", "service", "Kept pages while one renews them, or while nothing else answers", "page_cache.py", kept
         ),

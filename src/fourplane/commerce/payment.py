@@ -5,6 +5,7 @@ order's row); it is removed some time after the capture. So after a crash the co
 finds it in doubt, and an authorisation whose answer got lost is found again by its key. A lost answer is asked for
 once more with the same key. Where an abort cannot learn whether the money is held (the gateway is away), the intent stays as
 `void_wanted` and `sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
+While the gateway does not answer at all the breaker is open: a checkout hears so before anything is held for it (`ready`).
 
 An intent that outlived its capture is found in doubt after a crash and aborted: the gateway says `captured`, and the
 intent goes, nothing else.
@@ -30,6 +31,7 @@ from fourplane.foundation.errors import (
     Unavailable,
 )
 from fourplane.foundation.money import Money
+from fourplane.service.circuit_breaker import BreakerSettings, CircuitBreaker
 from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentGateway
 from fourplane.service.shared_commit import Row, Template, Work
 from fourplane.service.two_phase_commit import Transaction
@@ -46,6 +48,7 @@ class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     capture: Literal["order", "shipment"] = "order"  # when the card is charged; it is authorised with the order
     notice_secret: str = ""  # signs what the card network tells afterwards; empty: nobody is listened to
     notices_keep_s: float = 30 * 86_400.0
+    breaker: BreakerSettings = BreakerSettings(calls_min=20, trip_share=0.5, open_s=1.0, open_s_max=10.0)
 
 
 _INTEND = Template(
@@ -84,6 +87,7 @@ class Payments:
         self._sql = sql
         self._gateway = gateway
         self._switch = switch
+        self.breaker = CircuitBreaker(settings.breaker)
         self._authorised: dict[int, str] = {}
         self._over: list[int] = []
         self.captured = self.declined = self.voided = self.noticed_count = 0
@@ -108,6 +112,12 @@ class Payments:
             ]
 
         return rows
+
+    def ready(self) -> None:
+        """Raise Unavailable while the gateway is known not to answer: early, before stock is held for a buyer."""
+        wait_s = self.breaker.retry_after_s(clock.monotonic_s())
+        if wait_s > 0:
+            raise _silent(wait_s)
 
     async def prepare(self, transaction: Transaction, work: object) -> Authorisation:
         """Have the money held; raises PaymentDeclined or Unavailable."""
@@ -261,14 +271,24 @@ class Payments:
     async def _ask(self, number: int, charge: Charge) -> Authorisation:
         """The gateway's answer, asked for again with the same key when it got lost."""
         for attempt in range(1, self._settings.attempts + 1):
+            if not self.breaker.admit(clock.monotonic_s()):
+                raise _silent(self.breaker.retry_after_s(clock.monotonic_s()))
             try:
                 async with asyncio.timeout(self._settings.authorise_s):
-                    return await self._gateway.authorise(_key(number), charge.amount, charge.method)
+                    answer = await self._gateway.authorise(_key(number), charge.amount, charge.method)
             except (TimeoutError, Unavailable, DeadlineExceeded) as error:
+                self.breaker.failed(clock.monotonic_s())
                 if attempt == self._settings.attempts:
-                    raise Unavailable(
-                        "the card network does not answer; nothing was charged", code="payment_unavailable"
-                    ) from error
+                    raise _silent(1.0) from error
+            except FourplaneError:
+                self.breaker.succeeded(clock.monotonic_s())  # a no is an answer
+                raise
+            except BaseException:
+                self.breaker.abandoned()
+                raise
+            else:
+                self.breaker.succeeded(clock.monotonic_s())
+                return answer
         raise AssertionError("the loop above answers or raises")
 
     async def _let_go(self, number: int) -> bool:
@@ -284,6 +304,14 @@ class Payments:
     async def _forget(self, number: int) -> None:
         self._authorised.pop(number, None)
         await self._sql.commit([Statement(_FORGET, (number,))])
+
+
+def _silent(retry_after_s: float) -> Unavailable:
+    return Unavailable(
+        "the card network does not answer; nothing was charged",
+        code="payment_unavailable",
+        retry_after_s=round(retry_after_s, 1),
+    )
 
 
 def _key(transaction: int) -> str:

@@ -22,11 +22,24 @@ from fourplane.commerce.shipping import BuiltInCarrier, TrackingEvent
 from fourplane.control.nodes import Figures, Switch
 from fourplane.edge.routes import Identity
 from fourplane.foundation import clock, ids
-from fourplane.foundation.errors import FourplaneError, NotFound, Overloaded, Rejected, Unavailable
+from fourplane.foundation.errors import (
+    DeadlineExceeded,
+    FourplaneError,
+    NotFound,
+    Overloaded,
+    Rejected,
+    Unavailable,
+)
 from fourplane.foundation.money import Money
 from fourplane.foundation.telemetry import Histogram
+from fourplane.service.call import CallPolicy, CallSettings
+from fourplane.service.circuit_breaker import BreakerSettings
+from fourplane.service.concurrency_limit import LimitSettings
 from fourplane.state.contracts import Query
 
+COUNTING = CallSettings(
+    deadline_s=2.0, limit=LimitSettings(initial=128, at_least=64), breaker=BreakerSettings(open_s=0.5, open_s_max=5.0)
+)
 ADD_MAX = 999
 SHELF = 12
 
@@ -100,6 +113,7 @@ class Store:
         self.checkout = checkout
         self.carrier = carrier
         self.credits = paybacks
+        self.counting = CallPolicy("inventory", COUNTING)
         self._told: Callable[[Product], None] = _nobody
         self._shelves: tuple[float, list[Product], list[Product]] | None = None
 
@@ -145,7 +159,7 @@ class Store:
             products, found = await self.catalog.find(query)
             self.boxes.search.leave(searched)
             total, counts = found.total, found.facet_counts
-        except (Unavailable, Overloaded):
+        except (Unavailable, Overloaded, DeadlineExceeded):
             products = await self.catalog.page("", query.limit)
             total, counts = len(products), {}
             missing = "Search is away for a moment; here is a part of the catalog."
@@ -171,9 +185,10 @@ class Store:
         missing = ""
         try:
             began = self.boxes.inventory.enter()
-            stock = {variant.sku: await self.inventory.available(variant.sku) for variant in product.variants}
+            skus = [variant.sku for variant in product.variants]
+            stock = dict(await self.counting.run(lambda: self.inventory.available_of(skus)))
             self.boxes.inventory.leave(began)
-        except Unavailable:
+        except (Unavailable, Overloaded, DeadlineExceeded):
             stock = {variant.sku: 10 for variant in product.variants}
             missing = "Stock is being counted; the checkout will know."
         query = Query(

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from tests.journeys.commerce.rig import shop
 
+from fourplane.commerce.app import CommerceSettings
+from fourplane.commerce.catalog import CatalogSettings
 from fourplane.commerce.catalog_import import parse
+from fourplane.commerce.catalog_index import IndexSettings
 from fourplane.commerce.catalog_rows import draft
 from fourplane.commerce.catalog_seed import enriched, generated_rows
 from fourplane.foundation.errors import Rejected
@@ -97,7 +100,8 @@ def test_a_dry_run_reports_and_writes_nothing_then_the_import_does_and_a_second_
 
 def test_stock_changes_reach_the_search() -> None:
     async def main() -> None:
-        async with shop() as s:
+        at_once = CommerceSettings(generated_products=5, catalog=CatalogSettings(index=IndexSettings(kept_s=0.0)))
+        async with shop(settings=at_once) as s:
             await s.commerce.import_rows([ROW | {"current_stock": 1}])
             sku = draft(ROW).product.variants[0].sku
             cart = await s.cart_with(sku)
