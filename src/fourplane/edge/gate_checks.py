@@ -14,7 +14,6 @@ from fourplane.foundation import clock
 COOKIE = "fourplane_session"
 KNOWN_MAX = 64
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 def host_name(host: str) -> str:
@@ -81,12 +80,3 @@ def request_id(given: str | None) -> str:
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return f"{clock.random().getrandbits(64):016x}"
-
-
-def trace_of(traceparent: str | None, fallback: str) -> str:
-    """The trace a W3C traceparent names, or the request id."""
-    if traceparent is not None:
-        found = _TRACEPARENT.fullmatch(traceparent)
-        if found and found[1] != "0" * 32:
-            return found[1]
-    return fallback

@@ -16,7 +16,7 @@ import msgspec
 from fourplane.edge import api_page, openapi
 from fourplane.edge.asgi import AsgiApp, ClientGone, Receive, Scope, Send
 from fourplane.edge.deadlines import HandlerClock
-from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token, trace_of
+from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token
 from fourplane.edge.http_answers import answer, error_body
 from fourplane.edge.http_request import HttpRequest
 from fourplane.edge.neighbour import Neighbour
@@ -30,7 +30,7 @@ from fourplane.edge.static_files import StaticFiles, StaticSettings, UnusableRan
 from fourplane.edge.tunnel import Tunnel
 from fourplane.edge.waiting_room import WaitingRequired, WaitingRoom, WaitingRoomSettings
 from fourplane.edge.websocket import SocketPlan
-from fourplane.foundation import clock, telemetry
+from fourplane.foundation import clock
 from fourplane.foundation.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -42,6 +42,7 @@ from fourplane.foundation.errors import (
 )
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Counter, Histogram, Registry
+from fourplane.foundation.tracing import Root
 
 if TYPE_CHECKING:
     from fourplane.service.accounts import Accounts
@@ -81,7 +82,7 @@ class Misdirected(Rejected):
 class _Served:
     """One route with everything prepared that a request needs."""
 
-    __slots__ = ("decoder", "errors", "latency", "limit", "raw", "requests", "route")
+    __slots__ = ("decoder", "errors", "label", "latency", "limit", "raw", "requests", "route")
 
     def __init__(self, route: Route, registry: Registry, limit: RateLimit) -> None:
         self.route = route
@@ -90,7 +91,7 @@ class _Served:
         self.decoder: msgspec.json.Decoder[Any] | None = (
             None if route.body is None or self.raw else msgspec.json.Decoder(route.body)
         )
-        label = f"{route.method} {route.path}"
+        self.label = label = f"{route.method} {route.path}"
         self.requests: Counter = registry.counter("fourplane_edge_requests_total", "requests by route", route=label)
         self.errors: Counter = registry.counter("fourplane_edge_errors_total", "answers of 500 and above", route=label)
         self.latency: Histogram = registry.histogram(
@@ -117,6 +118,7 @@ class Gateway:
         self.settings = settings or GatewaySettings()
         self._accounts = accounts
         self._registry = registry
+        self._tracer = registry.tracer
         self._hosts = HostCheck(self.settings.hosts)
         allow_hosts(self.settings.hosts)
         self._origins = frozenset(self.settings.origins)
@@ -168,8 +170,8 @@ class Gateway:
         began = clock.monotonic_s()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         rid = request_id(headers.get("x-request-id"))
-        telemetry.set_trace(trace_of(headers.get("traceparent"), rid))
         extra: Headers = [(b"x-request-id", rid.encode())]
+        root = self._begin_trace(headers.get("traceparent"), rid, extra)
         served: _Served | None = None
         try:
             served, params, folder = self._find(scope, headers)
@@ -191,10 +193,24 @@ class Gateway:
         except ClientGone:
             status = 499
         if served is not None:
-            served.requests.value += 1
-            if status >= 500:
-                served.errors.value += 1
-            served.latency.record(clock.monotonic_s() - began)
+            self._count(served, root, status, began)
+
+    def _begin_trace(self, traceparent: str | None, rid: str, extra: Headers) -> Root | None:
+        """Trace a request; whoever sent a trace along hears which span is ours."""
+        root = self._tracer.begin(traceparent, rid)
+        if traceparent is not None and root is not None:
+            extra.append((b"traceresponse", root.traceresponse.encode()))
+        return root
+
+    def _count(self, served: _Served, root: Root | None, status: int, began: float) -> None:
+        """One request of a route is over."""
+        ended, failed = clock.monotonic_s(), status >= 500
+        served.requests.value += 1
+        if failed:
+            served.errors.value += 1
+        served.latency.record(ended - began)
+        if root is not None:
+            self._tracer.end(root, served.label, began, ended, failed=failed)
 
     def classify(self, method: bytes, path: bytes) -> Priority:
         """The priority class of a request, by its first line alone."""

@@ -17,6 +17,7 @@ import msgspec
 from fourplane.edge.client_connection import ClientConnection, ConnectionCut
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import DeadlineExceeded, Overloaded, Rejected, TooLarge, Unavailable
+from fourplane.foundation.tracing import current_trace
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
@@ -248,6 +249,8 @@ class HttpClient:
             lines.append(f"host: {self._authority}")
         if size or method in ("POST", "PUT", "PATCH"):
             lines.append(f"content-length: {size}")
+        if (context := current_trace()) and "traceparent" not in names:
+            lines.append(f"traceparent: 00-{context}-01")
         for name, value in headers.items():
             if "\n" in value or "\r" in value or "\0" in value or not name.replace("-", "").replace("_", "").isalnum():
                 raise Rejected(f"not a header field: {name[:40]!r}", code="bad_header")

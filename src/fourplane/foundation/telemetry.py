@@ -1,4 +1,4 @@
-"""Counters, gauges, histograms, spans and events, cheap enough for every request.
+"""Counters, gauges, histograms and events, cheap enough for every request.
 
 A cell is a plain object owned by whoever records; nothing is locked, looked up or allocated while recording. Reading
 folds the cells: the registry walks them when `/metrics`, the console or a test asks. Names follow
@@ -9,20 +9,23 @@ hours, in 400 integers. Cost: counter 30-50 ns, histogram about 150 ns, event 1 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from fourplane.foundation import clock
+from fourplane.foundation.tracing import Tracer, current_trace, set_trace
+
+__all__ = [
+    "EXPONENTS", "SUB", "Cell", "Counter", "Event", "Gauge", "Histogram", "Labels", "Level", "Registry", "Tracer",
+    "bucket_upper", "current_trace", "quantile", "set_trace",
+]  # fmt: skip
 
 SUB_BITS = 3
 SUB = 1 << SUB_BITS
 EXPONENTS = 42
 EVENTS_MAX = 2_000
-SPANS_MAX = 4_000
 
 Labels = tuple[tuple[str, str], ...]
 Level = Literal["debug", "info", "warning", "error"]
@@ -114,27 +117,17 @@ class Event(msgspec.Struct, frozen=True):
     fields: dict[str, str] = {}
 
 
-class Span(msgspec.Struct, frozen=True):
-    """One timed step of one request."""
-
-    trace: str
-    name: str
-    start_us: int
-    duration_us: int
-    failed: bool = False
-
-
 Cell = Counter | Gauge | Histogram
 
 
 class Registry:
-    """All cells, events and spans of one process."""
+    """All cells and events of one process, and the spans of its requests."""
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, Labels], Cell] = {}
         self.help: dict[str, str] = {}
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
-        self.spans: deque[Span] = deque(maxlen=SPANS_MAX)
+        self.tracer = Tracer()
         self.events_total = 0
 
     def counter(self, name: str, help_text: str = "", /, **labels: str) -> Counter:
@@ -169,36 +162,6 @@ class Registry:
         """Put an event that happened elsewhere into the feed."""
         self.events_total += 1
         self.events.append(event)
-
-
-_trace: ContextVar[str] = ContextVar("trace", default="")
-
-
-def current_trace() -> str:
-    """The id of the request being served, or an empty string."""
-    return _trace.get()
-
-
-def set_trace(trace: str) -> None:
-    """Name the request served by this task; children inherit it."""
-    _trace.set(trace)
-
-
-@contextmanager
-def span(registry: Registry, name: str) -> Iterator[None]:
-    """Time one step of the current trace; costs nothing where no trace is set."""
-    trace = _trace.get()
-    if not trace:
-        yield
-        return
-    start_us, start = clock.now_us(), clock.monotonic_s()
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        took_us = int((clock.monotonic_s() - start) * 1e6)
-        registry.spans.append(Span(trace, name, start_us, took_us, failed))
 
 
 def _key(labels: dict[str, str]) -> Labels:

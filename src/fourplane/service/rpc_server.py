@@ -15,7 +15,7 @@ The epoch of a call is shown to the service's gate (`ownership.EpochGate`): an o
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from fourplane.foundation import network, telemetry
 from fourplane.foundation.errors import Conflict, DeadlineExceeded, FourplaneError, NotFound, Overloaded, TooLarge
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
+from fourplane.foundation.tracing import span
 from fourplane.service import call_context
 from fourplane.service.ownership import EpochGate
 from fourplane.service.rpc import Interface, Method
@@ -304,7 +305,7 @@ class RpcServer:
                 self.settle()
                 await self._stream(connection, ask, work)
                 return END, NOTHING
-            body = _encode(await work)
+            body = _encode(await (self._traced(ask.method, work) if ask.trace else work))
             if len(body) > self.settings.frame_max:
                 raise TooLarge(f"the answer of {ask.method} is too large", limit_bytes=self.settings.frame_max)
         except FourplaneError as error:
@@ -314,6 +315,11 @@ class RpcServer:
             self._registry.event("error", "rpc", f"{ask.method} failed: {error!r}")
             return ERROR, error_body(FourplaneError(f"{ask.method} failed", code="internal"))
         return RESULT, body
+
+    async def _traced(self, method: str, work: Awaitable[Any]) -> Any:
+        """The same as a step of the caller's trace."""
+        with span(self._registry.tracer, method):
+            return await work
 
     async def _stream(self, connection: "_Connection", ask: Ask, items: AsyncIterator[Any]) -> None:
         """Send items as fast as the caller gives credit for them."""

@@ -70,25 +70,5 @@ def test_events_are_bounded_and_their_fields_are_text():
     assert registry.events[-1].fields == {"number": str(telemetry.EVENTS_MAX + 4)}
 
 
-def test_a_span_is_kept_only_inside_a_trace_and_says_when_it_failed():
-    registry = Registry()
-    with telemetry.span(registry, "untraced"):
-        pass
-    assert not registry.spans
-    telemetry.set_trace("t1")
-    try:
-        assert telemetry.current_trace() == "t1"
-        with telemetry.span(registry, "good"):
-            pass
-        with pytest.raises(KeyError), telemetry.span(registry, "bad"):
-            raise KeyError("x")
-    finally:
-        telemetry.set_trace("")
-    assert [(span.trace, span.name, span.failed) for span in registry.spans] == [
-        ("t1", "good", False),
-        ("t1", "bad", True),
-    ]
-
-
 def test_a_counter_starts_at_zero():
     assert Counter().value == 0

@@ -147,11 +147,12 @@ test_errors_keep_class_code_and_fields_and_bugs_stay_private = far(_errors)
 
 
 async def _context(_stock, elsewhere, _peer, _server):
-    telemetry.set_trace("abc")
+    telemetry.set_trace(f"{'abc':0>32}-{1:016x}")
     with call_context.within(3.0, priority=3):
         left_s, priority, trace = await elsewhere.carried()
     assert 0 < left_s <= 3.1
-    assert (priority, trace) == (3, "abc")
+    assert (priority, trace[:32]) == (3, f"{'abc':0>32}")
+    assert trace[33:] != f"{1:016x}", "what it causes has the call as its caller"
     assert call_context.priority() == 1
 
 

@@ -1,0 +1,97 @@
+"""Spans: recorded inside a trace only, nested, and kept when the request is over and was worth it."""
+
+import pytest
+
+from fourplane.foundation import clock, tracing
+from fourplane.foundation.tracing import Tracer, span
+
+CALLER = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
+
+
+@pytest.fixture(autouse=True)
+def outside_of_traces():
+    tracing.set_trace("")
+    yield
+    tracing.set_trace("")
+
+
+def ended(tracer, root, *, took_s=0.01, failed=False):
+    tracer.end(root, "GET /a", 5.0, 5.0 + took_s, failed=failed)
+
+
+def test_a_step_outside_of_a_trace_leaves_nothing():
+    tracer = Tracer()
+    with span(tracer, "untraced"):
+        pass
+    assert not tracer.spans
+
+
+def test_steps_know_their_caller_and_whether_they_failed():
+    tracer = Tracer()
+    root = tracer.begin(None, "00000000000000aa")
+    with span(tracer, "outer"), pytest.raises(KeyError), span(tracer, "inner"):
+        raise KeyError("x")
+    assert tracing.current_trace() == root.context
+    ended(tracer, root)
+    inner, outer, whole = tracer.spans
+    assert [one[2] for one in (inner, outer, whole)] == ["inner", "outer", "GET /a"]
+    assert inner[0].endswith(f"-{outer[1]:016x}")
+    assert outer[0] == root.context
+    assert (inner[5], outer[5]) == (True, False)
+    assert tracing.current_trace() == ""
+
+
+def test_a_request_id_is_the_end_of_its_trace():
+    assert Tracer().begin(None, "00000000deadbeef").context.startswith("0" * 24 + "deadbeef-")
+    assert tracing.trace_id_of("my own id") == tracing.trace_id_of("my own id") != tracing.trace_id_of("another")
+
+
+def test_a_callers_trace_goes_on():
+    root = Tracer().begin(f"00-{CALLER}-01", "1")
+    assert root.caller == CALLER
+    assert root.context.startswith(CALLER[:33])
+    assert root.traceresponse.startswith(f"00-{CALLER[:32]}-")
+
+
+@pytest.mark.parametrize(
+    "header", ["", "00-zz-00", f"00-{'0' * 32}-00f067aa0ba902b7-01", f"00-{CALLER[:32]}-{'0' * 16}-01"]
+)
+def test_a_malformed_traceparent_begins_a_new_trace(header):
+    assert Tracer().begin(header, "00000000000000bb").context.startswith("0" * 30 + "bb-")
+
+
+def test_what_is_kept_failed_was_slow_was_asked_for_or_drew_the_lot():
+    tracer = Tracer(one_in=4)
+    tracer.slow_s = 1.0
+    ended(tracer, tracer.begin(None, "1"), failed=True)
+    ended(tracer, tracer.begin(None, "2"), took_s=2.0)
+    ended(tracer, tracer.begin(f"00-{CALLER}-01", "3"))
+    for number in range(4, 8):
+        ended(tracer, tracer.begin(None, str(number)))
+    assert [reason for _, reason in tracer.take()] == ["error", "slow", "asked", "lot"]
+    assert tracer.take() == []
+
+
+def test_slow_follows_the_traffic():
+    tracer = Tracer(one_in=10**9)
+    for number in range(10):
+        ended(tracer, tracer.begin(None, str(number)), took_s=1.0)
+    before = tracer.slow_s
+    tracer.take()
+    assert tracer.slow_s > before
+    for _ in range(200):
+        tracer.take()
+    assert tracer.slow_s == tracing.SLOW_S_MIN
+
+
+def test_nothing_is_traced_while_tracing_is_off():
+    tracer = Tracer(enabled=False)
+    assert tracer.begin(f"00-{CALLER}-01", "1") is None
+    assert tracing.current_trace() == ""
+
+
+def test_what_is_recorded_is_bounded():
+    tracer = Tracer()
+    for number in range(tracing.RING + 10):
+        tracer.record("c", "s", clock.monotonic_s(), failed=number % 2 == 0)
+    assert len(tracer.spans) == tracing.RING
