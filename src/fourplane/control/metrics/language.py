@@ -3,6 +3,7 @@
     fourplane_edge_requests_total{system="commerce", status=~"5.."}    increase of a counter in each step, or a gauge's value
     rate(x[5m])  increase(x[5m])        per second, and in all, over the last five minutes (without [..]: over one step)
     quantile(0.99, x[5m]) by (route)    of a histogram, from its `x_bucket` series
+    over(0.5, x[5m]) by (route)         how many observations of a histogram were above 0.5
     sum(e) by (a, b)   avg min max count   top(5, e)
     e + e   e - e   e * e   e / e       numbers, or series whose labels are the same; one series without labels fits all
     e > 0.01   e < 1   e >= 2   e <= 2    only the points for which it holds
@@ -12,6 +13,7 @@ Bounded: TEXT_MAX characters, DEPTH_MAX nested expressions. Errors say where.
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -21,6 +23,7 @@ from fourplane.foundation.errors import Rejected
 
 TEXT_MAX = 2_000
 DEPTH_MAX = 30
+PARSED_MAX = 512  # texts whose expressions are kept: the same few are asked every second
 RANGE_S_MAX = 90 * 86_400
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 TOKEN = re.compile(
@@ -62,6 +65,14 @@ class Quantile(msgspec.Struct, frozen=True):
     by: tuple[str, ...] = ()
 
 
+class Over(msgspec.Struct, frozen=True):
+    """How many observations of a histogram lie above an edge, over all series of a group together."""
+
+    edge: float
+    of: Selector
+    by: tuple[str, ...] = ()
+
+
 class Grouped(msgspec.Struct, frozen=True):
     """Series of a group as one."""
 
@@ -85,7 +96,7 @@ class Operation(msgspec.Struct, frozen=True):
     right: "Expression"
 
 
-Expression = Number | Selector | Rate | Quantile | Grouped | Top | Operation
+Expression = Number | Selector | Rate | Quantile | Over | Grouped | Top | Operation
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -94,6 +105,7 @@ class _Token(msgspec.Struct, frozen=True):
     at: int
 
 
+@lru_cache(maxsize=PARSED_MAX)
 def parse(text: str) -> Expression:
     """The expression written in `text`. Raises Rejected with the place of what is wrong."""
     if len(text) > TEXT_MAX:
@@ -166,7 +178,7 @@ class _Parser:
         if token.kind != "name":
             raise self.unexpected("a metric, a function or a number")
         name = self._take().text
-        if name in AGGREGATES or name in {"rate", "increase", "quantile", "top"}:
+        if name in AGGREGATES or name in {"rate", "increase", "quantile", "over", "top"}:
             return self._function(name, depth)
         return self._selector(name)
 
@@ -178,12 +190,13 @@ class _Parser:
                 selector = self._selector(self._name())
                 self._expect(")")
                 return Rate(selector, per_second=name == "rate")
-            case "quantile":
-                share = self._number(0.0, 1.0)
+            case "quantile" | "over":
+                number = self._number(0.0, 1.0 if name == "quantile" else 1e12)
                 self._expect(",")
                 selector = self._selector(self._name())
                 self._expect(")")
-                return Quantile(share, selector, by or self._by())
+                made = Quantile if name == "quantile" else Over
+                return made(number, selector, by or self._by())
             case "top":
                 count = int(self._number(1.0, 1_000.0))
                 self._expect(",")

@@ -17,6 +17,7 @@ from fourplane.control.metrics.language import (
     Grouped,
     Number,
     Operation,
+    Over,
     Quantile,
     Rate,
     Selector,
@@ -31,6 +32,7 @@ from fourplane.foundation.telemetry import Labels
 
 CELLS_MAX = 80_000_000
 POINTS_MAX = 2_000
+EDGE_SLACK = 1.0 + 1e-9  # edges travel as text
 
 Table = NDArray[np.float64]  # [series, step]
 
@@ -103,6 +105,8 @@ class _Run:
                 return _Part([entries[number].labels for number in ids.tolist()], self._values(ids, expression))
             case Quantile():
                 return self._quantile(expression)
+            case Over():
+                return self._over(expression)
             case Grouped():
                 return self._grouped(expression)
             case Top(count, of):
@@ -207,6 +211,27 @@ class _Run:
             mine = group == number
             found[number] = _quantiles(edges[mine], values[mine], wanted.share)
         return _Part(names[: len(found)], found)
+
+    def _over(self, wanted: Over) -> _Part:
+        """All observations less those up to the last edge that is not above the wanted one, for each series its own edges."""
+        table = self._windows.table
+        ids = table.select(wanted.of.name + "_bucket", wanted.of.matchers)
+        if not len(ids):
+            return _Part([], np.zeros((0, len(self.times))))
+        values = np.nan_to_num(self._collected(ids, wanted.of.range_s))
+        edges = np.array([_edge(text) for text in table.texts(ids, "le")])
+        labels = [table.entries[number].labels for number in ids.tolist()]
+        whose: dict[Labels, list[int]] = {}
+        for row, pairs in enumerate(labels):
+            whose.setdefault(tuple(pair for pair in pairs if pair[0] != "le"), []).append(row)
+        group, names = table.groups(ids, wanted.by)
+        found = np.zeros((len(names), len(self.times)))
+        for rows in whose.values():
+            inner = [row for row in rows if edges[row] <= wanted.edge * EDGE_SLACK]
+            whole = max(rows, key=lambda row: edges[row])
+            within = values[inner].max(axis=0) if inner else 0.0  # counts are cumulative: the most is the widest edge's
+            found[group[whole]] += np.maximum(values[whole] - within, 0.0)
+        return _Part(names, found)
 
     def _table(self, part: _Part | float) -> _Part:
         return _Part([()], np.full((1, len(self.times)), part)) if isinstance(part, float) else part
