@@ -65,6 +65,7 @@ class LiveFaults:
         self._tenant_of = tenant_of
         self._faults: dict[str, Fault] = {}
         self._undo: dict[str, Undo] = {}
+        self._held: dict[str, float] = {}  # path prefix to how long its answers are held back (changes.py)
         self._over: deque[FaultState] = deque(maxlen=OVER_MAX)
         self._random = clock.random()
 
@@ -134,11 +135,15 @@ class LiveFaults:
         """The faults that ended last, with what their groups got."""
         return list(self._over)
 
+    def hold_back(self, delays: Mapping[str, float]) -> None:
+        """Let the answers of systems be slower, as a release that was not good would; zero for as quick as they are."""
+        self._held = {f"/{system}/": seconds for system, seconds in delays.items() if seconds > 0}
+
     def gate(self, app: AsgiApp) -> AsgiApp:
         """The application behind the faults; while there are none it is called as it is."""
 
         def passed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            if not self._faults or scope["type"] != "http":
+            if not (self._faults or self._held) or scope["type"] != "http":
                 return app(scope, receive, send)
             return self._troubled(app, scope, receive, send)
 
@@ -164,6 +169,9 @@ class LiveFaults:
             await send(message)
 
         try:
+            for prefix, seconds in self._held.items():
+                if scope["path"].startswith(prefix):
+                    await clock.sleep(seconds)
             for fault in drawn:
                 if await self._met(fault, noted):
                     return
@@ -260,11 +268,13 @@ def _header(scope: Scope, wanted: bytes) -> str | None:
 class FaultDesk:
     """The orders about faults that reach this worker, from the control socket or from the worker with the console."""
 
-    def __init__(self, faults: LiveFaults) -> None:
+    def __init__(self, faults: LiveFaults, tune: Callable[[Mapping[str, float]], None] = lambda _: None) -> None:
+        """`tune` takes the values of changes.py."""
         self._faults = faults
+        self._tune = tune
 
     async def order(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """`begin`, `renew`, `undo_all` or `states`."""
+        """`begin`, `renew`, `undo_all`, `states` or `tune`."""
         orders: dict[str, Callable[[], dict[str, Any]]] = {
             "begin": lambda: {
                 "ids": [
@@ -287,6 +297,9 @@ class FaultDesk:
                 "faults": msgspec.to_builtins(self._faults.states()), "over": msgspec.to_builtins(self._faults.over()),
             },
         }  # fmt: skip
+        if verb == "tune":
+            self._tune({str(name): float(value) for name, value in arguments.get("values", {}).items()})
+            return {"tuned": 1}
         if verb not in orders:
             raise NotFound(f"no order {verb!r} about faults", code="no_order")
         return orders[verb]()
