@@ -12,7 +12,7 @@ from tests.journeys.dispatch.rig import QUICK, City, Driver, Refused, Rider, run
 from fourplane.dispatch import feed_frames as frames
 from fourplane.dispatch.app import DispatchSettings
 from fourplane.dispatch.driver_index import IndexSettings, make_updates
-from fourplane.dispatch.webhooks import verify
+from fourplane.edge.webhooks import verify
 from fourplane.foundation import clock, ids, network
 from fourplane.foundation.errors import Unauthenticated
 from fourplane.simulator.loop import World, run
@@ -205,7 +205,7 @@ class Receiver(asyncio.Protocol):
                 self._refuse[0] -= 1
                 self._transport.write(b"HTTP/1.1 503 no\r\ncontent-length: 0\r\n\r\n")
             else:
-                self._got.append((fields["x-fourplane-signature"], body[:length]))
+                self._got.append((fields["fourplane-signature"], body[:length]))
                 self._transport.write(b"HTTP/1.1 200 ok\r\ncontent-length: 0\r\n\r\n")
 
 

@@ -5,48 +5,22 @@ endpoint in the same commit as the change itself, so nothing is told that did no
 forgotten. A loop posts what is due; anything but a 2xx answer is tried again, later each time with jitter, and after
 `attempts_max` the row stays as `dead` for an operator to see. The receiver drops a delivery id it has seen.
 
-    Fourplane-Signature: t=<unix seconds>,v1=<hex HMAC-SHA256 of "t.body" under the secret>
-
-`verify` is what a receiver does; the time inside the signature is what makes an old delivery, sent again by somebody else, fail.
-Bounds: `endpoints_max` endpoints, `batch` deliveries at once, `timeout_s` each.
+Signature, post and pauses are `edge.webhooks`'. Bounds: `endpoints_max` endpoints, `batch` deliveries at once, `timeout_s` each.
 """
 
 import asyncio
-import hmac
 import ssl
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
 
 import msgspec
 
-from fourplane.edge.http_client import HttpClient, HttpClientSettings
+from fourplane.edge.webhooks import Endpoint, Sender, WebhookSettings, sign, target_of, verify
 from fourplane.foundation import clock, ids
-from fourplane.foundation.errors import FourplaneError, NotFound, Rejected, Unauthenticated
+from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.state.contracts import Sql, Statement
 
-TOLERANCE_S = 300
-URL_MAX = 500
-
-
-class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of deliveries."""
-
-    endpoints_max: int = 20
-    batch: int = 50
-    poll_s: float = 1.0
-    timeout_s: float = 5.0
-    retry_s: float = 2.0
-    retry_s_max: float = 3_600.0
-    attempts_max: int = 12
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """Somebody who wants to hear; the secret is shown once, at registration."""
-
-    id: str
-    url: str
-    secret: str = ""
+__all__ = ["Endpoint", "Told", "WebhookSettings", "Webhooks", "sign", "verify"]
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -56,25 +30,6 @@ class Told(msgspec.Struct, frozen=True):
     event: str
     order: str
     at_us: int
-
-
-def sign(secret: str, body: bytes, now_s: int) -> str:
-    """The signature header of a body sent now."""
-    mac = hmac.new(secret.encode(), b"%d." % now_s + body, "sha256").hexdigest()
-    return f"t={now_s},v1={mac}"
-
-
-def verify(secret: str, header: str, body: bytes, now_s: int) -> None:
-    """Raise Unauthenticated unless this body was signed with the secret within the last five minutes."""
-    parts = dict(part.partition("=")[::2] for part in header.split(",")[:10])
-    stamp = parts.get("t", "")
-    if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 12):
-        raise Unauthenticated("the signature has no time", code="bad_signature")
-    wanted = sign(secret, body, int(stamp)).partition("v1=")[2]
-    if not hmac.compare_digest(wanted.encode(), parts.get("v1", "").encode()):
-        raise Unauthenticated("the signature does not fit", code="bad_signature")
-    if abs(now_s - int(stamp)) > TOLERANCE_S:
-        raise Unauthenticated("the delivery is too old", code="stale_signature")
 
 
 class Webhooks:
@@ -91,7 +46,7 @@ class Webhooks:
         self._settings = settings
         self._sql = sql
         self._ids = ids
-        self._tls = tls
+        self._sender = Sender(settings, tls)
         self._endpoints: dict[int, Endpoint] = {}
         self._delivering = asyncio.Lock()
         self.delivered = self.failed = self.dead = 0
@@ -106,11 +61,11 @@ class Webhooks:
 
     def endpoints(self) -> list[Endpoint]:
         """All endpoints, without their secrets."""
-        return [msgspec.structs.replace(endpoint, secret="") for endpoint in self._endpoints.values()]
+        return [endpoint.without_secret() for endpoint in self._endpoints.values()]
 
     async def register(self, url: str) -> Endpoint:
         """Add an endpoint; the answer holds its secret. Raises Rejected for anything but an http or https address."""
-        _target(url)
+        target_of(url)
         if len(self._endpoints) >= self._settings.endpoints_max:
             raise Rejected(f"at most {self._settings.endpoints_max} endpoints", code="too_many_webhooks")
         number, secret = self._ids.next(), ids.capability(24)
@@ -187,39 +142,13 @@ class Webhooks:
         attempts += 1
         dead = attempts >= self._settings.attempts_max
         self.dead += dead
-        wait_s = min(self._settings.retry_s_max, self._settings.retry_s * 2 ** (attempts - 1))
-        due = clock.now_us() + int(wait_s * (0.5 + clock.random().random()) * 1e6)
+        due = clock.now_us() + int(self._settings.pause_s(attempts) * 1e6)
         change = "UPDATE webhook_deliveries SET attempts = ?2, due_us = ?3, state = ?4 WHERE id = ?1"
         await self._sql.commit([Statement(change, (number, attempts, due, "dead" if dead else "due"))])
 
     async def _post(self, endpoint: Endpoint, body: bytes) -> bool:
-        host, port, path, secure = _target(endpoint.url)
-        client = HttpClient(host, port, self._tls() if secure else None, settings=HttpClientSettings(connections_max=1))
-        headers = {
-            "content-type": "application/json",
-            "fourplane-signature": sign(endpoint.secret, body, clock.now_us() // 1_000_000),
-        }
+        line = self._sender.line(endpoint)
         try:
-            answer = await client.request(
-                "POST", path, body=body, headers=headers, timeout_s=self._settings.timeout_s, body_max=65_536
-            )
-        except FourplaneError:
-            return False
+            return await line.post(body)
         finally:
-            client.close()
-        return 200 <= answer.status < 300
-
-
-def _target(url: str) -> tuple[str, int, str, bool]:
-    """Host, port, path and whether to encrypt."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise Rejected("not an address", code="bad_url") from None
-    plain = len(url) <= URL_MAX and url.isascii() and url.isprintable() and " " not in url
-    if not plain or parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise Rejected("a webhook is an http or https address without a password", code="bad_url")
-    secure = parts.scheme == "https"
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return parts.hostname, port or (443 if secure else 80), path, secure
+            line.close()

@@ -7,8 +7,8 @@ import msgspec
 from fourplane.dispatch.rider_api import GUEST_S, RIDER, Guest, RideAnswer, RiderApi
 from fourplane.dispatch.sandbox import Sandbox, SandboxStatus
 from fourplane.dispatch.trips import SANDBOX
-from fourplane.dispatch.webhooks import Webhook
 from fourplane.edge.routes import Call, Route
+from fourplane.edge.webhooks import Endpoint
 from fourplane.foundation import ids
 from fourplane.foundation.errors import Rejected
 
@@ -23,7 +23,7 @@ class NewWebhook(msgspec.Struct, frozen=True):
 
 
 class WebhookList(msgspec.Struct, frozen=True):
-    webhooks: list[Webhook]
+    webhooks: list[Endpoint]
 
 
 class SandboxBody(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class PartnerApi:
         """All doors a partner needs beside a rider's."""
         return [
             Route("POST", f"{API}/webhooks", self.register, "Tell this address of every ride; the secret is shown once",
-                  body=NewWebhook, answer=Webhook, access="operator"),
+                  body=NewWebhook, answer=Endpoint, access="operator"),
             Route("GET", f"{API}/webhooks", self.listed, "Who is told", answer=WebhookList, access="operator"),
             Route("DELETE", f"{API}/webhooks/{{hook_id}}", self.remove, "Tell it no more", access="operator"),
             Route("POST", f"{API}/sandbox/guests", self.guest, "A rider whose rides move only by the sandbox", answer=Guest,
@@ -49,7 +49,7 @@ class PartnerApi:
                   body=SandboxBody, answer=RideAnswer),
         ]  # fmt: skip
 
-    async def register(self, call: Call[NewWebhook]) -> Webhook:
+    async def register(self, call: Call[NewWebhook]) -> Endpoint:
         return await self._d.webhooks.register(call.body.url)
 
     async def listed(self, _call: Call[None]) -> WebhookList:

@@ -6,7 +6,7 @@ from fourplane.dispatch.driver_index import IndexSettings
 from fourplane.dispatch.location_feed import FeedSettings
 from fourplane.dispatch.matching import MatchingSettings
 from fourplane.dispatch.pricing import PricingSettings
-from fourplane.dispatch.webhooks import WebhookSettings
+from fourplane.edge.webhooks import WebhookSettings
 
 
 class DispatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
