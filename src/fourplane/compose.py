@@ -14,94 +14,62 @@ from typing import Any, TypeVar
 import msgspec
 
 from fourplane import __version__
-from fourplane.commerce.app import Commerce, CommerceSettings
-from fourplane.commerce.catalog_import import parse
-from fourplane.commerce.catalog_seed import enriched
-from fourplane.console.app import Console, ConsoleSettings
+from fourplane.commerce.app import Commerce
+from fourplane.console.app import Console
 from fourplane.console.demonstration import Demonstration
 from fourplane.control import exporters
 from fourplane.control import takeover as takeovers
-from fourplane.control.colleagues import Colleagues, import_elsewhere
+from fourplane.control.colleagues import Colleagues
 from fourplane.control.desk import Desk
-from fourplane.control.fleet import ANY_SLOT, Fleet, FleetSettings, Port, Say, Worker, serve_until_asked
+from fourplane.control.fleet import Fleet, Say, Worker, serve_until_asked
 from fourplane.control.live_faults import FaultDesk, stay_away
-from fourplane.control.merged_nodes import added
-from fourplane.control.metrics.store import MetricsSettings, MetricsStore
+from fourplane.control.metrics.store import MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
-from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
+from fourplane.control.placement import ACCOUNTS, CONSOLE
 from fourplane.control.plan.doors import doors as plan_doors
 from fourplane.control.plan.results import bench_results
-from fourplane.control.resilience import ChaosSettings, Resilience
-from fourplane.dispatch.app import Dispatch, DispatchSettings
+from fourplane.control.resilience import Resilience
+from fourplane.dispatch.app import Dispatch
 from fourplane.edge import certificate
 from fourplane.edge.cache_node import CacheNode
-from fourplane.edge.gateway import Gateway, GatewaySettings
-from fourplane.edge.http_server import HttpServer, HttpServerSettings
+from fourplane.edge.gateway import Gateway
+from fourplane.edge.http_server import HttpServer
 from fourplane.edge.passing import HttpPassing, Passing
 from fourplane.edge.routes import Door, StaticFolder
 from fourplane.edge.waiting_room import WaitingRoom
-from fourplane.foundation import ids, processes
-from fourplane.foundation.errors import Misconfigured, Rejected
+from fourplane.foundation import processes
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle, Tasks
 from fourplane.foundation.processes import memory_mb, run_loop
 from fourplane.foundation.telemetry import Registry
-from fourplane.foundation.watchdog import Watchdog, WatchdogSettings
+from fourplane.foundation.watchdog import Watchdog
 from fourplane.messaging.app import Messaging
 from fourplane.messaging.authentication import certificate_binding
-from fourplane.messaging.settings import MessagingSettings
 from fourplane.messaging.user_shards import Spread
+from fourplane.orders import Orders
 from fourplane.service import call_context
-from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
-from fourplane.service.card_simulator import CardSettings, CardSimulator
-from fourplane.service.control_socket import Arguments, ControlServer, Progress
+from fourplane.service.accounts import Accounts
+from fourplane.service.card_simulator import CardSimulator
+from fourplane.service.control_socket import ControlServer
 from fourplane.service.key_ring import KeyRing
-from fourplane.service.shards import ShardedRecords, ShardMap, kept_count
+from fourplane.service.shards import ShardedRecords, ShardMap
 from fourplane.service.tokens import Signer
+from fourplane.settings import SYSTEMS, Settings, has_embedded_records, placed, placement, ports_of
 from fourplane.simulator.crowds import Target
 from fourplane.state.contracts import Records
 from fourplane.state.format import ensure_format
-from fourplane.state.stores import Stores, StoresSettings
-from fourplane.streaming.app import Streaming, StreamingSettings
+from fourplane.state.stores import Stores
+from fourplane.streaming.app import Streaming
 
-SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
 CONTROL_SOCKET = "control.sock"
 NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, inside the data folder
-IMPORT_S_MAX = 6 * 3_600.0
 CHECKOUT = Path(__file__).resolve().parents[2]
-CROWD_MAX = 20_000
 PRELOAD = ("numpy", "msgspec", "apsw")
 TAKEOVER_EXTRA_S = 15.0  # a step more than the drain of the version before
 
 T = TypeVar("T")
 Systems = dict[str, Streaming | Dispatch | Commerce | Messaging]
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The root of the settings; each section is the struct of the module that reads it."""
-
-    data: Path = Path("data")
-    systems: tuple[str, ...] = SYSTEMS
-    fleet: FleetSettings = FleetSettings()
-    http: HttpServerSettings = HttpServerSettings()
-    gateway: GatewaySettings = GatewaySettings()
-    stores: StoresSettings = StoresSettings()
-    accounts: AccountSettings = AccountSettings()
-    cards: CardSettings = CardSettings()
-    console: ConsoleSettings = ConsoleSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    chaos: ChaosSettings = ChaosSettings()
-    watchdog: WatchdogSettings = WatchdogSettings()
-    streaming: StreamingSettings = StreamingSettings()
-    dispatch: DispatchSettings = DispatchSettings()
-    commerce: CommerceSettings = CommerceSettings()
-    messaging: MessagingSettings = MessagingSettings()
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.systems if name not in SYSTEMS]
-        if unknown:
-            raise Misconfigured(f"unknown system {unknown[0]!r}; there are {', '.join(SYSTEMS)}", code="unknown_system")
 
 
 class Deployment:
@@ -116,7 +84,7 @@ class Deployment:
         ports: Mapping[str, int] | None = None,
         demo: bool = False,
     ) -> None:
-        self.settings = settings = _placed(settings)
+        self.settings = settings = placed(settings)
         self.neighbourhood = Neighbourhood(placement(settings), slot, settings.data / NEIGHBOURS, ports or {})
         self.sockets = sockets or {}
         self.registry = Registry()
@@ -133,6 +101,7 @@ class Deployment:
         )
         self.server: HttpServer
         self.accounts: Accounts
+        self.orders: Orders
         self._payments: CardSimulator
         self._signer: Signer
         self._watchdog: Watchdog
@@ -181,12 +150,16 @@ class Deployment:
         )  # fmt: skip
         self._resilience.add_to(self.lifecycle)
         gateway = self._gateway(nodes)
+        self.orders = Orders(
+            settings, accounts=self.accounts, demo=self.demo, systems=self.systems, near=near, target=self.target,
+            statistics=self._statistics, others=self._others, faults=self._resilience.order,
+        )  # fmt: skip
         self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
         self.lifecycle.add("gateway", gateway)
         if not near.alone:
             desk = Desk(
                 registry, nodes, memory_mb=memory_mb, ready=lambda: self.lifecycle.ready, statistics=self._statistics,
-                importer=lambda kind, file, told, dry_run: import_file(self, kind, Path(file), told, dry_run=dry_run),
+                importer=lambda kind, file, told, dry_run: self.orders.import_file(kind, Path(file), told, dry_run=dry_run),
             )  # fmt: skip
             services = {ACCOUNTS: self.accounts, PAYMENTS: self._payments} if near.owns(ACCOUNTS) else {}
             calls = {
@@ -204,7 +177,7 @@ class Deployment:
         self.lifecycle.add("watchdog", self._watchdog)
         if near.owns(CONSOLE):
             self.lifecycle.add("demonstration", self.demo)
-            self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self._verbs()))
+            self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self.orders.verbs()))
         return self
 
     def _gateway(self, nodes: Mapping[str, Sequence[Node]]) -> Gateway:
@@ -272,6 +245,10 @@ class Deployment:
 
     def _statistics(self) -> dict[str, object]:
         return {name: system.statistics() for name, system in self.systems.items()}
+
+    async def _others(self) -> dict[str, Any]:
+        """The figures of the systems in other workers."""
+        return {} if self._colleagues is None else await self._colleagues.statistics()
 
     def target(self) -> Target:
         """Where the doors of this deployment really are."""
@@ -366,99 +343,11 @@ class Deployment:
 
     async def _records(self, system: str, spread: ShardMap | None) -> Records:
         """The store of a system, or those of its shards that are here; an engine all workers reach holds all of them."""
-        if spread is None or not _is_embedded(self.settings):
+        if spread is None or not has_embedded_records(self.settings):
             return await self.stores.records(system)
         here = spread.of_slot(self.neighbourhood.slot)
         names = {shard: spread.store_name(system, shard) for shard in here}
         return ShardedRecords(spread, {shard: await self.stores.records(name) for shard, name in names.items()})
-
-    # -- what the owner may ask through the control socket
-
-    def _verbs(self) -> dict[str, Callable[[Arguments, Progress], Awaitable[object]]]:
-        return {
-            "target": self._tell_target,
-            "operator": self._tell_operator,
-            "status": self._tell_status,
-            "import": self._import,
-            "users": self._add_users,
-            "demo": self._order_demo,
-            "crowd": self._crowd_accounts,
-            "faults": self._order_faults,
-        }
-
-    async def _tell_target(self, _: Arguments, __: Progress) -> Target:
-        account = await self.accounts.find("operator")
-        if account is None:
-            token = await self.accounts.redeem(await self.accounts.operator_link())
-        else:
-            token = await self.accounts.open_session(account)
-        return msgspec.structs.replace(self.target(), operator_token=token)
-
-    async def _tell_operator(self, _: Arguments, __: Progress) -> dict[str, str]:
-        return {"link": await operator_link(self)}
-
-    async def _tell_status(self, _: Arguments, __: Progress) -> dict[str, object]:
-        own: dict[str, object] = msgspec.to_builtins(self._statistics())
-        others = {} if self._colleagues is None else await self._colleagues.statistics()
-        return others | {name: added(found, others.get(name, {})) for name, found in own.items()}
-
-    async def _import(self, arguments: Arguments, progress: Progress) -> object:
-        kind, file = str(arguments.get("kind")), Path(str(arguments.get("file")))
-        return await import_file(self, kind, file, progress, dry_run=bool(arguments.get("dry_run")))
-
-    async def _add_users(self, arguments: Arguments, _: Progress) -> dict[str, str]:
-        name, password = str(arguments.get("name", "")), str(arguments.get("password", ""))
-        roles = tuple(str(role) for role in arguments.get("roles", ()))
-        account = await self.accounts.create(name, password, roles=roles)
-        return {"name": account.name, "roles": " ".join(sorted(account.roles))}
-
-    async def _order_demo(self, arguments: Arguments, _: Progress) -> dict[str, bool]:
-        await self.demo.order(running=bool(arguments.get("running", True)))
-        return {"running": self.demo.running}
-
-    async def _order_faults(self, arguments: Arguments, _: Progress) -> dict[str, Any]:
-        return await self._resilience.order(arguments)
-
-    async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
-        """Names and passwords of `count` accounts for a crowd, made on first use; the password lies in data/secrets."""
-        names = [f"crowd-{number}" for number in range(1, min(CROWD_MAX, int(arguments.get("count", 10))) + 1)]
-        password = _crowd_password(self.settings.data / "secrets" / "crowd")
-        missing = [name for name in names if await self.accounts.find(name) is None]
-        if missing:
-            keys = await self.accounts.derive_keys(password)
-            await self.accounts.create_many([NewAccount(name, keys=keys) for name in missing])
-        return [(name, password) for name in names]
-
-
-async def import_file(
-    deployment: Deployment, kind: str, file: Path, progress: Progress, *, dry_run: bool = False
-) -> object:
-    """Bring a file of this kind into the system it belongs to; raises Rejected for an unknown kind or a stopped system."""
-    if not file.is_file():  # noqa: ASYNC240 - one look at a local file
-        raise Rejected(f"no such file: {file}", code="no_file")
-    owners = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
-    if kind not in owners:
-        raise Rejected(f"unknown kind {kind!r}; there are {', '.join(owners)}", code="unknown_kind")
-    near = deployment.neighbourhood
-    if owners[kind] in deployment.settings.systems and not near.owns(owners[kind]):
-        desk, at_most_s = near.desk_of(owners[kind]), IMPORT_S_MAX
-        return await import_elsewhere(desk, kind, str(file), progress, dry_run=dry_run, at_most_s=at_most_s)
-    match deployment.systems.get(owners[kind]):
-        case Streaming() as streaming:
-            return await streaming.import_file(file, progress, dry_run=dry_run)
-        case Dispatch() as dispatch:
-            return {"map": await dispatch.import_map(file, _steps(progress))}
-        case Commerce() as commerce:
-            rows = [enriched(row) for row in parse(file.read_bytes(), file.suffix)]  # noqa: ASYNC240 - see above
-            return await commerce.import_rows(rows, progress=_steps(progress), dry_run=dry_run)
-    raise Rejected(f"{owners[kind]} is not part of this deployment", code="system_not_running")
-
-
-async def operator_link(deployment: Deployment) -> str:
-    """The address that makes the browser which opens it first an operator's."""
-    host, port = deployment.settings.http.listener.host, deployment.server.port
-    token = await deployment.accounts.operator_link()
-    return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/api/operator?token={token}"
 
 
 def up(
@@ -474,13 +363,13 @@ def up(
     folder, inherited = takeovers.hold(settings.data, takeover=takeover, wait_s=wait_s, say=say)
     try:
         ensure_format(settings.data, program=f"fourplane {__version__}")
-        settings = _placed(settings)
+        settings = placed(settings)
         address = f"http://{settings.http.listener.host}:{settings.http.listener.port}"
         folder.announce(address)
         if "messaging" in settings.systems:
             certificate.ensure_certificate(settings.data / "secrets")  # once, for all workers
         fleet = Fleet(
-            _ports(settings),
+            ports_of(settings),
             lambda worker: run_loop(_serve(worker, settings, demo=demo)),
             say=say,
             settings=settings.fleet,
@@ -507,7 +396,7 @@ async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
 
         async def start(self, _: Tasks) -> None:
             with call_context.within(settings.fleet.ready_s):  # the accounts' worker may still be starting
-                link = await operator_link(deployment)
+                link = await deployment.orders.operator_link()
             facts.update(link=link, address=link.partition("/api/")[0] + "/")
             facts.update({name: str(value) for name, value in msgspec.to_builtins(deployment.target()).items()})
 
@@ -521,58 +410,6 @@ async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
     return await serve_until_asked(worker, deployment.lifecycle, lambda: facts)
 
 
-def placement(settings: Settings) -> Placement:
-    """Which worker slot owns which system."""
-    systems = [name for name in SYSTEMS if name in settings.systems]
-    return Placement(systems, settings.fleet.workers, settings.fleet.placement, settings.fleet.shards)
-
-
-def _is_embedded(settings: Settings) -> bool:
-    """Whether the records of messaging are files, which one process opens each."""
-    url = settings.stores.overrides.get("records.messaging", settings.stores.records)
-    return url.startswith("sqlite:")
-
-
-def _sharded(settings: Settings) -> Settings:
-    """The same settings with the number of shards there are."""
-    if "messaging" not in settings.systems:
-        return settings
-    wanted, usual = settings.fleet.shards.get("messaging", 0), settings.fleet.workers
-    count = wanted or usual
-    if _is_embedded(settings):
-        exists = (settings.data / "state" / "records-messaging.db").exists()
-        count = kept_count(settings.data, "messaging", wanted=wanted, usual=usual, exists=exists)
-    fleet = msgspec.structs.replace(settings.fleet, shards={**settings.fleet.shards, "messaging": count})
-    return msgspec.structs.replace(settings, fleet=fleet)
-
-
-def _placed(settings: Settings) -> Settings:
-    """The same settings with the folders nobody chose inside the data folder."""
-    replace, usual, own = msgspec.structs.replace, StreamingSettings(), settings.streaming
-    if own.folder == usual.folder:
-        own = replace(own, folder=settings.data / "streaming")
-    if own.cache_folder == usual.cache_folder:
-        own = replace(own, cache_folder=settings.data / "cdn")
-    return _sharded(replace(settings, streaming=own))
-
-
-def _ports(settings: Settings) -> list[Port]:
-    """Every port the parent binds for its workers, with the setting that names it."""
-    listener, where = settings.http.listener, placement(settings).slot_of
-    ports = [Port("http", listener.host, listener.port, "http.listener.port")]
-    if "streaming" in settings.systems:
-        ports += [Port(*port, where("streaming")) for port in Streaming.ports(settings.streaming)]
-    if "dispatch" in settings.systems:
-        feed = settings.dispatch.feed
-        ports.append(Port("location", feed.host, feed.port, "dispatch.feed.port", where("dispatch")))
-    if "messaging" in settings.systems:
-        own = settings.messaging
-        slot = ANY_SLOT if "messaging" in placement(settings).spread else where("messaging")
-        ports.append(Port("xmpp", own.host, own.port, "messaging.port", slot))
-        ports.append(Port("xmpps", own.host, own.tls_port, "messaging.tls_port", slot))
-    return ports
-
-
 def _browser_libraries() -> list[StaticFolder]:
     """What npm installed for the pages; without it they fall back to what browsers bring."""
     return [
@@ -581,17 +418,3 @@ def _browser_libraries() -> list[StaticFolder]:
         for name in ("hls.js", "leaflet")
         if (base / name / "dist").is_dir()
     ]
-
-
-def _crowd_password(path: Path) -> str:
-    """The password all crowd accounts of this data folder share; random, made once, readable by the owner only."""
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(ids.capability(), encoding="ascii")
-    return path.read_text(encoding="ascii")
-
-
-def _steps(progress: Progress) -> Callable[[float, str], None]:
-    """A share and a line of text as the control socket sends them."""
-    return lambda share, text: progress({"share": share, "text": text})

@@ -11,7 +11,7 @@ from fourplane.service import control_socket
 from fourplane.verbs import settings
 
 if TYPE_CHECKING:
-    from fourplane.compose import Settings
+    from fourplane.settings import Settings
 
 CONTROL_SOCKET = "control.sock"
 
@@ -26,7 +26,7 @@ def of(options: argparse.Namespace) -> "Settings":
     """The settings of the deployment that is meant."""
     from msgspec.structs import replace  # noqa: PLC0415
 
-    from fourplane.compose import Settings  # noqa: PLC0415 - loads every system, so not for --help
+    from fourplane.settings import Settings  # noqa: PLC0415 - loads every system, so not for --help
 
     loaded = settings.load(options).settings
     assert isinstance(loaded, Settings)

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from fourplane import __version__
-from fourplane.compose import Deployment, Settings, import_file
+from fourplane.compose import Deployment
 from fourplane.service.control_socket import Arguments, Progress
+from fourplane.settings import Settings
 from fourplane.state import data_folder
 from fourplane.state.format import ensure_format
 
@@ -23,7 +24,7 @@ async def import_alone(settings: Settings, system: str, arguments: Arguments, pr
         await deployment.lifecycle.start()
         try:
             kind, file = str(arguments["kind"]), Path(str(arguments["file"]))
-            result = await import_file(deployment, kind, file, progress, dry_run=bool(arguments.get("dry_run")))
+            result = await deployment.orders.import_file(kind, file, progress, dry_run=bool(arguments.get("dry_run")))
             return msgspec.to_builtins(result)
         finally:
             await deployment.lifecycle.drain()

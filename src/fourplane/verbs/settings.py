@@ -13,7 +13,7 @@ from fourplane.foundation import config
 from fourplane.foundation.errors import Misconfigured, NotFound
 
 if TYPE_CHECKING:
-    from fourplane.compose import Settings
+    from fourplane.settings import Settings
 
 FILE = Path("fourplane.toml")
 DATA = Path("data")
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def schema() -> "type[Settings]":
     """The root of all settings, which only the composition knows; it loads every system, so only on demand."""
-    from fourplane.compose import Settings  # noqa: PLC0415
+    from fourplane.settings import Settings  # noqa: PLC0415
 
     return Settings
 

@@ -12,7 +12,7 @@ from fourplane.control.fleet import limit_native_threads
 from fourplane.verbs import settings, systems
 
 if TYPE_CHECKING:
-    from fourplane.compose import Settings
+    from fourplane.settings import Settings
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,10 @@ def run(options: argparse.Namespace) -> int:
     """Stay until a signal asks to stop; the exit code of the deployment."""
     limit_native_threads()  # before numpy is loaded: a process with threads must not fork
     from fourplane import compose  # noqa: PLC0415 - loads every system, so not for --help
+    from fourplane.settings import Settings  # noqa: PLC0415
 
     loaded = settings.load(options).settings
-    assert isinstance(loaded, compose.Settings)
+    assert isinstance(loaded, Settings)
     chosen = _chosen(loaded, options)
     if not options.json:
         print(f"Fourplane {__version__} starts {', '.join(chosen.systems)} with data in {chosen.data}", flush=True)
