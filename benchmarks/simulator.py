@@ -25,6 +25,7 @@ from fourplane.simulator.setting import SYSTEMS
 from fourplane.simulator.systems import FEED_PORT, RECIPES, stores_of
 
 MESSAGE = b"x" * 100
+REGIONS = ("eu-a", "us-a", "asia-a")
 ROWS = (
     "messages_per_cpu_s", "connections_per_cpu_s", "timers_per_cpu_s", "bare_loop_turns_per_cpu_s", "short_form", "long_form",
     "region_loss", "drivers", "planted",
@@ -118,13 +119,13 @@ def hourly(system: str, *, people: int, duration_s: float, seeds: int) -> dict[s
 
 
 def region_loss(people: int, duration_s: float) -> dict[str, float]:
-    """Three regions, a copy in each; the leader's region is lost for a minute while all of them watch films."""
+    """Three regions, a site in each with copies in the others; one is lost for a minute while all of them watch films."""
     chosen = swarm.draw("streaming", 1)
     lose = {"type": "action", "name": "region-loss", "pauses": {"before": 60, "after": 0}, "provider": {
         "type": "python", "module": "fourplane.simulator.faults", "func": "region_loss",
         "arguments": {"region": "eu", "duration_s": 60.0}}}  # fmt: skip
     ours = {"name": "x-fourplane", "system": "streaming", "people": people, "duration_s": duration_s, "every_s": 240.0}
-    ours |= {"replicas": ["eu-a", "us-a", "ap-a"]}
+    ours |= {"sites": list(REGIONS), "replicas": list(REGIONS)}
     whole = chosen.raw | {"title": "a region is lost", "method": [lose], "extensions": [ours]}
     began = MACHINE.cpu_s()
     result = experiments.run(experiment.validate(whole), 1)

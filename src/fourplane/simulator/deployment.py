@@ -4,16 +4,19 @@
 seed); `start` again finds what was durable. A background task that fails ends the process, and its parent starts it
 again `RESTART_S` later, as in a real deployment. With several replicas the disk is a replicated volume (`replicas`): when the
 leader's host is lost, another host takes over, and users find it under the same name (`address`).
+One of several sites of a system (`sites`) has the accounts and payments of the first one, by the calls of `service.rpc`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+from fourplane.control.neighbourhood import PAYMENT_METHODS, PAYMENTS
+from fourplane.control.placement import ACCOUNTS
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.edge.listener import ListenerSettings
@@ -22,10 +25,14 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle, Part
 from fourplane.foundation.money import Money
 from fourplane.foundation.telemetry import Registry
+from fourplane.service import remote_accounts
 from fourplane.service.accounts import Accounts
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.key_ring import KeyRing
 from fourplane.service.payment_gateway import Authorisation, Payment
+from fourplane.service.rpc import remote
+from fourplane.service.rpc_client import Peer
+from fourplane.service.rpc_server import RpcServer
 from fourplane.service.tokens import Signer
 from fourplane.simulator.loop import World
 from fourplane.simulator.replicas import LEASE_S, Replicas
@@ -35,6 +42,8 @@ from fourplane.state.stores import Stores, StoresSettings
 T = TypeVar("T")
 
 HTTP_PORT = 8_000
+RPC_PORT = 8_001
+HOME = 0  # the slot of the site that has the accounts and payments
 THERE = 0.2  # the share of a slow provider's delay before it acts
 RESTART_S = 1.0
 WATCH_S = 0.5
@@ -47,6 +56,11 @@ class Spot(msgspec.Struct, frozen=True):
     host: str
     zone: str
     region: str
+
+    @property
+    def address(self) -> str:
+        """The name under which whatever leads a volume that began here is found."""
+        return f"service-of-{self.host}"
 
 
 class SlowPayments:
@@ -102,6 +116,10 @@ class Platform(msgspec.Struct, frozen=True):
     signer: Signer
     ids: IdGenerator
     registry: Registry
+    slot: int = HOME  # of several sites
+    peers: Mapping[int, Peer] = {}  # the other sites
+    others: Mapping[int, Spot] = {}  # where they stand
+    calls: RpcServer | None = None  # what the others may call here; None for a single site
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -118,12 +136,24 @@ class SimulatedDeployment:
     """A system that can be crashed and started again."""
 
     def __init__(
-        self, world: World, spots: list[Spot], recipe: Recipe, *, folder: Path, stores: StoresSettings, chance: Random
+        self,
+        world: World,
+        spots: list[Spot],
+        recipe: Recipe,
+        *,
+        folder: Path,
+        stores: StoresSettings,
+        chance: Random,
+        slot: int = HOME,
+        others: Mapping[int, Spot] | None = None,
+        secrets: Path | None = None,
     ) -> None:
+        """`slot`, `others`: which of several sites this is, and where all others stand."""
         self.world = world
+        self.slot = slot
         self.replicas = Replicas(world, [spot.host for spot in spots])
         self.host = spots[0].host  # of the leader
-        self.address = f"service-of-{self.host}"
+        self.address = spots[0].address
         self.disk = Disk(faults=Faults())
         self.system: Part | None = None
         self.platform: Platform | None = None
@@ -132,6 +162,8 @@ class SimulatedDeployment:
         self.payment_delay_s = 0.0
         self.failures: list[str] = []  # why a process ended by itself
         self._recipe = recipe
+        self._others = others or {}
+        self._secrets = secrets or folder / "secrets"
         self._folder = folder
         self._stores = stores
         self._chance = chance
@@ -242,17 +274,39 @@ class SimulatedDeployment:
         if self.lives == life:
             self._lead()
 
+    async def wait_up(self) -> None:
+        """Until it runs, however often its process has to begin anew for that."""
+        while not self.is_up:
+            self._settled.clear()
+            await self._settled.wait()
+
     async def _build(self) -> Lifecycle:
-        registry, ids = Registry(), IdGenerator(0)
+        registry, ids = Registry(), IdGenerator(self.slot)
         stores = self._open_stores = _Opened(self._stores, data=self._folder, disk=self.disk)
         lifecycle = Lifecycle(registry)
         lifecycle.add("stores", stores)
-        cards = CardSimulator(await stores.sql("payments"), ids=ids, settings=CARDS)
-        accounts = Accounts(await stores.sql("accounts"), ids=ids)
+        calls = RpcServer(registry, host=self.host, port=RPC_PORT) if self._others else None
+        peers = {slot: Peer(host=spot.address, port=RPC_PORT) for slot, spot in self._others.items()}
+        shared: list[tuple[str, Part]] = []
+        if self.slot == HOME:
+            cards = CardSimulator(await stores.sql("payments"), ids=ids, settings=CARDS)
+            accounts = Accounts(await stores.sql("accounts"), ids=ids)
+            shared = [("accounts", accounts), ("cards", cards)]
+        else:
+            cards = remote(CardSimulator, peers[HOME], PAYMENTS, only=PAYMENT_METHODS)
+            accounts = cast("Accounts", remote_accounts.RemoteAccounts(peers[HOME]))
         payments = SlowPayments(cards)
         payments.delay_s = self.payment_delay_s
-        signer = Signer(KeyRing.open(self._folder / "secrets" / "keys.json"))
-        self.platform = Platform(self.host, self._folder, stores, accounts, payments, signer, ids, registry)
+        if calls is not None:
+            if self.slot == HOME:
+                calls.add(ACCOUNTS, Accounts, accounts, only=remote_accounts.METHODS)
+                calls.add(PAYMENTS, CardSimulator, payments, only=PAYMENT_METHODS)
+            shared.append(("calls", calls))
+        signer = Signer(KeyRing.open(self._secrets / "keys.json"))
+        self.platform = Platform(
+            self.host, self._folder, stores, accounts, payments, signer, ids, registry,
+            self.slot, peers, self._others, calls,
+        )  # fmt: skip
         built = await self._recipe(self.platform)
         self.system = built.system
         self._gateway = Gateway(
@@ -265,12 +319,7 @@ class SimulatedDeployment:
             sockets=self._gateway.open_socket,
             classify=self._gateway.classify,
         )
-        for name, part in (
-            ("accounts", accounts),
-            ("cards", cards),
-            ("system", built.system),
-            ("http", server),
-        ):
+        for name, part in (*shared, ("system", built.system), ("http", server)):
             lifecycle.add(name, part)
         return lifecycle
 

@@ -48,10 +48,11 @@ class Experiment(msgspec.Struct, frozen=True):
     ours: Ours
     raw: dict[str, Any]
 
-    def sized(self, *, people: int = 0, duration_s: float = 0.0) -> "Experiment":
-        """The same with as many people, and as long, as said; 0 leaves it as the file says."""
+    def sized(self, *, people: int = 0, duration_s: float = 0.0, sites: tuple[str, ...] = ()) -> "Experiment":
+        """The same with as many people, as long, and at as many sites, as said; 0 and () leave it as the file says."""
+        own = self.ours
         ours = msgspec.structs.replace(
-            self.ours, people=people or self.ours.people, duration_s=duration_s or self.ours.duration_s
+            own, people=people or own.people, duration_s=duration_s or own.duration_s, sites=sites or own.sites
         )
         rest = [one for one in self.raw["extensions"] if one.get("name") != EXTENSION]
         raw = self.raw | {"extensions": [*rest, msgspec.to_builtins(ours)]}

@@ -73,7 +73,7 @@ class _Run:
         start = _moment()
         rollbacks: list[dict[str, Any]] = []
         try:
-            await stage.deployment.start()
+            await stage.sites.start()
             await stage.people.begin()
             async with asyncio.TaskGroup() as group:
                 group.create_task(stage.people.drive(ours.warm_up_s + ours.duration_s))
@@ -107,9 +107,10 @@ class _Run:
     async def _recover(self) -> None:
         """Wait until the system is up again; that it never comes is a broken promise."""
         until = self._world.now_s + RECOVER_S
-        while not self._stage.deployment.is_up:
+        sites = self._stage.sites
+        while not sites.is_up:
             if self._world.now_s > until:
-                self._note([f"recovery: {self._stage.deployment.host} is not up after {RECOVER_S:g} s"])
+                self._note([f"recovery: {host} is not up after {RECOVER_S:g} s" for host in sites.down])
                 return
             await clock.sleep(0.5)
 
@@ -181,7 +182,7 @@ class _Run:
             "x-fourplane": {"seed": self._seed, "violations": self._violations, "felt": summary},
         }
         seconds = {at: (one.served, one.failed, one.slowest_s) for at, one in sorted(felt.seconds.items())}
-        ended = list(stage.deployment.failures)
+        ended = stage.sites.failures
         return Result(
             seed=self._seed, status=status, deviated=deviated, violations=self._violations, digest="", virtual_s=0.0, steps=0,
             messages=0, felt=summary, spans=stage.spans, seconds=seconds, journal=journal, ended=ended,

@@ -1,10 +1,12 @@
 """What an experiment may do to a world: the actions its method names. Each is a lease of `duration_s` and then undone.
 
 Scope: `zone` or `region` says whose hosts are meant; without either a fault of the network is between all users and the system.
-`percent` takes that share of the hosts, at least one, drawn by the seed.
+`percent` takes that share of the hosts, at least one, drawn by the seed. Where the system has several sites, a fault of a
+process, a disk or a clock meets one of them, drawn by the seed; the loss of a zone or region meets all that stand in it.
 """
 
 from fourplane.foundation.errors import Rejected
+from fourplane.simulator.deployment import SimulatedDeployment
 from fourplane.simulator.links import Disturbance
 from fourplane.simulator.stage import Stage, current
 
@@ -13,16 +15,16 @@ SEPARATE = "partition"
 
 def instance_loss(duration_s: float = 3.0) -> None:
     """The system's process dies without a word and is started again on its disk."""
-    stage = current()
-    stage.deployment.crash()
-    stage.lease("instance loss", duration_s, stage.deployment.begin)
+    stage, site = current(), _some_site()
+    site.crash()
+    stage.lease("instance loss", duration_s, site.begin)
 
 
 def leader_loss(duration_s: float = 8.0) -> None:
     """The machine under the system's leader is gone for this long; where there are replicas, another one takes over."""
-    stage = current()
-    stage.deployment.lose_host()
-    stage.lease(f"loss of {stage.deployment.host}", duration_s, stage.deployment.begin)
+    stage, site = current(), _some_site()
+    site.lose_host()
+    stage.lease(f"loss of {site.host}", duration_s, site.begin)
 
 
 def zone_loss(zone: str, duration_s: float = 5.0) -> None:
@@ -70,7 +72,7 @@ def partition(
 ) -> None:
     """These hosts and the system do not hear each other; one way: the system is not heard."""
     stage = current()
-    system, users = stage.deployment.hosts, _users(zone, region, percent)
+    system, users = stage.sites.hosts, _users(zone, region, percent)
     cuts = [Disturbance(system, users, cut=True)]
     if not one_way:
         cuts.append(Disturbance(users, system, cut=True))
@@ -79,45 +81,56 @@ def partition(
 
 def leader_alone(duration_s: float = 6.0) -> None:
     """The leader reaches its users and no other replica; without replicas nothing happens."""
-    stage = current()
-    leader = frozenset({stage.deployment.host})
-    rest = stage.deployment.hosts - leader
+    stage, site = current(), _some_site()
+    leader = frozenset({site.host})
+    rest = site.hosts - leader
     cuts = [Disturbance(leader, rest, cut=True), Disturbance(rest, leader, cut=True)]
-    stage.disturb(f"{stage.deployment.host} alone", duration_s, cuts)
+    stage.disturb(f"{site.host} alone", duration_s, cuts)
+
+
+def service_partition(duration_s: float = 6.0, zone: str = "", region: str = "", *, one_way: bool = False) -> None:
+    """Sites of a zone or region (or one drawn) and those elsewhere do not hear each other; users hear them all."""
+    stage = current()
+    here = stage.hosts(zone=zone, region=region) & stage.sites.hosts if zone or region else _some_site().hosts
+    rest = stage.sites.hosts - here
+    cuts = [Disturbance(here, rest, cut=True)]
+    if not one_way:
+        cuts.append(Disturbance(rest, here, cut=True))
+    stage.disturb("partition between services", duration_s, cuts)
 
 
 def disk_stall(stall_s: float = 0.5, duration_s: float = 5.0) -> None:
     """Every job of the system's disk takes this much longer."""
     stage = current()
-    host = stage.deployment.host
+    host = _some_site().host
     stage.world.stall(host, stall_s)
     stage.lease(f"disk stall {stall_s:g} s", duration_s, lambda: stage.world.stall(host, 0.0))
 
 
 def disk_full(free_bytes: int = 0, duration_s: float = 5.0) -> None:
     """The system's disk takes no more than this; when there is room again the process is started anew."""
-    stage = current()
-    faults = stage.deployment.disk.faults
+    stage, site = current(), _some_site()
+    faults = site.disk.faults
     assert faults is not None
     faults.free_bytes = free_bytes
 
     def undo() -> None:
         faults.free_bytes = None
-        _restart(stage)
+        _restart(site)
 
     stage.lease("disk full", duration_s, undo)
 
 
 def disk_sync_failure(duration_s: float = 3.0) -> None:
     """The disk refuses to make anything durable; the process is started anew when it does again."""
-    stage = current()
-    faults = stage.deployment.disk.faults
+    stage, site = current(), _some_site()
+    faults = site.disk.faults
     assert faults is not None
     faults.failing_syncs = 1_000_000
 
     def undo() -> None:
         faults.failing_syncs = 0
-        _restart(stage)
+        _restart(site)
 
     stage.lease("disk refuses to sync", duration_s, undo)
 
@@ -125,7 +138,7 @@ def disk_sync_failure(duration_s: float = 3.0) -> None:
 def clock_skew(skew_s: float, duration_s: float = 5.0) -> None:
     """The system's wall clock is wrong by this much."""
     stage = current()
-    host = stage.deployment.host
+    host = _some_site().host
     stage.world.skew(host, skew_s)
     stage.lease(f"clock {skew_s:+g} s", duration_s, lambda: stage.world.skew(host, 0.0))
 
@@ -153,17 +166,17 @@ def _darkness(name: str, hosts: frozenset[str], duration_s: float) -> None:
     stage = current()
     rest = stage.all_hosts() - hosts
     cuts = [Disturbance(hosts, rest, cut=True), Disturbance(rest, hosts, cut=True)]
-    falls = stage.deployment.host in hosts
+    fallen = [site for site in stage.sites.all if site.host in hosts]
     for cut in cuts:
         stage.world.network.disturb(cut)
-    if falls:
-        stage.deployment.lose_host()
+    for site in fallen:
+        site.lose_host()
 
     def undo() -> None:
         for cut in cuts:
             stage.world.network.calm(cut)
-        if falls:
-            stage.deployment.begin()
+        for site in fallen:
+            site.begin()
 
     stage.lease(name, duration_s, undo)
 
@@ -171,7 +184,7 @@ def _darkness(name: str, hosts: frozenset[str], duration_s: float) -> None:
 def _users(zone: str, region: str, percent: float) -> frozenset[str]:
     """Whose ways are meant: hosts of users, or of the zone or region, or a share of these."""
     stage = current()
-    hosts = sorted(stage.hosts(zone=zone, region=region) - stage.deployment.hosts)
+    hosts = sorted(stage.hosts(zone=zone, region=region) - stage.sites.hosts)
     if not 0 < percent <= 100:
         raise Rejected(f"percent is more than 0 and at most 100, not {percent:g}", code="experiment")
     return frozenset(stage.chance.sample(hosts, max(1, round(len(hosts) * percent / 100)))) if hosts else frozenset()
@@ -179,7 +192,7 @@ def _users(zone: str, region: str, percent: float) -> frozenset[str]:
 
 def _between(name: str, duration_s: float, users: frozenset[str], what: Disturbance) -> None:
     stage = current()
-    system = stage.deployment.hosts
+    system = stage.sites.hosts
     changed = [
         Disturbance(senders, receivers, what.latency_s, what.jitter_s, what.loss, what.bandwidth)
         for senders, receivers in ((system, users), (users, system))
@@ -187,9 +200,15 @@ def _between(name: str, duration_s: float, users: frozenset[str], what: Disturba
     stage.disturb(name, duration_s, changed)
 
 
-def _restart(stage: Stage) -> None:
-    stage.deployment.crash()
-    stage.deployment.begin()
+def _some_site() -> SimulatedDeployment:
+    """The site that is meant: the only one, or one drawn by the seed."""
+    stage = current()
+    return stage.sites.home if len(stage.sites.all) == 1 else stage.chance.choice(stage.sites.all)
+
+
+def _restart(site: SimulatedDeployment) -> None:
+    site.crash()
+    site.begin()
 
 
 def _pay_slowly(stage: Stage, delay_s: float) -> None:

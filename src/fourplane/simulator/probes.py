@@ -24,5 +24,5 @@ def broken_promises() -> int:
 
 
 def is_up() -> bool:
-    """Whether the system's process runs and has started."""
-    return current().deployment.is_up
+    """Whether the system's process runs and has started; of several sites every one."""
+    return current().sites.is_up

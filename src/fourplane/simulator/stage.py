@@ -1,4 +1,4 @@
-"""A world set up for one experiment: a system on its host, people in three zones, and faults that end by themselves.
+"""A world set up for one experiment: a system on its hosts, people in three zones or more, and faults that end by themselves.
 
 Faults are leases: each has an end, at which it is undone whether or not anybody remembers it. The stage of the running
 experiment is found by a context variable, so that actions and probes are plain functions an experiment file can name.
@@ -22,16 +22,25 @@ from fourplane.simulator.people.dispatch import DispatchPeople
 from fourplane.simulator.people.messaging import MessagingPeople
 from fourplane.simulator.people.streaming import StreamingPeople
 from fourplane.simulator.setting import Ours
+from fourplane.simulator.sites import Sites
 from fourplane.simulator.systems import RECIPES, stores_of
 
 HOSTS_PER_ZONE = 4
-USERS = tuple(
-    Spot(f"users-{zone}-{number}", zone, zone.partition("-")[0])
-    for number in range(1, HOSTS_PER_ZONE + 1)
-    for zone in ("eu-a", "eu-b", "us-a")
-)
+ZONES = ("eu-a", "eu-b", "us-a")
+
+
+def users_in(zones: tuple[str, ...]) -> tuple[Spot, ...]:
+    """The hosts from which people come, zone after zone."""
+    return tuple(
+        Spot(f"users-{zone}-{number}", zone, zone.partition("-")[0])
+        for number in range(1, HOSTS_PER_ZONE + 1)
+        for zone in zones
+    )
+
+
+USERS = users_in(ZONES)
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - a simulated disk needs no real one; a folder of our own is made in it
-PEOPLE: dict[str, Callable[[World, SimulatedDeployment, list[str], int], People]] = {
+PEOPLE: dict[str, Callable[[World, Sites, list[str], int], People]] = {
     "streaming": StreamingPeople,
     "dispatch": DispatchPeople,
     "commerce": CommercePeople,
@@ -79,21 +88,19 @@ class Stage:
         shared = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
         self._folder = Path(tempfile.mkdtemp(prefix="fourplane-simulated-", dir=shared))
         self._leases: list[Lease] = []
-        spots = [Spot(f"{system}-{n}", zone, zone.partition("-")[0]) for n, zone in enumerate(ours.replicas, 1)]
-        for user in USERS:
+        self.users = users_in(tuple(dict.fromkeys(ours.sites))) if ours.sites else USERS
+        for user in self.users:
             world.network.place(user.host, zone=user.zone, region=user.region)
-        self.deployment = SimulatedDeployment(
-            world,
-            spots,
-            RECIPES[system],
-            folder=self._folder,
-            stores=stores_of(system),
-            chance=Random(f"disk of {seed}"),
-        )
-        self.people = PEOPLE[system](world, self.deployment, [user.host for user in USERS], ours.people)
+        self.sites = Sites(world, ours, RECIPES[system], folder=self._folder, stores=stores_of(system), seed=seed)
+        self.people = PEOPLE[system](world, self.sites, [user.host for user in self.users], ours.people)
         self.people.pace.every_s = ours.every_s or self.people.pace.every_s
         self.people.pace.shape(ours.load, ours.loop, period_s=ours.warm_up_s + ours.duration_s)
         _stage.set(self)
+
+    @property
+    def deployment(self) -> SimulatedDeployment:
+        """The system; of several sites the first."""
+        return self.sites.home
 
     def lease(self, name: str, duration_s: float, undo: Callable[[], None]) -> None:
         """Remember a fault that has begun; it ends after `duration_s`."""
@@ -124,7 +131,7 @@ class Stage:
         """Hosts of a zone or region; all users' hosts when neither is named."""
         places = self.world.network.places()
         if not zone and not region:
-            return frozenset(user.host for user in USERS)
+            return frozenset(user.host for user in self.users)
         return frozenset(host for host, place in places.items() if zone in {"", place[1]} and region in {"", place[0]})
 
     def all_hosts(self) -> frozenset[str]:
@@ -132,7 +139,7 @@ class Stage:
 
     async def close(self) -> None:
         """Forget everything, also what lay on disk."""
-        await self.deployment.stop()
+        await self.sites.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HASH_SEED = "0"
 SEEDS_MAX = 1_000_000
+ENDED_SHOWN = 12
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swarm", default="", metavar="SYSTEM", help="let each seed draw the faults itself")
     parser.add_argument("--people", type=int, default=0, metavar="N", help="this many instead of what the file says")
     parser.add_argument("--duration", type=float, default=0.0, metavar="S", help="virtual seconds under the faults")
+    parser.add_argument("--sites", default="", metavar="ZONE,ZONE", help="spread the system over hosts in these zones")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the seed that decides everything (default 1)")
     parser.add_argument("--seeds", default="", metavar="A..B", help="all seeds from A to B, until one fails")
     parser.add_argument("--only", default="", metavar="I,J", help="only these activities of the method, counted from 0")
@@ -93,7 +95,7 @@ def _source(options: argparse.Namespace) -> "Callable[[int], Experiment]":
 
     def of(seed: int) -> "Experiment":
         chosen = named if named is not None else swarm.draw(options.swarm, seed)
-        chosen = chosen.sized(people=options.people, duration_s=options.duration)
+        chosen = chosen.sized(people=options.people, duration_s=options.duration, sites=_zones(options))
         return chosen.only(_places(options.only, len(chosen.method))) if options.only else chosen
 
     return of
@@ -106,7 +108,12 @@ def _command(options: argparse.Namespace, found: "Found") -> str:
     words = [f"--swarm {options.swarm}" if options.swarm else options.file, f"--seed {found.seed}"]
     words += [f"--people {options.people}"] if options.people else []
     words += [f"--duration {options.duration:g}"] if options.duration else []
+    words += [f"--sites {options.sites}"] if options.sites else []
     return " ".join(["./fourplane simulate", *words, *([f"--only {only}"] if only else [])])
+
+
+def _zones(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(zone.strip() for zone in options.sites.split(",")) if options.sites else ()
 
 
 def _again() -> None:
@@ -171,7 +178,9 @@ def _line(result: "Result") -> str:
 def _told(result: "Result", command: str) -> str:
     felt = result.felt
     lines = [f"  {span.began_s:>7.2f} to {span.ended_s:>7.2f} s  {span.name}" for span in result.spans]
-    lines += [f"  {text}" for text in result.ended]
+    lines += [f"  {text}" for text in result.ended[:ENDED_SHOWN]]
+    if len(result.ended) > ENDED_SHOWN:
+        lines.append(f"  and {len(result.ended) - ENDED_SHOWN} times more that a process ended by itself")
     lines.append("  felt: " + (", ".join(f"{code} {count}" for code, count in felt["errors"].items()) or "no error"))
     lines += [f"  p99 of {name}: {took:g} ms" for name, took in felt["p99_ms"].items()]
     if result.facts_text():

@@ -13,6 +13,7 @@ from fourplane.simulator.checkers.shop import unbalanced
 from fourplane.simulator.deployment import SimulatedDeployment
 from fourplane.simulator.loop import World
 from fourplane.simulator.people import Caller, Felt, Pace
+from fourplane.simulator.sites import Sites
 
 EVERY_S = 3.0
 STEP_S = 1.0
@@ -25,25 +26,25 @@ OVER = frozenset({"completed", "no_drivers_available", "rider_canceled", "driver
 
 
 class DispatchPeople:
-    """Drives the rider's and the driver's API of one deployment; every third person drives."""
+    """Drives the rider's and the driver's API of a system; every third person drives. Everybody stays in one city."""
 
-    def __init__(self, world: World, deployment: SimulatedDeployment, hosts: list[str], count: int) -> None:
+    def __init__(self, world: World, sites: Sites, hosts: list[str], count: int) -> None:
         self.felt = Felt()
         self.book = RideBook()
         self._world = world
-        self._deployment = deployment
+        self._sites = sites
         self._hosts = hosts
-        self._callers = [Caller(world, deployment, self.felt, host) for host in hosts]
+        self._callers = [Caller(world, sites.of(place), self.felt, host) for place, host in enumerate(hosts)]
         self._riders = max(1, count * 2 // 3)
         self._drivers = max(2, count - self._riders)
         self.pace = Pace(EVERY_S)
         self._places: list[tuple[float, float]] = []
-        self._rides: dict[str, str] = {}  # trip -> its rider's token
+        self._rides: dict[str, tuple[int, str]] = {}  # trip -> its rider's place and token
         self._ignored: set[tuple[str, str]] = set()
         self._settled = False
 
     async def begin(self) -> None:
-        system = self._system()
+        system = _dispatch(self._sites.home)
         assert system is not None
         roads = system.eta.roads
         lat, lng = roads.center
@@ -64,9 +65,9 @@ class DispatchPeople:
                         group.create_task(self._ride(place, until_s))
 
     async def settle(self) -> None:
-        for trip, token in self._rides.items():
+        for trip, (place, token) in self._rides.items():
             for _ in range(6):
-                answer = await self._ask(0, "status", "GET", f"/requests/{trip}", {"x-rider-token": token})
+                answer = await self._ask(place, "status", "GET", f"/requests/{trip}", {"x-rider-token": token})
                 if answer is not None:
                     break
                 await clock.sleep(2.0)
@@ -80,25 +81,22 @@ class DispatchPeople:
 
     async def check(self) -> list[str]:
         broken = self.felt.violations + self.book.check()
-        system, platform = self._system(), self._deployment.platform
-        if system is None or platform is None or not self._deployment.is_up:
-            return broken
-        try:
-            system.rides.check()
-        except AssertionError as error:
-            broken.append(f"rides: {error}")
-        if self._settled:
+        for site in self._sites.all:
+            system = _dispatch(site)
+            if system is not None and site.is_up:
+                try:
+                    system.rides.check()
+                except AssertionError as error:
+                    broken.append(f"rides: {error}")
+        home = self._sites.home
+        if self._settled and home.platform is not None and home.is_up:
             self.felt.facts |= self.book.counts
-            with self._world.on(self._deployment.host):
-                broken += unbalanced(await platform.payments.cards.balances())
+            with self._world.on(home.host):
+                broken += unbalanced(await home.platform.payments.cards.balances())
         return broken
 
     def surge(self, factor: float) -> None:
         self.pace.factor = factor
-
-    def _system(self) -> Dispatch | None:
-        system = self._deployment.system
-        return system if isinstance(system, Dispatch) else None
 
     async def _ask(  # noqa: PLR0917 - one line per request reads best
         self, place: int, action: str, method: str, path: str, headers: dict[str, str], body: object = None
@@ -132,7 +130,7 @@ class DispatchPeople:
 
     async def _see_through(self, place: int, trip: str, token: str, until_s: float) -> None:
         self.book.requested(trip)
-        self._rides[trip] = token
+        self._rides[trip] = place, token
         while clock.monotonic_s() < until_s:
             await clock.sleep(2.0)
             shown = await self._ask(place, "status", "GET", f"/requests/{trip}", {"x-rider-token": token})
@@ -182,3 +180,8 @@ class DispatchPeople:
                 self.book.ended(trip["trip"])
         else:
             await self._ask(place, "online", "POST", "/drivers/me/online", me, {"trip": ""})
+
+
+def _dispatch(site: SimulatedDeployment) -> Dispatch | None:
+    """What runs at a site now."""
+    return site.system if isinstance(site.system, Dispatch) else None

@@ -4,16 +4,18 @@ import asyncio
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
+from fourplane.messaging.user_store import partition_of
 from fourplane.messaging.xml_stream import MESSAGE, Stanza
 from fourplane.service.accounts import NewAccount
 from fourplane.simulator.checkers.messages import MessageBook
 from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
-from fourplane.simulator.deployment import SimulatedDeployment
 from fourplane.simulator.loop import World
 from fourplane.simulator.people import Felt, Pace
-from fourplane.simulator.systems import XMPP_PORT
+from fourplane.simulator.sites import Sites
+from fourplane.simulator.systems import XMPP_PORT, shards_of
 
 PASSWORD = "correct horse battery staple"  # noqa: S105 - of people who do not exist
+DOMAIN = "localhost"
 EVERY_S = 1.5
 VANISH_SHARE = 0.05
 BEFORE_MESSAGES = 2  # the roster request and the presence of every login
@@ -23,11 +25,12 @@ ACK = "urn:xmpp:sm:3 a"
 
 
 class Person:
-    """One account with at most one connection."""
+    """One account with at most one connection, to the site that has this user."""
 
-    def __init__(self, name: str, host: str) -> None:
+    def __init__(self, name: str, host: str, address: str) -> None:
         self.name = name
         self.host = host
+        self.address = address
         self.client: XmppClient | None = None
         self.session = ""
         self.outbox: list[str] = []  # of this session, in order
@@ -36,14 +39,20 @@ class Person:
 
 
 class MessagingPeople:
-    """Drives the XMPP port of one deployment."""
+    """Drives the XMPP ports of a system."""
 
-    def __init__(self, world: World, deployment: SimulatedDeployment, hosts: list[str], count: int) -> None:
+    def __init__(self, world: World, sites: Sites, hosts: list[str], count: int) -> None:
         self.felt = Felt()
         self.book = MessageBook()
         self._world = world
-        self._deployment = deployment
-        self._people = [Person(f"p{number}", hosts[number % len(hosts)]) for number in range(count)]
+        self._deployment = sites.home
+        shards = shards_of(len(sites.all))
+        self._people = [
+            Person(
+                name, hosts[number % len(hosts)], sites.all[shards.slot_of(partition_of(f"{name}@{DOMAIN}"))].address
+            )
+            for number, name in enumerate(f"p{number}" for number in range(count))
+        ]
         self.pace = Pace(EVERY_S)
         self._asked: dict[str, float] = {}
         self._settled = False
@@ -100,7 +109,7 @@ class MessagingPeople:
         friend = self._people[place] if self._people[place] is not person else self._people[-1]
         person.number += 1
         try:
-            ident = client.message(f"{friend.name}@localhost", f"{person.number}")
+            ident = client.message(f"{friend.name}@{DOMAIN}", f"{person.number}")
             client.send(b"<r xmlns='urn:xmpp:sm:3'/>")
         except FourplaneError as error:
             self.felt.failed(error.reason)
@@ -134,7 +143,7 @@ class MessagingPeople:
         try:
             with self._world.on(person.host):
                 async with asyncio.timeout(LOGIN_S):
-                    await client.connect(self._deployment.address, XMPP_PORT)
+                    await client.connect(person.address, XMPP_PORT)
                     await client.login(manage=True)
         except FourplaneError as error:
             self.felt.failed(error.reason)

@@ -1,6 +1,7 @@
 """Viewers: they press play, read the playlists, fetch segments ahead of time, and some try addresses that are not theirs."""
 
 import asyncio
+import re
 
 import msgspec
 
@@ -8,27 +9,30 @@ from fourplane.edge.http_client import HttpClient
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.simulator.checkers.films import unearned, wrong_bytes
-from fourplane.simulator.deployment import SimulatedDeployment
 from fourplane.simulator.film import RUNGS, SEGMENT_S, SEGMENTS, SOUND
 from fourplane.simulator.loop import World
 from fourplane.simulator.people import REQUEST_S, Caller, Felt, Pace
+from fourplane.simulator.sites import Sites
+from fourplane.simulator.systems import CDN_PORT
 
 EVERY_S = 1.0
 TRIES = 3
 SETTLE_S = 35.0  # longer than a connection to a host that vanished hangs
 CURIOUS_SHARE = 0.1
+PATHWAY = re.compile(r"http://([^/]+)/t/")
 TRACKS = (*(name for name, *_ in RUNGS), SOUND)
 
 
 class StreamingPeople:
-    """Drives play and the cache nodes of one deployment."""
+    """Drives play and the cache nodes of a system."""
 
-    def __init__(self, world: World, deployment: SimulatedDeployment, hosts: list[str], count: int) -> None:
+    def __init__(self, world: World, sites: Sites, hosts: list[str], count: int) -> None:
         self.felt = Felt()
         self._world = world
-        self._deployment = deployment
+        self._sites = sites
         self._hosts = hosts
-        self._callers = [Caller(world, deployment, self.felt, host) for host in hosts]
+        self._callers = [Caller(world, sites.home, self.felt, host) for host in hosts]
+        self._regions = [world.network.places()[host][0] for host in hosts]
         self._nodes: dict[tuple[int, int], HttpClient] = {}
         self._count = count
         self.pace = Pace(EVERY_S)
@@ -75,32 +79,51 @@ class StreamingPeople:
     async def _watch(self, place: int, title: str, until_s: float) -> None:
         if clock.monotonic_s() >= until_s:
             return
-        asked = {"title": title, "region": "eu"}
+        asked = {"title": title, "region": self._regions[place] if self._is_spread else "eu"}
         answer = await self._callers[place].call("play", "POST", "/streaming/api/play", body=asked)
         if answer is None or answer.status >= 300:
             if answer is not None and answer.status < 500:
                 self.felt.violated(f"films: play of a published title was refused with {answer.status}")
             return
-        base = str(msgspec.json.decode(answer.body)["hls"]).rpartition("/")[0]
+        play = msgspec.json.decode(answer.body)
+        bases = [str(play["hls"]).rpartition("/")[0]]
+        if self._is_spread:
+            bases = await self._pathways(place, play["session"], bases[0])
         track = clock.random().choice(TRACKS)
         for number in range(SEGMENTS):
             if clock.monotonic_s() >= until_s:
                 return
-            await self._fetch(place, base, title, track, number)
+            await self._fetch(place, bases, title, track, number)
             if clock.random().random() < CURIOUS_SHARE:
-                await self._try_another(place, base, title, track)
+                await self._try_another(place, bases[0], title, track)
             await clock.sleep(SEGMENT_S / 2)
 
-    async def _fetch(self, place: int, base: str, title: str, track: str, number: int) -> None:
+    @property
+    def _is_spread(self) -> bool:
+        return len(self._sites.all) > 1
+
+    async def _pathways(self, place: int, session: str, base: str) -> list[str]:
+        """The play's base on every node, in the order that the session's playlist says; the given one where none comes."""
+        path = f"/streaming/api/sessions/{session}/master.m3u8"
+        answer = await self._callers[place].call("playlist", "GET", path)
+        if answer is None or answer.status != 200:
+            return [base]
+        right = base.partition("/t/")[2]
+        found = PATHWAY.findall(answer.body.decode())
+        return [f"http://{node}/t/{right}" for node in dict.fromkeys(found)] or [base]
+
+    async def _fetch(self, place: int, bases: list[str], title: str, track: str, number: int) -> None:
+        """One segment; a player that is not served goes on with the next node of its playlist, and stays there."""
         for _ in range(TRIES):
             began = clock.monotonic_s()
-            found = await self._get(place, f"{base}/{track}/{number}.m4s")
+            found = await self._get(place, f"{bases[0]}/{track}/{number}.m4s")
             if found is not None and found[0] == 200:
                 self.felt.served("segment", clock.monotonic_s() - began)
                 for text in wrong_bytes(found[1], self._titles[title], track, number):
                     self.felt.violated(text)
                 return
             self.felt.failed("no answer" if found is None else f"http_{found[0]}")
+            bases.append(bases.pop(0))
             await clock.sleep(0.5)
 
     async def _try_another(self, place: int, base: str, title: str, track: str) -> None:
@@ -121,7 +144,9 @@ class StreamingPeople:
         port = int(host.rpartition(":")[2])
         client = self._nodes.get((place, port))
         if client is None:
-            client = self._nodes[place, port] = HttpClient(self._deployment.address, port)
+            slot = port - CDN_PORT  # of a node alone at a site; all others are at home
+            site = self._sites.all[slot] if 0 < slot < len(self._sites.all) else self._sites.home
+            client = self._nodes[place, port] = HttpClient(site.address, port)
         try:
             answer = await client.request("GET", f"/{path}", timeout_s=REQUEST_S)
         except (FourplaneError, OSError):
