@@ -20,6 +20,7 @@ from fourplane.foundation.network import InheritedSocket
 from fourplane.messaging import login, stanzas
 from fourplane.messaging.login import TLS_NS, Offer
 from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_compression import COMPRESS
 from fourplane.messaging.stream_login import StreamLogin
 from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.user_session import UserSession
@@ -35,6 +36,7 @@ SM_RESUME = f"{SM} resume"
 SM_REQUEST = b"<r xmlns='urn:xmpp:sm:3'/>"
 BACKLOG_MAX = 4  # stanzas of one client that wait for a step of its login before it is paused
 NO_REASON: frozenset[str] = frozenset()  # one for all: an empty set of one's own takes 216 bytes
+LOOPBACK = ("127.", "::1")  # workers and terminators of TLS on this machine
 FLUSH_BYTES = 64 * 1024  # what may wait for the end of the tick
 
 
@@ -59,6 +61,7 @@ class Streams:
         self.handover: Handover | None = None  # of users who are in other workers
         self.framers = FramerStack(router.settings.depth_max, router.settings.attributes_max)
         self.open: dict[int, ClientStream] = {}
+        self.from_address: dict[str, int] = {}  # connections, as `address_connections_max` counts them
         self.opened_count = 0
         self.login_count = 0
         self.registered: dict[str, float] = {}  # when an account was last made from an address
@@ -74,6 +77,21 @@ class Streams:
         self.opened_count += 1
         self.open[self._number] = stream
         return self._number
+
+    def count(self, address: str) -> bool:
+        """One more connection from this address; False when that is too many."""
+        found = self.from_address.get(address, 0) + 1
+        self.from_address[address] = found
+        most = self.settings.address_connections_max
+        return not most or found <= most or address.startswith(LOOPBACK)
+
+    def uncount(self, address: str) -> None:
+        """One connection less."""
+        left = self.from_address.get(address, 0) - 1
+        if left > 0:
+            self.from_address[address] = left
+        else:
+            self.from_address.pop(address, None)
 
     def offer(self, *, secure: bool) -> tuple[Offer, bytes]:
         """What a connection may use to log in, and how it is told."""
@@ -234,9 +252,20 @@ class ClientStream:
 
     def go_on(self, *, secure: bool, peer: str) -> None:
         """Go on where another worker passed this connection: the opening was spoken, a login is awaited."""
-        self.secure, self.peer, self.opened = secure, peer, True
+        self.secure, self.opened = secure, True
+        self.came_from(peer)
         self.phase = Phase.READY
         self._login = StreamLogin(self, self.offer()[0])
+
+    def came_from(self, peer: str) -> bool:
+        """The connection comes from this network address; False, and its end, when too many do."""
+        if self.peer:
+            self.streams.uncount(self.peer)
+        self.peer = peer
+        if peer and not self.streams.count(peer):
+            self.fail(StreamError("policy-violation", "too many connections from your address"))
+            return False
+        return True
 
     def detach(self) -> tuple[InheritedSocket, Callable[[bool], None]]:
         """What to pass to another worker, and whom to tell whether it was; raises Unavailable when the client is gone."""
@@ -343,7 +372,8 @@ class ClientStream:
             raise StreamError("system-shutdown", "the connection manager was stopped by an operator")
         self.phase = Phase.READY
         if self.name:
-            self.send(login.features_after_login(settings.stanza_max, self.streams.router.caps))
+            zlib = self._compressible()
+            self.send(login.features_after_login(settings.stanza_max, self.streams.router.caps, zlib=zlib))
             return
         offer, features = self.offer()
         if self._login is None:
@@ -404,6 +434,8 @@ class ClientStream:
     def _before_session(self, stanza: Stanza) -> None:
         if stanza.name == STARTTLS and not self.name and not self.secure and self.streams.tls_offered:
             self._start_tls()
+        elif stanza.name == COMPRESS and self.name:
+            self._start_compression(stanza)
         elif self._login is not None:
             self._login.take(stanza)
         else:
@@ -480,7 +512,8 @@ class ClientStream:
         self._close()
 
     def _release(self) -> None:
-        self.streams.open.pop(self._number, None)
+        if self.streams.open.pop(self._number, None) is not None and self.peer:
+            self.streams.uncount(self.peer)
         self._framer = None
         if self._deadline is not None:
             self._deadline.cancel()
@@ -511,6 +544,12 @@ class ClientStream:
 
     def _start_tls(self) -> None:
         raise StreamError("unsupported-stanza-type")
+
+    def _compressible(self) -> bool:
+        return False
+
+    def _start_compression(self, stanza: Stanza) -> None:
+        raise StreamError("unsupported-stanza-type", stanza.name)
 
     def _write(self, out: list[bytes]) -> None:
         raise NotImplementedError

@@ -19,6 +19,7 @@ from fourplane.messaging import authentication as sasl
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.authentication import SaslError, Scram
 from fourplane.messaging.routing import Router
+from fourplane.messaging.stream_compression import FEATURE
 from fourplane.messaging.stream_management import NAMESPACE as SM
 from fourplane.messaging.stream_management import StreamManagement
 from fourplane.messaging.user_session import UserSession
@@ -79,10 +80,13 @@ class Offer:
 
 
 @lru_cache(maxsize=16)
-def features_after_login(stanza_max: int, caps: str, *, bound: bool = False, managed: bool = False) -> bytes:
+def features_after_login(
+    stanza_max: int, caps: str, *, bound: bool = False, managed: bool = False, zlib: bool = False
+) -> bytes:
     """`<stream:features/>` of an authenticated stream; what was done inline already is not offered again (XEP-0386)."""
     session = "<session xmlns='urn:ietf:params:xml:ns:xmpp-session'><optional/></session>"
     parts = [
+        FEATURE if zlib else "",
         "" if bound else f"<bind xmlns='{BIND_NS}'/>{session}",
         "" if managed else f"<sm xmlns='{SM}'/>",
         "<ver xmlns='urn:xmpp:features:rosterver'/><sub xmlns='urn:xmpp:features:pre-approval'/><csi xmlns='urn:xmpp:csi:0'/>",

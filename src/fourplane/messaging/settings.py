@@ -26,9 +26,13 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     login_attempts_max: int = 5
     sessions_per_user_max: int = 20
     sessions_max: int = 200_000
+    address_connections_max: int = 2_000  # from one network address; 0 sets no bound. Loopback is the machine itself
 
     no_delay: bool = True  # TCP_NODELAY: a stanza leaves at once
     socket_buffer: int = 0  # SO_SNDBUF and SO_RCVBUF of every connection; 0 lets the kernel grow them as needed
+    compression: int = (
+        0  # XEP-0138: zlib's level for clients that ask, 1 to 9; 0 offers none (see docs/concepts/messaging.md)
+    )
     keepalive_idle_s: int = 300  # TCP keepalive: first probe of a silent peer; 0 sends none
     keepalive_interval_s: int = 30
     keepalive_count: int = 4

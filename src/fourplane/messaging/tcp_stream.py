@@ -12,7 +12,8 @@ from fourplane.messaging.client_stream import ClientStream, Phase, Streams
 from fourplane.messaging.login import TLS_NS
 from fourplane.messaging.relay import copy_between
 from fourplane.messaging.settings import MessagingSettings
-from fourplane.messaging.xml_stream import StreamError, read_header
+from fourplane.messaging.stream_compression import PROTOCOL, StreamCompression, wanted_method
+from fourplane.messaging.xml_stream import Stanza, StreamError, read_header
 
 HEADER_MAX = 8_192
 
@@ -20,13 +21,14 @@ HEADER_MAX = 8_192
 class TcpStream(ClientStream, asyncio.Protocol):
     """The protocol object of one TCP connection."""
 
-    __slots__ = ("_header_bytes", "_tls", "_transport", "_upgrading")
+    __slots__ = ("_header_bytes", "_tls", "_transport", "_upgrading", "_zlib")
 
     def __init__(self, streams: Streams, tls: ssl.SSLContext | None) -> None:
         super().__init__(streams)
         self._tls = tls
         self._transport: asyncio.Transport | None = None
         self._header_bytes = b""
+        self._zlib: StreamCompression | None = None
         self._upgrading = False  # between <proceed/> and the end of the handshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -37,10 +39,20 @@ class TcpStream(ClientStream, asyncio.Protocol):
         if upgraded:
             return
         peer = transport.get_extra_info("peername")
-        self.peer = str(peer[0]) if peer else ""
+        self.came_from(str(peer[0]) if peer else "")
 
     def data_received(self, data: bytes) -> None:
         self.streams.bytes_in += len(data)
+        if self._zlib is None:
+            self._plain_received(data)
+            return
+        try:
+            for piece in self._zlib.inflate(data):
+                self._plain_received(piece)
+        except StreamError as error:
+            self.fail(error)
+
+    def _plain_received(self, data: bytes) -> None:
         if self.phase is Phase.OPENING:
             self._take_header(data)
         elif self.phase is not Phase.ENDED:
@@ -128,10 +140,26 @@ class TcpStream(ClientStream, asyncio.Protocol):
         if self._header_bytes and self.phase is Phase.OPENING:
             self._take_header(b"")
 
+    def _compressible(self) -> bool:
+        return self.streams.settings.compression > 0 and self._zlib is None
+
+    def _start_compression(self, stanza: Stanza) -> None:
+        level = self.streams.settings.compression
+        if self._zlib is not None or not level or not wanted_method(stanza.raw):
+            why = "unsupported-method" if level and self._zlib is None else "setup-failed"
+            self.send(f"<failure xmlns='{PROTOCOL}'><{why}/></failure>".encode())
+            return
+        self.send(f"<compressed xmlns='{PROTOCOL}'/>".encode())
+        self.flush()
+        self._zlib = StreamCompression(level)
+        self.reopen()
+
     def _write(self, out: list[bytes]) -> None:
         transport = self._transport
         if transport is not None:
             data = out[0] if len(out) == 1 else b"".join(out)
+            if self._zlib is not None:
+                data = self._zlib.deflate(data)
             self.streams.bytes_out += len(data)
             transport.write(data)
 

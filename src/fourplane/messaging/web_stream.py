@@ -32,10 +32,10 @@ class WebStream(ClientStream):
         self._passed: InheritedSocket | None = None  # our end, when another worker goes on with it
         self._readable = asyncio.Event()
         self._readable.set()
-        self.peer = socket.peer
 
     async def run(self) -> None:
         """Take messages until either side closes."""
+        self.came_from(self._socket.peer)
         try:
             while not self._closing:
                 message = await self._socket.receive()

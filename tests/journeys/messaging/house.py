@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import ssl
 import sys
@@ -15,15 +16,24 @@ from fourplane.foundation.telemetry import Registry
 from fourplane.messaging.app import Messaging
 from fourplane.messaging.authentication import certificate_binding
 from fourplane.messaging.settings import MessagingSettings
-from fourplane.service.accounts import Accounts, AccountSettings
+from fourplane.service.accounts import Accounts, AccountSettings, NewAccount
 from fourplane.service.key_ring import KeyRing
 from fourplane.service.login_throttle import ThrottleSettings
+from fourplane.service.names import normal_password
+from fourplane.service.passwords import SALT_BYTES, PasswordKeys, derive
 from fourplane.service.tokens import Signer
 from fourplane.state.stores import Stores, StoresSettings
 
 PASSWORD = "correct horse"
 QUICK_ACCOUNTS = AccountSettings(throttle=ThrottleSettings())
 IN_MEMORY = StoresSettings(sql="memory://", records="memory://", log="memory://")
+
+
+@functools.lru_cache
+def keys() -> PasswordKeys:
+    """What is stored of the password, derived once for all accounts of all tests, so that no test waits for PBKDF2."""
+    salts = (b"1" * SALT_BYTES, b"2" * SALT_BYTES, b"3" * SALT_BYTES)
+    return derive(normal_password(PASSWORD), salts, QUICK_ACCOUNTS.scrypt, QUICK_ACCOUNTS.scram_iterations)
 
 
 class House:
@@ -69,9 +79,8 @@ async def house(
     life.add("messaging", messaging)
     await life.start()
     try:
-        for user in users:
-            if await accounts.find(user) is None:
-                await accounts.create(user, PASSWORD)
+        new = [NewAccount(user, keys=keys()) for user in users if await accounts.find(user) is None]
+        await accounts.create_many(new)
         yield House(messaging, accounts, registry, path)
     finally:
         await life.drain()
