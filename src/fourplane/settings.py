@@ -12,6 +12,7 @@ from fourplane.commerce.app import CommerceSettings
 from fourplane.console.app import ConsoleSettings
 from fourplane.control.fleet import ANY_SLOT, FleetSettings, Port
 from fourplane.control.metrics.store import MetricsSettings
+from fourplane.control.observability import ObservabilitySettings
 from fourplane.control.placement import Placement
 from fourplane.control.resilience import ChaosSettings
 from fourplane.dispatch.app import DispatchSettings
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cards: CardSettings = CardSettings()
     console: ConsoleSettings = ConsoleSettings()
     metrics: MetricsSettings = MetricsSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
     chaos: ChaosSettings = ChaosSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     streaming: StreamingSettings = StreamingSettings()
