@@ -26,10 +26,12 @@ from fourplane.control.live_faults import FaultDesk, stay_away
 from fourplane.control.metrics.store import MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
+from fourplane.control.observability import Observability, Place, Public
 from fourplane.control.placement import ACCOUNTS, CONSOLE
 from fourplane.control.plan.doors import doors as plan_doors
 from fourplane.control.plan.results import bench_results
 from fourplane.control.resilience import Resilience
+from fourplane.control.traces.stores import TracedStores
 from fourplane.dispatch.app import Dispatch
 from fourplane.edge import certificate
 from fourplane.edge.cache_node import CacheNode
@@ -59,7 +61,6 @@ from fourplane.settings import SYSTEMS, Settings, has_embedded_records, placed, 
 from fourplane.simulator.crowds import Target
 from fourplane.state.contracts import Records
 from fourplane.state.format import ensure_format
-from fourplane.state.stores import Stores
 from fourplane.streaming.app import Streaming
 
 CONTROL_SOCKET = "control.sock"
@@ -89,7 +90,8 @@ class Deployment:
         self.sockets = sockets or {}
         self.registry = Registry()
         self.lifecycle = Lifecycle(self.registry)
-        self.stores = Stores(settings.stores, data=settings.data)
+        self.stores = TracedStores(settings.stores, data=settings.data)
+        self.stores.tracer = self.registry.tracer
         self.stores.register(self.registry)
         self.ids = IdGenerator(slot)
         self.systems: Systems = {}
@@ -110,6 +112,7 @@ class Deployment:
         if "connections" in self.sockets:
             self._passing = Passing(self.sockets["connections"], self.neighbourhood.way)
         self._metrics: MetricsStore | None = None
+        self._observability = self._watching()
         self._resilience: Resilience
 
     async def build(self) -> "Deployment":
@@ -143,6 +146,11 @@ class Deployment:
             self._metrics = MetricsStore(
                 settings.metrics, registry=registry, blobs=await self.stores.blobs("control"), collect=self._all_cells
             )
+        if near.owns(CONSOLE):
+            self._observability.watch(
+                accounts=self.accounts, blobs=await self.stores.blobs("control"), store=self._metrics,
+                collect=self._all_cells,
+            )  # fmt: skip
         self._resilience = Resilience(
             settings.chaos, near=near, data=settings.data, folder=settings.data / NEIGHBOURS, systems=settings.systems,
             registry=registry, accounts=self.accounts, disk=self.stores, regions=self._cache_nodes,
@@ -165,6 +173,7 @@ class Deployment:
             calls = {
                 name: one for system in self.systems.values() for name, one in getattr(system, "calls", dict)().items()
             }
+            calls |= self._observability.calls()
             calls["faults"] = (FaultDesk, self._resilience.desk, None)
             near.serve(registry, self.sockets.get("calls"), desk=desk, services=services, calls=calls)
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
@@ -175,9 +184,12 @@ class Deployment:
             self.lifecycle.add("passing", passing)
             self.lifecycle.add("passed", self._passing)
         self.lifecycle.add("watchdog", self._watchdog)
+        for name, part in self._observability.parts():
+            self.lifecycle.add(name, part)
         if near.owns(CONSOLE):
             self.lifecycle.add("demonstration", self.demo)
-            self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, self.orders.verbs()))
+            verbs = self.orders.verbs() | self._observability.verbs()
+            self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, verbs))
         return self
 
     def _gateway(self, nodes: Mapping[str, Sequence[Node]]) -> Gateway:
@@ -201,6 +213,7 @@ class Deployment:
             if self._metrics is not None:
                 self.lifecycle.add("metrics", self._metrics)
                 doors += self._metrics.doors()
+        doors += self._observability.doors()
         metrics = None if others is None else others.metrics
         doors += exporters.doors(registry, lambda: self.lifecycle.ready, metrics=metrics)
         for system in self.systems.values():
@@ -209,6 +222,22 @@ class Deployment:
         return Gateway(
             doors, self.accounts, registry=registry, settings=settings.gateway, elsewhere=elsewhere,
             room=self._waiting_room(), version=__version__,
+        )  # fmt: skip
+
+    def _watching(self) -> Observability:
+        """Objectives, probes, alerts, traces: what of them this worker has."""
+        settings, near = self.settings, self.neighbourhood
+        runs: dict[str, str] = {}
+        for name in settings.systems:
+            slots = range(settings.fleet.workers) if name in near.placement.spread else [near.placement.slot_of(name)]
+            for slot in slots:
+                runs[str(slot)] = ", ".join(filter(None, [runs.get(str(slot), ""), name]))
+        return Observability(
+            settings.observability, Place(near.slot, near.peers, runs), registry=self.registry, data=settings.data,
+            public=Public(
+                self.target, lambda: self.lifecycle.ready, settings.gateway.hosts, settings.messaging.domains[0]
+            ),
+            systems=settings.systems,
         )  # fmt: skip
 
     def _waiting_room(self) -> WaitingRoom | None:

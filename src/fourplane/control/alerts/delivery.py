@@ -4,13 +4,11 @@ A message is sent in order; one that cannot be delivered is tried again after 0.
 most `attempts_max` times, and holds up only its own receiver. A receiver that says no (4xx but 408 and 429) is not asked
 again. What does not fit into a full queue pushes out the oldest: the newest word about an alert is the one that counts.
 
-Every body is signed: `x-fourplane-signature: t=SECONDS,v1=HEX`, the HMAC-SHA256 of `SECONDS.BODY` under the key in
-`data/secrets/alerts`, so that a receiver can tell our page from anybody's and refuse an old one that is played again.
+Every body is signed as all webhooks are (`edge/webhooks.py`), under the key in `data/secrets/alerts`, so that a receiver can tell
+our page from anybody's and refuse an old one that is played again.
 """
 
 import asyncio
-import hashlib
-import hmac
 import ssl
 from collections import deque
 from typing import Literal
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from fourplane.edge import webhooks
 from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Misconfigured
@@ -75,7 +74,7 @@ class _Message(msgspec.Struct):
 class Delivery:
     """The queue of one receiver; `run` is its only task."""
 
-    def __init__(self, settings: ReceiverSettings, *, key: bytes, registry: Registry) -> None:
+    def __init__(self, settings: ReceiverSettings, *, key: str, registry: Registry) -> None:
         self.settings = settings
         self._key = key
         self._registry = registry
@@ -135,7 +134,7 @@ class Delivery:
         headers = {
             "content-type": "application/json",
             "user-agent": "fourplane",
-            "x-fourplane-signature": signature(self._key, at_s, message.body),
+            webhooks.SIGNATURE: webhooks.sign(self._key, message.body, at_s),
         }
         try:
             answer = await self._client.request(
@@ -148,17 +147,3 @@ class Delivery:
             return "taken"
         self._error = f"it answers {answer.status}"
         return "again" if answer.status >= 500 or answer.status in AGAIN else "refused"
-
-
-def signature(key: bytes, at_s: int, body: bytes) -> str:
-    """The value of `x-fourplane-signature`."""
-    digest = hmac.new(key, b"%d." % at_s + body, hashlib.sha256).hexdigest()
-    return f"t={at_s},v1={digest}"
-
-
-def verified(key: bytes, header: str, body: bytes, *, now_s: float, age_s_max: float = 300.0) -> bool:
-    """Whether a receiver may believe a message: signed with this key, and not long ago."""
-    fields = dict(part.partition("=")[::2] for part in header.split(","))
-    if not fields.get("t", "").isdigit() or abs(now_s - int(fields["t"])) > age_s_max:
-        return False
-    return hmac.compare_digest(signature(key, int(fields["t"]), body), header)

@@ -80,7 +80,7 @@ class SilenceOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Kept(msgspec.Struct):
     """What lies in the blobs."""
 
-    book: BookState = BookState()
+    book: BookState = msgspec.field(default_factory=BookState)
     silences: list[Silence] = []
     told: dict[str, list[Alert]] = {}
     changed_s: float = 0.0
@@ -120,7 +120,7 @@ class Alerts:
 
     async def start(self, tasks: Tasks) -> None:
         """Go on where the last process ended, then look once a second."""
-        key = signing_key(self._secrets) if self.settings.receivers else b""
+        key = signing_key(self._secrets) if self.settings.receivers else ""
         for one in self.settings.receivers:
             if one.kind == "pagerduty":
                 self._routing_keys[one.name] = _routing_key(self._secrets / one.routing_key_file)
@@ -317,14 +317,14 @@ class Alerts:
         return self.expire(call.params["id"])
 
 
-def signing_key(secrets: Path) -> bytes:
+def signing_key(secrets: Path) -> str:
     """The key that signs what goes out; random, made once, readable by the owner only."""
     file = secrets / "alerts"
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.touch(mode=0o600)
         file.write_text(ids.capability(), encoding="ascii")
-    return file.read_text(encoding="ascii").strip().encode()
+    return file.read_text(encoding="ascii").strip()
 
 
 def _routing_key(file: Path) -> str:
