@@ -268,6 +268,37 @@ def test_a_sandbox_ride_is_told_to_a_webhook_in_order_signed_and_again_until_it_
     in_city(work)
 
 
+def test_a_program_rides_with_bearer_tokens_and_names_no_more_than_it_must() -> None:
+    async def work(city: City) -> None:
+        start, end = city.points(2)
+        rider = {"authorization": "Bearer " + (await city.call("POST", "/guests", {}))["token"]}
+        driver = {"authorization": "Bearer " + (await city.call("POST", "/drivers", {"name": "Ana"}))["token"]}
+        spot = {"latitude": start[0], "longitude": start[1]}
+        with pytest.raises(Refused, match="offline"):
+            await city.call("POST", "/drivers/me/position", spot, **driver)
+        await city.call("POST", "/drivers/me/online", {}, **driver)
+        with pytest.raises(Refused, match="no_ride"):
+            await city.call("POST", "/drivers/me/accept", {}, **driver)
+        await city.call("POST", "/drivers/me/position", spot, **driver)
+        way = {f"{which}_{axis}": value for which, place in (("start", start), ("end", end))
+               for axis, value in zip(("latitude", "longitude"), place, strict=True)}  # fmt: skip
+        fare = (await city.call("POST", "/requests/estimate", way, **rider))["fare"]["fare_id"]
+        ride = (await city.call("POST", "/requests", {"fare_id": fare}, **rider))["request_id"]
+        for _ in range(200):
+            await city.call("POST", "/drivers/me/position", spot, **driver)
+            if (await city.call("GET", "/drivers/me", **driver))["offer"]:
+                break
+            await clock.sleep(0.1)
+        for verb in ("accept", "arrive", "start", "finish"):
+            await city.call("POST", f"/drivers/me/{verb}", {}, **driver)
+        answer = await city.call("GET", f"/requests/{ride}", **rider)
+        assert (answer["status"], answer["product_id"]) == ("completed", "go")
+        first = (await city.call("GET", "/products"))["products"][0]
+        assert (first["product_id"], first["display_name"]) == ("go", "Go")
+
+    in_city(work)
+
+
 def test_bad_positions_are_refused_or_ignored_counted_and_lose_nothing() -> None:
     settings = msgspec.structs.replace(PATIENT, index=IndexSettings(engine="columns"))
 
@@ -324,7 +355,7 @@ def test_where_no_driver_ever_comes_the_rider_is_told_why_and_pays_nothing() -> 
         told = await rider.wait_for(ride, lambda now: now["paid"] == "voided")
         assert told["status"] == "no_drivers_available"
         assert "no free driver" in told["reason"]
-        assert (await rider.call("GET", "/products/go"))["name"] == "Go"
+        assert (await rider.call("GET", "/products/go"))["display_name"] == "Go"
         found = await rider.call("POST", "/estimates/drivers", {"places": [start, end]})
         assert [one["drivers"] for one in found["near"]] == [[], []]
         with pytest.raises(Refused, match="no_road"):

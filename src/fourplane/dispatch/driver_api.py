@@ -1,7 +1,8 @@
 """The driver's doors: register, go online, report where you are, answer offers, earn; and fleets for gateways.
 
-A driver holds a signed token (header `X-Driver-Token`, or `?token=` on the WebSocket, where the same token opens the
-location feed for this one driver). Fleets are an operator's: thousands of numbers and one token for their gateway.
+A driver holds a signed token: `Authorization: Bearer`, `X-Driver-Token` beside an account's session, or `?token=` on the
+WebSocket, where the same token opens the location feed for this one driver. Fleets are an operator's: thousands of numbers
+and one token for their gateway.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import numpy as np
 from fourplane.dispatch.driver_index import check_point, make_updates
 from fourplane.dispatch.driver_verbs import DriverVerb
 from fourplane.dispatch.drivers import Profile
+from fourplane.dispatch.near import bearer
 from fourplane.dispatch.ride_news import OfferNews
 from fourplane.dispatch.trip_processor import read_history
 from fourplane.dispatch.trips import Place
 from fourplane.edge.routes import Call, Priority, Route, SocketRoute
 from fourplane.foundation import clock, ids
-from fourplane.foundation.errors import Forbidden, Rejected, Unauthenticated
+from fourplane.foundation.errors import Conflict, Forbidden, Rejected, Unauthenticated
 from fourplane.foundation.money import Money
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ API = "/dispatch/api"
 DRIVER = "dispatch-driver"
 TOKEN_S = 7 * 86_400.0
 FLEET_MAX = 1_000_000
+WITHOUT_TRIP = ("online", "offline", "pause")
 
 
 class NewDriver(msgspec.Struct, frozen=True):
@@ -55,8 +58,8 @@ class FleetToken(msgspec.Struct, frozen=True):
     feed_port: int
 
 
-class VerbBody(msgspec.Struct, frozen=True):
-    trip: str = ""
+class VerbBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    trip: str = ""  # the one I have or am offered where it is left out
     pin: str = ""
     stars: int = 0
 
@@ -96,7 +99,7 @@ class DriverApi:
     def doors(self) -> list[Route | SocketRoute]:
         """All doors a driver needs."""
         urgent = Priority.CRITICAL
-        verbs = ("online", "offline", "pause", "accept", "decline", "arrive", "start", "finish", "cancel", "rate")
+        verbs = (*WITHOUT_TRIP, "accept", "decline", "arrive", "start", "finish", "cancel", "rate")
         return [
             Route("POST", f"{API}/drivers", self.register, "Become a driver", body=NewDriver, answer=DriverToken, rate_per_s=5),
             Route("POST", f"{API}/fleets", self.fleet, "Numbers and a feed token for a gateway's drivers",
@@ -116,9 +119,11 @@ class DriverApi:
 
     def driver_of(self, call: Call[Any]) -> int:
         """Who asks; raises Unauthenticated."""
-        token = call.headers.get("x-driver-token", "")
+        token = call.headers.get("x-driver-token", "") or bearer(call)
         if not token:
-            raise Unauthenticated("say who you are: POST /dispatch/api/drivers gives a token", code="no_driver")
+            raise Unauthenticated(
+                "say who you are: Authorization: Bearer with the token of POST /dispatch/api/drivers", code="no_driver"
+            )
         return int(self._d.signer.verify(DRIVER, token)["driver"])
 
     async def register(self, call: Call[NewDriver]) -> DriverToken:
@@ -144,6 +149,8 @@ class DriverApi:
     async def position(self, call: Call[PositionBody]) -> DriverState:
         number = self.driver_of(call)
         check_point(call.body.latitude, call.body.longitude)
+        if not self._d.drivers.online(number):
+            raise Conflict("say first that you are online: POST /dispatch/api/drivers/me/online", code="offline")
         sequence = clock.now_us() // 62_500 & 0xFFFFFFFF
         updates = make_updates(
             np.array([number], np.uint32), np.array([call.body.latitude]), np.array([call.body.longitude]),
@@ -179,13 +186,21 @@ class DriverApi:
     def _verb(self, verb: str) -> Any:
         async def handler(call: Call[VerbBody]) -> DriverState:
             number, body = self.driver_of(call), call.body
+            trip = body.trip or ("" if verb in WITHOUT_TRIP else self._own(number))
             wanted = msgspec.convert(
-                {"verb": verb, "driver": number, "trip": body.trip, "pin": body.pin, "stars": body.stars}, DriverVerb
+                {"verb": verb, "driver": number, "trip": trip, "pin": body.pin, "stars": body.stars}, DriverVerb
             )
             await self._d.desk.perform(wanted)
             return self._state(number)
 
         return handler
+
+    def _own(self, number: int) -> str:
+        """The ride a driver has or is offered; raises Conflict."""
+        ride = self._d.rides.of_driver(number)
+        if ride is None:
+            raise Conflict("you have no ride and no offer", code="no_ride")
+        return ids.encode("trip", ride.trip.id)
 
     def _state(self, number: int) -> DriverState:
         ride = self._d.rides.of_driver(number)

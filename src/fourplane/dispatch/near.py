@@ -173,6 +173,12 @@ class Near:
         return True
 
 
+def bearer(call: Call[Any]) -> str:
+    """The token of `Authorization: Bearer`, "" where there is none."""
+    kind, _, token = call.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
 def point(call: Call[Any], which: str) -> tuple[float, float]:
     """`start` or `end` of a query; raises Rejected."""
     try:

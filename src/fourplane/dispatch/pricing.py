@@ -18,7 +18,7 @@ from fourplane.foundation.money import Money
 SURGE_LEVEL = 12
 
 
-class Product(msgspec.Struct, frozen=True):
+class Product(msgspec.Struct, frozen=True, rename={"id": "product_id", "name": "display_name"}):
     """A kind of ride. Prices in minor units of the deployment's currency; `vehicles` are the kinds that may serve it."""
 
     id: str

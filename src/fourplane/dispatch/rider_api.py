@@ -1,8 +1,8 @@
 """The rider's doors, in the shape of Uber's public rides API v1.2: products, estimates, requests.
 
-A rider is an account, or a guest with a signed token (`POST /dispatch/api/guests`, header `X-Rider-Token`). An estimate
-answers with a `fare_id`: the fare itself, signed, good for two minutes, so that no server has to remember it and the price
-a rider saw is the price a ride costs, whatever the surge does meanwhile.
+A rider is an account, or a guest with a signed token (`POST /dispatch/api/guests`, then `Authorization: Bearer` or
+`X-Rider-Token`). An estimate answers with a `fare_id`: the fare itself, signed, good for two minutes, so that no server has
+to remember it and the price a rider saw is the price a ride costs, whatever the surge does meanwhile.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from fourplane.dispatch import trips
 from fourplane.dispatch.cells import cell_id
 from fourplane.dispatch.driver_index import check_point
 from fourplane.dispatch.drivers import Profile
-from fourplane.dispatch.near import point
+from fourplane.dispatch.near import bearer, point
 from fourplane.dispatch.pricing import PRODUCTS, SURGE_LEVEL, Fare, FareLine, Product, find_product, price
 from fourplane.dispatch.rides import Ride
 from fourplane.dispatch.trip_processor import read_history
@@ -68,11 +68,11 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class EstimateBody(msgspec.Struct, frozen=True):
-    product_id: str
     start_latitude: float
     start_longitude: float
     end_latitude: float
     end_longitude: float
+    product_id: str = PRODUCTS[0].id
     start_name: str = ""
     end_name: str = ""
 
@@ -196,7 +196,12 @@ class RiderApi:
             return self._d.signer.verify(RIDER, token)["rider"]
         if call.identity is not None:
             return f"account-{call.identity.account_id}"
-        raise Unauthenticated("say who you are: log in, or POST /dispatch/api/guests", code="no_rider")
+        if token := bearer(call):
+            return self._d.signer.verify(RIDER, token)["rider"]
+        raise Unauthenticated(
+            "say who you are: log in, or Authorization: Bearer with the token of POST /dispatch/api/guests",
+            code="no_rider",
+        )
 
     async def guest(self, _call: Call[None]) -> Guest:
         rider = f"guest-{ids.capability(8)}"

@@ -103,7 +103,7 @@ async function prices() {
     const [products, costs, times] = await Promise.all(
       [call("GET", "/products"), call("GET", `/estimates/price?${query}`), call("GET", `/estimates/time?${query}`)]);
     ride.offers = products.products.map((product, n) => ({ ...product, ...costs.prices[n], soon: times.times[n].estimate }));
-    await quote(ride.offers.some((offer) => offer.id === ride.product) ? ride.product : "go");
+    await quote(ride.offers.some((offer) => offer.product_id === ride.product) ? ride.product : "go");
     view.fit([...ride.line, [ride.from.lat, ride.from.lng], [ride.to.lat, ride.to.lng]]);
   } catch (error) {
     if (error.code === "no_road") (/destination/.test(error.message) ? (ride.to = null) : (ride.from = ride.to = null));
@@ -126,9 +126,9 @@ function offers(problem) {
   show(el("h2", {}, `${trip.distance_estimate.toFixed(1)} km, ${minutes(trip.duration_estimate)}`), stops(),
     fare.surge_multiplier > 1 && el("div", { class: "surge" }, "⚡", el("span", {}, fare.surge_reason)),
     el("div", { class: "products", role: "radiogroup", "aria-label": "Kind of ride" }, ...ride.offers.map((offer) => {
-      const button = el("button", { class: "product", role: "radio", type: "button", "aria-checked": String(offer.id === ride.product),
-        onclick: () => quote(offer.id).catch((error) => offers(error.message)) },
-      el("b", {}, offer.name), el("span", { class: "price" }, offer.estimate),
+      const button = el("button", { class: "product", role: "radio", type: "button", "aria-checked": String(offer.product_id === ride.product),
+        onclick: () => quote(offer.product_id).catch((error) => offers(error.message)) },
+      el("b", {}, offer.display_name), el("span", { class: "price" }, offer.estimate),
       el("small", {}, offer.description), el("small", { class: "soon" }, offer.soon == null ? "none near" : minutes(offer.soon)));
       button.insertAdjacentHTML("afterbegin", CAR);
       return button;
@@ -136,7 +136,7 @@ function offers(problem) {
     problem && el("p", { class: "error", role: "alert" }, problem),
     el("label", { class: "check" }, el("input", { type: "checkbox", id: "pin", checked: ride.pin === true, onchange: (event) => { ride.pin = event.target.checked; } }),
       "Start only when I have told the driver my PIN"),
-    el("button", { class: "main", id: "ask", onclick: ask }, `Ask for ${ride.offers.find((o) => o.id === ride.product).name} · ${fare.display}`),
+    el("button", { class: "main", id: "ask", onclick: ask }, `Ask for ${ride.offers.find((o) => o.product_id === ride.product).display_name} · ${fare.display}`),
     el("button", { class: "quiet", onclick: () => choose() }, "Back"),
     breakdown(fare));
 }
