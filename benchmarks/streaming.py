@@ -6,7 +6,8 @@ CPU second of the server.
 The server is pinned to core 0, the loader to core 1 (where there are two). 64 segments of 2 MiB over 16 kept connections, one
 object of 10 KiB over 64. The loader drops bodies in the kernel, so it is not the limit. What counts is the server's own CPU time
 (all its threads, from /proc): wall time on shared cores says little. nginx runs with one worker, sendfile, no access log; over
-TLS both speak 1.3 with the same certificate. The other rows: `_streaming_plays` (a real Chromium) and `_streaming_tree`.
+TLS both speak 1.3 with the same certificate. The other rows: `_streaming_plays` (a real Chromium), `_streaming_tree`
+(ladder, fill, a lost region) and `_streaming_rules` (what the public cache suite and validators of manifests say).
 """
 
 import argparse
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -261,35 +263,52 @@ def measure(servers, kind, seconds):
 def run(options):
     """Every row of the bars, or those of `--rows`; a row that cannot be measured here says why."""
     import _streaming_plays as plays
+    import _streaming_rules as rules
     import _streaming_tree as tree
 
     quick = getattr(options, "quick", False)
     rows = {
         "cache": lambda: throughput(options),
         "first frame": lambda: plays.first_frame(10 if quick else 100),
-        "rebuffer": lambda: plays.rebuffer(8 if quick else 40),
+        "rebuffer": lambda: plays.rebuffer(8 if quick else 36),
         "ladder": tree.ladder,
-        "per title": tree.per_title,
+        "validators": rules.validators,
         "fill": lambda: tree.fill(requests=600 if quick else 6_000),
-        "region loss": lambda: tree.region(users=8 if quick else 24, seconds=16.0 if quick else 45.0),
+        "region loss": lambda: tree.region(users=8 if quick else 24, seconds=16.0 if quick else 36.0),
+        "cache suite": rules.suite,
+        "per title": tree.per_title,  # no bar of its own: only when asked for
     }
-    wanted = getattr(options, "rows", None) or list(rows)
+    wanted = getattr(options, "rows", None) or [name for name in rows if name != "per title"]
+    together = {"region loss", "cache suite"} <= set(wanted)  # the suite does little but wait, and so does a crowd
     found = {}
-    for name in wanted:
-        cores = os.sched_getaffinity(0)
-        try:
-            found |= rows[name]() if name == "cache" else {name: rows[name]()}
-        except (RuntimeError, ImportError) as error:
-            found[name] = {"skipped": str(error)}
-        finally:
+    with ThreadPoolExecutor(1) as beside:
+        for name in wanted:
+            if together and name == "cache suite":
+                continue
+            suite = beside.submit(row, rows, "cache suite") if together and name == "region loss" else None
+            cores = os.sched_getaffinity(0)
+            told = row(rows, name)
             os.sched_setaffinity(0, cores)
+            found |= told if name == "cache" else {name: told}
+            if suite is not None:
+                found["cache suite"] = suite.result()
     return found
+
+
+def row(rows, name):
+    """One row's figures and how long they took."""
+    began = time.monotonic()
+    try:
+        told = rows[name]()
+    except (RuntimeError, ImportError) as error:
+        return {"skipped": str(error)}
+    return told if name == "cache" else {**told, "took_s": round(time.monotonic() - began, 1)}
 
 
 def throughput(options):
     """Alternate rounds over node and peers (where installed); medians and ratios."""
     origin_port = origin()
-    seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 2.0)
+    seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 1.2)
     names = ["node", *(["nginx"] if shutil.which("nginx") else [])]
     if getattr(options, "peers", False) and shutil.which("varnishd"):
         names.append("varnish")
@@ -339,7 +358,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", nargs=4, metavar=("PORT", "ORIGIN", "FOLDER", "KIND"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="which loads (default: all)")
     parser.add_argument("--rows", nargs="*", help="which rows (default: all): cache, first frame, rebuffer, ...")
     parser.add_argument("--peers", action="store_true", help="varnish too")

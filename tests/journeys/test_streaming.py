@@ -2,9 +2,11 @@
 
 import json
 import re
+from urllib.parse import urlsplit
 
+import msgspec
 import pytest
-from tests.journeys.streaming.rig import ROOT, house, run, served
+from tests.journeys.streaming.rig import QUICK, ROOT, house, run, served
 
 from fourplane.edge.http_client import HttpClient
 from fourplane.foundation.errors import Misconfigured
@@ -38,7 +40,14 @@ def film(encoder, shared_data, tmp_path_factory):
     file = shared_data / "video" / "big_buck_bunny_trailer_720p.mp4"
     if not file.is_file():
         pytest.skip("the trailer is not here (../shared/data/video)")
-    with served(tmp_path_factory.mktemp("film"), file) as found:
+    encoding = msgspec.structs.replace(QUICK, duration_s_max=8.0)
+    with served(tmp_path_factory.mktemp("film"), file, encoding=encoding) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def generated(encoder, tmp_path_factory):
+    with served(tmp_path_factory.mktemp("generated"), size="640x360") as found:
         yield found
 
 
@@ -79,9 +88,9 @@ def test_what_the_player_measured_reaches_the_quality_figures(chromium, film):
     assert here.rooms.quality.bytes > 0
 
 
-def test_a_generated_clip_plays_where_there_is_no_film(chromium, encoder, tmp_path):
-    with served(tmp_path) as (here, title):
-        seen, heard = watch(chromium, here, title, "mse", past_s=1.5)
+def test_a_generated_clip_plays_where_there_is_no_film(chromium, generated):
+    here, title = generated
+    seen, heard = watch(chromium, here, title, "mse", past_s=1.0)
     assert seen["failed"] == ""
     assert seen["frames"] > 10
     assert heard == []
@@ -99,7 +108,9 @@ def test_a_stopped_node_moves_its_viewers_and_the_film_goes_on(chromium, film):
         first = here.rooms.delivery.nodes["EDGE1"].port
         page.route(re.compile(rf":{first}/.*/[2-9]\.m4s"), stop)
         page.goto(f"{here.address}/streaming/watch/{title}?engine=mse")
-        page.wait_for_function("() => document.querySelector('video')?.currentTime > 6", timeout=30_000)
+        page.wait_for_function("() => document.querySelector('video')?.currentTime > 0.5", timeout=30_000)
+        page.evaluate("() => { document.querySelector('video').playbackRate = 2; }")
+        page.wait_for_function("() => document.querySelector('video').currentTime > 6", timeout=30_000)
         assert page.evaluate("() => window.player.play.node") != "EDGE1"
         assert page.evaluate("() => document.querySelector('.player').dataset.failed") is None
     finally:
@@ -114,6 +125,24 @@ async def told(client, method, path, body=None, *, token=""):
     content = b"" if body is None else json.dumps(body).encode()
     answer = await client.request(method, path, body=content, headers=headers)
     return answer.status, json.loads(answer.body) if answer.body else None
+
+
+async def what_comes_along_is_what_a_node_serves(client, title):
+    """The answer of `start` holds the segments a player shows first, those of the moment it goes on at."""
+    headers = {"content-type": "application/json"}
+    body = json.dumps({"title": title, "at_s": 2.5}).encode()
+    answer = await client.request("POST", "/streaming/api/start", body=body, headers=headers)
+    size = int.from_bytes(answer.body[:4], "big")
+    told, rest = json.loads(answer.body[4 : 4 + size]), answer.body[4 + size :]
+    assert [(piece["track"], piece["number"]) for piece in told["pieces"]] == [("180p", 1), ("audio_0", 1)]
+    place = urlsplit(told["play"]["base"])
+    node = HttpClient(place.hostname, place.port)
+    for piece in told["pieces"]:
+        served_by_node = await node.request("GET", f"{place.path}{piece['track']}/{piece['number']}.m4s")
+        assert rest[: piece["bytes"]] == served_by_node.body
+        rest = rest[piece["bytes"] :]
+    node.close()
+    assert rest == b""
 
 
 def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
@@ -144,37 +173,35 @@ def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
                 client, "POST", "/streaming/api/play", {"title": listed["titles"][0]["id"], "region": "asia"}
             )
             assert (status, play["node"]) == (200, "EDGE3")
+            await what_comes_along_is_what_a_node_serves(client, listed["titles"][0]["id"])
             client.close()
 
     run(main)
 
 
-def test_another_screen_goes_on_and_the_fifth_is_refused(encoder, tmp_path):
+def test_another_screen_goes_on_and_the_fifth_is_refused(generated):
     async def main():
-        async with house(tmp_path) as here:
-            title = await here.streaming.ensure_title(duration_s=12.0)
-            client = HttpClient("127.0.0.1", here.port)
-            wanted, sessions = {"title": title, "region": "eu"}, []
-            for _ in range(4):
-                status, play = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
-                assert (status, play["resume_s"]) == (200, 0.0)
-                sessions.append(play["session"])
-            status, refused = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
-            assert (status, refused["error"]["code"]) == (403, "too_many_streams")
-            last = {"session": sessions[0], "played_s": 7.5, "at_s": 7.5, "ended": True}
-            assert (await told(client, "POST", "/streaming/api/beacons", last))[0] == 204
+        here, title = generated
+        client = HttpClient("127.0.0.1", here.port)
+        wanted, sessions = {"title": title, "region": "eu"}, []
+        for _ in range(4):
             status, play = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
-            assert (status, play["resume_s"]) == (200, 7.5)
-            _, listed = await told(client, "GET", "/streaming/api/continue", token=here.operator)
-            assert [(one["title"]["id"], one["at_s"]) for one in listed["begun"]] == [(title, 7.5)]
-            assert (await told(client, "GET", "/streaming/api/continue"))[1] == {"begun": []}
-            described = {"name": "Living colours", "about": {"regions": ["us"], "genres": ["Short"]}}
-            assert (await told(client, "PUT", f"/streaming/api/titles/{title}", described, token=here.operator))[
-                0
-            ] == 200
-            status, refused = await told(client, "POST", "/streaming/api/play", wanted)
-            assert (status, refused["error"]["code"]) == (403, "not_in_region")
-            assert (await told(client, "GET", "/streaming/api/titles?region=eu"))[1] == {"titles": []}
-            client.close()
+            assert (status, play["resume_s"]) == (200, 0.0)
+            sessions.append(play["session"])
+        status, refused = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
+        assert (status, refused["error"]["code"]) == (403, "too_many_streams")
+        last = {"session": sessions[0], "played_s": 7.5, "at_s": 7.5, "ended": True}
+        assert (await told(client, "POST", "/streaming/api/beacons", last))[0] == 204
+        status, play = await told(client, "POST", "/streaming/api/play", wanted, token=here.operator)
+        assert (status, play["resume_s"]) == (200, 7.5)
+        _, listed = await told(client, "GET", "/streaming/api/continue", token=here.operator)
+        assert [(one["title"]["id"], one["at_s"]) for one in listed["begun"]] == [(title, 7.5)]
+        assert (await told(client, "GET", "/streaming/api/continue"))[1] == {"begun": []}
+        described = {"name": "Living colours", "about": {"regions": ["us"], "genres": ["Short"]}}
+        assert (await told(client, "PUT", f"/streaming/api/titles/{title}", described, token=here.operator))[0] == 200
+        status, refused = await told(client, "POST", "/streaming/api/play", wanted)
+        assert (status, refused["error"]["code"]) == (403, "not_in_region")
+        assert (await told(client, "GET", "/streaming/api/titles?region=eu"))[1] == {"titles": []}
+        client.close()
 
     run(main)

@@ -30,6 +30,11 @@ class PlayAsked(msgspec.Struct, frozen=True):
     isp: str = ""
 
 
+class StartAsked(PlayAsked, frozen=True):
+    at_s: float = 0.0  # where the viewer stopped, as this browser remembers
+    language: str = ""  # of the sound
+
+
 class UploadAsked(msgspec.Struct, frozen=True):
     name: str
     size: int
@@ -153,6 +158,14 @@ class Api:
             Route("GET", f"{base}/titles/{{title}}", self.title, "one title and its ladder", answer=TitleFacts),
             Route("GET", f"{base}/titles/{{title}}/poster.jpg", self.poster, "its poster"),
             Route("POST", f"{base}/play", self.play, "play a title", body=PlayAsked, answer=Play, priority=play),
+            Route(
+                "POST",
+                f"{base}/start",
+                self.start,
+                "play a title whose first segments come along (length, JSON, bytes)",
+                body=StartAsked,
+                priority=play,
+            ),
             Route(
                 "GET", f"{base}/sessions/{{session}}/master.m3u8", self.steered, "the steered playlist", priority=play
             ),
@@ -296,18 +309,33 @@ class Api:
         )
 
     async def play(self, call: Call[PlayAsked]) -> Play:
-        asked = call.body
+        began_s = clock.monotonic_s()
+        found = await self._play(call, call.body)
+        self._rooms.play_seconds.record(clock.monotonic_s() - began_s)
+        return found
+
+    async def start(self, call: Call[StartAsked]) -> Reply:
+        """The same with what the player shows first: four bytes of length, a `Start` in JSON, its pieces."""
+        began_s, asked = clock.monotonic_s(), call.body
+        play = await self._play(call, asked)
+        start, pieces = await self._rooms.playback.start(play, at_s=asked.at_s, language=asked.language)
+        told = msgspec.json.encode(start)
+        self._rooms.play_seconds.record(clock.monotonic_s() - began_s)
+        return Reply(
+            b"".join((len(told).to_bytes(4, "big"), told, *pieces)),
+            media_type="application/octet-stream",
+            headers={"cache-control": "no-store"},
+        )
+
+    async def _play(self, call: Call[PlayAsked] | Call[StartAsked], asked: PlayAsked) -> Play:
         if asked.region not in REGIONS:
             raise Rejected(f"a region is one of {', '.join(REGIONS)}", code="bad_region")
         self._rooms.play_switch.check()
-        began_s = clock.monotonic_s()
         host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
         isp = isp_of(call.peer, {node.id: node.prefixes for node in self._rooms.settings.cdn if node.prefixes})
-        found = await self._rooms.playback.play(
+        return await self._rooms.playback.play(
             asked.title, call.identity, host=host, region=asked.region, isp=asked.isp[:20] or isp
         )
-        self._rooms.play_seconds.record(clock.monotonic_s() - began_s)
-        return found
 
     async def steered(self, call: Call[None]) -> Reply:
         host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")

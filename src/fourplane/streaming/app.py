@@ -179,12 +179,12 @@ class Streaming:
             f"/streaming/watch/{title.id}",
         )
 
-    async def ensure_title(self, *, duration_s: float = 20.0) -> str:
+    async def ensure_title(self, *, duration_s: float = 20.0, size: str = "1280x720") -> str:
         """The id of a title that can be played; without any, a generated clip is encoded first."""
         for title in await self.rooms.titles.all():
             if title.version:
                 return title.id
-        job = await self.rooms.jobs.wait_ended((await self.rooms.test_title(duration_s=duration_s)).id)
+        job = await self.rooms.jobs.wait_ended((await self.rooms.test_title(duration_s=duration_s, size=size)).id)
         if job.state != "done":
             raise Rejected(job.said or f"the import was {job.state}", code=job.error or job.state)
         return job.title

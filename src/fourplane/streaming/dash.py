@@ -1,6 +1,7 @@
-"""The DASH manifest (ISO/IEC 23009-1, static, isoff-live profile) over the same segments as HLS.
+"""The DASH manifest (ISO/IEC 23009-1, static) over the same segments as HLS.
 
-Segment times come from the index as a SegmentTimeline, so picture and sound of unequal length are stated as they are.
+Segment times come from the index as a SegmentTimeline, so picture and sound of unequal length are stated as they are. The
+profile is isoff-live; with texts, each of them one file, it is isoff-main, because isoff-live knows nothing but templates.
 """
 
 from xml.sax.saxutils import escape, quoteattr
@@ -12,9 +13,11 @@ from fourplane.streaming.packaging import TitleIndex, Track
 def manifest(index: TitleIndex, *, steering_uri: str = "", pathways: tuple[tuple[str, str], ...] = ()) -> str:
     """The MPD of a title version; `pathways` are (service location, base address) pairs for content steering."""
     longest = max(seg.duration / track.timescale for track in index.tracks for seg in track.segments)
+    profile = "isoff-main" if index.captions else "isoff-live"
     head = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
-        '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static" '
+        '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:'
+        f'{profile}:2011" type="static" '
         f'mediaPresentationDuration="{_time(index.duration_s)}" maxSegmentDuration="{_time(longest + 0.001)}" '
         f'minBufferTime="PT{max(2, index.target_s)}S">\n'
     )

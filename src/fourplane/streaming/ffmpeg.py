@@ -79,9 +79,15 @@ def _failure(code: int, words: list[str]) -> FourplaneError:
     return EncodeFailed(f"ffmpeg failed: {said}", exit_code=code)
 
 
+_known: dict[tuple[str, int, int], Ffmpeg] = {}  # a program asked once: path, size, time of change; a handful at most
+
+
 async def find(configured: str = "") -> Ffmpeg:
     """The first usable ffmpeg: the configured one, the imageio-ffmpeg wheel's, the one on PATH; raises Misconfigured."""
     for path in _candidates(configured):
+        key = _file_key(path)
+        if key in _known:
+            return _known[key]
         lines: list[str] = []
         try:
             await _collect([path, "-hide_banner", "-version"], lines, 20)
@@ -93,11 +99,21 @@ async def find(configured: str = "") -> Ffmpeg:
             await _collect([path, "-hide_banner", "-filters"], filters, 2_000)
         except (OSError, NotFound):
             continue
-        return Ffmpeg(path, lines[0].split()[2], _second_words(encoders), _second_words(filters))
+        found = _known[key] = Ffmpeg(path, lines[0].split()[2], _second_words(encoders), _second_words(filters))
+        return found
     raise Misconfigured(
         "no ffmpeg was found: install the extra `video` (imageio-ffmpeg), put ffmpeg on PATH or set FOURPLANE_FFMPEG",
         code="no_ffmpeg",
     )
+
+
+def _file_key(path: str) -> tuple[str, int, int]:
+    program = Path(processes.find_program(path) or path)
+    try:
+        facts = program.stat()
+    except OSError:
+        return path, 0, 0
+    return path, facts.st_size, facts.st_mtime_ns
 
 
 def _candidates(configured: str) -> list[str]:

@@ -20,6 +20,8 @@ from fourplane.streaming.packaging import TitleIndex, Track, blob_key, load_inde
 
 INDEXES_MAX = 256
 INITS_MAX = 2_000
+PIECE_MAX = 320 << 10  # of a segment that comes along with a play call
+PIECES_BYTES_MAX = 32 << 20
 KEEP = "public, max-age=31536000, immutable"
 TYPES = {
     "m3u8": "application/vnd.apple.mpegurl",
@@ -47,6 +49,8 @@ class Origin:
         self._blobs = blobs
         self._indexes: OrderedDict[tuple[str, str], TitleIndex] = OrderedDict()
         self._inits: dict[tuple[str, str, str], str] = {}
+        self._pieces: OrderedDict[tuple[str, str, str, int], bytes] = OrderedDict()
+        self._pieces_bytes = 0
 
     async def index(self, title: str, version: str) -> TitleIndex:
         """The index of a version, from memory when it was used lately; raises NotFound."""
@@ -69,6 +73,24 @@ class Origin:
             if len(self._inits) >= INITS_MAX:
                 self._inits.clear()
             self._inits[key] = found
+        return found
+
+    async def piece(self, index: TitleIndex, track: Track, number: int) -> bytes:
+        """A segment small enough to come along with a play call, from memory when it was used lately; else empty."""
+        if number >= len(track.segments) or track.segments[number].size > PIECE_MAX:
+            return b""
+        key = (index.title, index.version, track.name, number)
+        found = self._pieces.get(key)
+        if found is None:
+            segment = track.segments[number]
+            found = await self._range(index, track, segment.offset, segment.size)
+            if key not in self._pieces:
+                self._pieces[key] = found
+                self._pieces_bytes += len(found)
+            while self._pieces_bytes > PIECES_BYTES_MAX:
+                self._pieces_bytes -= len(self._pieces.popitem(last=False)[1])
+        else:
+            self._pieces.move_to_end(key)
         return found
 
     async def fetch(self, path: str) -> OriginObject:

@@ -17,7 +17,7 @@ from fourplane.foundation.errors import Forbidden, NotFound, Overloaded, Rejecte
 from fourplane.service.tokens import Signer
 from fourplane.streaming import dash, hls
 from fourplane.streaming.cmcd import Cmcd
-from fourplane.streaming.origin import Origin
+from fourplane.streaming.origin import INDEXES_MAX, Origin
 from fourplane.streaming.packaging import TitleIndex, Track
 from fourplane.streaming.positions import Positions, resume_at
 from fourplane.streaming.quality import Quality
@@ -125,6 +125,21 @@ class Play(msgspec.Struct, frozen=True):
     steering_s: float = 10.0  # how often a player without steering of its own asks which node to use
 
 
+class StartPiece(msgspec.Struct, frozen=True):
+    """A segment that comes along: so many bytes of it."""
+
+    track: str
+    number: int
+    bytes: int
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A play whose first segments follow in the same answer, in this order."""
+
+    play: Play
+    pieces: list[StartPiece]
+
+
 class Playback:
     """The play call and what it hands out."""
 
@@ -150,6 +165,7 @@ class Playback:
         self._nodes = nodes
         self._ports = ports
         self._entitlement = entitlement
+        self._tracks: OrderedDict[tuple[str, str], list[PlayTrack]] = OrderedDict()
         self.refused = 0
 
     async def play(self, title_id: str, identity: Identity | None, *, host: str, region: str, isp: str = "") -> Play:
@@ -187,7 +203,7 @@ class Playback:
             f"{base}poster.jpg" if index.poster else "",
             f"{base}scrub.vtt" if index.sprite_every_s else "",
             base,
-            await self._tracks(index),
+            await self._play_tracks(index),
             self._settings.token_s,
             _captions(index),
             resume_at(await self._positions.of(identity.account_id, title.id), index.duration_s) if identity else 0.0,
@@ -195,8 +211,34 @@ class Playback:
             float(self._settings.steering_ttl_s),
         )
 
-    async def _tracks(self, index: TitleIndex) -> list[PlayTrack]:
+    async def start(self, play: Play, *, at_s: float, language: str) -> tuple[Start, list[bytes]]:
+        """What a player shows first, for a play just made: picture and sound of the start rung at `at_s`.
+
+        Costs the service some tens of kilobytes per play and spares the viewer a round trip; too large segments stay out.
+        """
+        index = await self._origin.index(play.title, play.base.split("/")[-2])  # a new version may just have come
+        spoken = [track for track in index.audio if track.language == language and language]
+        pieces, content = [], []
+        for track in (*index.video[:1], *(spoken or index.audio)[:1]):
+            lasts_s = track.segments[0].duration / track.timescale
+            number = min(int(max(0.0, play.resume_s or at_s) / lasts_s), len(track.segments) - 1)
+            found = await self._origin.piece(index, track, number)
+            if found:
+                pieces.append(StartPiece(track.name, number, len(found)))
+                content.append(found)
+        return Start(play, pieces), content
+
+    async def _play_tracks(self, index: TitleIndex) -> list[PlayTrack]:
         """Every rendition; those a player starts with carry their init segment, which spares two requests."""
+        key = (index.title, index.version)
+        found = self._tracks.get(key)
+        if found is None:  # peaks are measured over all segments: once per version, not per play
+            found = self._tracks[key] = await self._measured(index)
+            if len(self._tracks) > INDEXES_MAX:
+                self._tracks.popitem(last=False)
+        return found
+
+    async def _measured(self, index: TitleIndex) -> list[PlayTrack]:
         sounds = hls.names([track.language for track in index.audio], "Sound")
         labels = {track.name: label for track, label in zip(index.audio, sounds, strict=True)}
         first = {track.name for track in (*index.video[:1], *index.audio)}

@@ -89,14 +89,14 @@ async def house(folder, *, encoding=QUICK, settings=None, players=None):
 
 
 @contextlib.contextmanager
-def served(folder, file=None, **options):
+def served(folder, file=None, *, size="1280x720", **options):
     """The same in a thread, with a title imported (a generated clip without `file`): what a browser test needs."""
     ready, ended, facts = threading.Event(), threading.Event(), {}
 
     async def main():
         async with house(folder, **options) as here:
             if file is None:
-                facts["title"] = await here.streaming.ensure_title(duration_s=8.0)
+                facts["title"] = await here.streaming.ensure_title(duration_s=8.0, size=size)
             else:
                 facts["title"] = (await here.streaming.import_file(file, lambda _: None)).title
             facts["here"], facts["loop"] = here, asyncio.get_running_loop()

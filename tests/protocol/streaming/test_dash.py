@@ -1,20 +1,13 @@
-"""Our DASH manifests against the standard's own schema, where its files are at hand.
-
-`FOURPLANE_TEST_DASH` names a folder with DASH-MPD.xsd and xlink.xsd (ISO/IEC 23009-1; DASH-IF publishes them); without it
-only what the schema says about order and must-haves is looked at here.
-"""
-
-import os
-from pathlib import Path
+"""Our DASH manifests against the standard's own schema and DASH-IF's schematron, where they are at hand (`judges`)."""
 
 import pytest
 from lxml import etree
+from tests.protocol.streaming.judges import SPACE, NotAtHand, Schema, Schematron
 from tests.unit.streaming import boxes
 
 from fourplane.streaming import dash
 from fourplane.streaming.packaging import Caption, TitleIndex, index_track
 
-SPACE = "{urn:mpeg:dash:schema:mpd:2011}"
 PLACES = (("EDGE1", "http://a/t/x&y/"), ("EDGE2", "http://b/t/x/"))
 
 
@@ -30,18 +23,10 @@ def index(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def schema():
-    folder = Path(os.environ.get("FOURPLANE_TEST_DASH", ""))
-    file = folder / "DASH-MPD.xsd"
-    if not os.environ.get("FOURPLANE_TEST_DASH") or not file.is_file():
-        pytest.skip("the DASH schema is not at hand (FOURPLANE_TEST_DASH)")
-
-    class Near(etree.Resolver):
-        def resolve(self, url, _, context):
-            return self.resolve_filename(str(folder / url.rpartition("/")[2]), context)
-
-    parser = etree.XMLParser()
-    parser.resolvers.add(Near())
-    return etree.XMLSchema(etree.parse(str(file), parser))
+    try:
+        return Schema()
+    except NotAtHand as reason:
+        pytest.skip(str(reason))
 
 
 def manifests(index):
@@ -49,17 +34,22 @@ def manifests(index):
 
 
 def test_the_standard_s_schema_finds_nothing(index, schema):
-    for text in manifests(index):
-        root = etree.fromstring(text.encode())
-        for newer in root.findall(f"{SPACE}ContentSteering"):  # ETSI TS 103 998; the schema is of an edition before it
-            root.remove(newer)
-        schema.validate(root)
-        assert [entry.message for entry in schema.error_log] == []
+    assert [schema.findings(text) for text in manifests(index)] == [[], []]
 
 
 def test_the_schema_finds_what_is_broken(index, schema):
-    broken = dash.manifest(index).replace(' bandwidth="', ' bandwith="', 1)
-    assert not schema.validate(etree.fromstring(broken.encode()))
+    assert schema.findings(dash.manifest(index).replace(' bandwidth="', ' bandwith="', 1))
+
+
+@pytest.mark.slow
+def test_the_schematron_finds_nothing_in_ours_and_a_fault_in_a_broken_one(index):
+    try:
+        judge = Schematron()
+    except NotAtHand as reason:
+        pytest.skip(str(reason))
+    assert [judge.findings(text) for text in manifests(index)] == [[], []]
+    assert judge.fired > 20
+    assert judge.findings(dash.manifest(index).replace('type="static"', 'type="dynamic"', 1))
 
 
 def test_every_node_is_a_place_and_steering_names_the_first(index):

@@ -2,9 +2,9 @@
 // It starts with init and first segment of the smallest rung fetched in parallel, and climbs as soon as the measured
 // throughput and the buffer allow. Buffer-aware rate rule: never above 0.7 of the throughput, none up below 4 s of buffer.
 
-const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4;
+const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4, HOLD_MS = 300;
 
-function joined(a, b) { const whole = new Uint8Array(a.byteLength + b.byteLength); whole.set(new Uint8Array(a)); whole.set(new Uint8Array(b), a.byteLength); return whole; }
+function joined(a, b) { const bytes = (part) => (part instanceof Uint8Array ? part : new Uint8Array(part)), whole = new Uint8Array(a.byteLength + b.byteLength); whole.set(bytes(a)); whole.set(bytes(b), a.byteLength); return whole; }
 
 export class MsePlayer {
   static usable(play) {
@@ -24,7 +24,8 @@ export class MsePlayer {
     this.sounds = play.tracks.filter((t) => t.kind === "audio");
     const liked = (hooks.language && this.sounds.find((t) => t.language === hooks.language)) || this.sounds[0];
     this.sound = liked; const from = play.resume_s || 0;
-    this.fixed = null; this.rate = 0; this.bytes = 0; this.rung = this.rungs[0]; this.dead = false;
+    this.fixed = null; this.rate = play.rate || 0; this.bytes = 0; this.pieces = play.pieces || new Map(); this.rung = this.rungs[0]; this.dead = false;
+    this.held = this.pieces.size > 0;  // what follows the first seconds waits for the first picture, which it would delay
     this.inits = new Map(play.tracks.filter((t) => t.init).map((t) => [t.name, Promise.resolve(Uint8Array.from(atob(t.init), (c) => c.charCodeAt(0)).buffer)]));
     this.source = prepared || MsePlayer.prepare(video);
     this.lanes = [];
@@ -35,6 +36,7 @@ export class MsePlayer {
     this.steering = setInterval(() => this.steer(), (play.steering_s || 10) * 1000);
     if (this.source.readyState === "open") this.open(); else this.source.addEventListener("sourceopen", () => this.open(), { once: true });
     if (from) video.currentTime = from;
+    if (this.held) { this.holding = setTimeout(() => this.go(), HOLD_MS); if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(() => setTimeout(() => this.go())); }
     video.addEventListener("seeking", this.seeking = () => this.lanes.forEach((lane) => this.retune(lane)));
     video.addEventListener("timeupdate", this.ticking = () => this.pump());
   }
@@ -85,7 +87,13 @@ export class MsePlayer {
     return this.inits.get(track.name);
   }
 
-  load(lane, track, number) { return Promise.all([lane.initOf === track.name ? null : this.init(track), this.fetch(() => `${this.base}${track.name}/${number}.m4s`, lane)]); }
+  load(lane, track, number) { return Promise.all([lane.initOf === track.name ? null : this.init(track), this.piece(`${track.name}/${number}`) || this.fetch(() => `${this.base}${track.name}/${number}.m4s`, lane)]); }
+
+  piece(name) {  // what came along with the play call
+    const found = this.pieces.get(name);
+    if (found) { this.pieces.delete(name); this.bytes += found.byteLength; }
+    return found;
+  }
 
   retune(lane) {
     const at = Math.min(Math.floor((this.video.currentTime + 1e-3) / lane.track.segment_s), lane.track.count - 1);
@@ -115,11 +123,13 @@ export class MsePlayer {
     return best;
   }
 
+  go() { if (this.held && !this.dead) { this.held = false; clearTimeout(this.holding); this.pump(); } }
+
   pump() { for (const lane of this.lanes) this.feed(lane); }
 
   async feed(lane) {
     if (lane.busy || this.dead || !lane.buffer || lane.next >= lane.track.count) { this.finish(); return; }
-    if (this.ahead(lane) > AHEAD_S) return;
+    if (this.ahead(lane) > AHEAD_S || (this.held && lane.initOf)) return;
     lane.busy = true;
     const number = lane.next;
     try {
@@ -173,8 +183,8 @@ export class MsePlayer {
   fix(name) { this.fixed = name; }
   height() { return this.rung.height; }
   destroy() {
-    this.dead = true; clearInterval(this.steering); this.lanes.forEach((lane) => lane.abort && lane.abort.abort());
+    this.dead = true; clearInterval(this.steering); clearTimeout(this.holding); this.lanes.forEach((lane) => lane.abort && lane.abort.abort());
     this.video.removeEventListener("seeking", this.seeking); this.video.removeEventListener("timeupdate", this.ticking);
-    URL.revokeObjectURL(this.video.src);
+    URL.revokeObjectURL(this.video.src); this.pieces.clear();
   }
 }

@@ -7,52 +7,93 @@ const ICONS = {
   loud: "M3 9v6h4l5 5V4L7 9zm13 3a4.5 4.5 0 0 0-2.5-4v8a4.5 4.5 0 0 0 2.5-4z", mute: "M3 9v6h4l5 5V4L7 9zm18 .4L19.6 8 17 10.6 14.4 8 13 9.4l2.6 2.6-2.6 2.6 1.4 1.4 2.6-2.6 2.6 2.6 1.4-1.4-2.6-2.6z",
   full: "M5 5h6v2H7v4H5zm8 0h6v6h-2V7h-4zM5 13h2v4h4v2H5zm12 0h2v6h-6v-2h4z", facts: "M4 20V10h4v10zm6 0V4h4v16zm6 0v-7h4v7z",
 };
-const ask = (title, region) => fetch("/streaming/api/play", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ title, region }) });
+const post = (path, body) => fetch(`/streaming/api/${path}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+const FURNISH_MS = 250;
+
+// A start for our own engine: the play and the first seconds in one answer, so nothing is waited for twice.
+async function begin(asked) {
+  const began = performance.now(), answer = await post("start", asked);
+  if (!answer.ok) return { answer };
+  const data = await answer.arrayBuffer(), size = new DataView(data).getUint32(0);
+  const told = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size))), play = told.play;
+  let from = 4 + size; play.pieces = new Map();
+  for (const piece of told.pieces) { play.pieces.set(`${piece.track}/${piece.number}`, new Uint8Array(data, from, piece.bytes)); from += piece.bytes; }
+  play.rate = 8000 * data.byteLength / Math.max(performance.now() - began, 2);
+  return { answer, play };
+}
 const kept = (key, value) => { try { if (value === undefined) return localStorage.getItem(key); localStorage.setItem(key, value); } catch { /* a private window keeps nothing */ } return null; };
 const icon = (name) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
 export const clock = (s) => { s = Math.max(0, Math.floor(s || 0)); const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60; return (h ? `${h}:${String(m).padStart(2, "0")}` : `${m}`) + ":" + String(s % 60).padStart(2, "0"); };
 
 export class Player {
   constructor(stage, { title, region, engine, autoplay }) {
-    this.pressed = performance.now(); this.asked = ask(title.id, region);  // before anything is drawn
-    this.asked.catch(() => {}); this.title = title; this.region = region; this.wanted = engine || "";
+    this.pressed = performance.now(); this.title = title; this.region = region; this.wanted = engine || "";
+    const asked = { title: title.id, region }, ours = (this.wanted === "" || this.wanted === "mse") && "MediaSource" in window;
+    this.kept_s = Number(kept(`at:${title.id}`)) || 0;
+    this.asked = ours ? begin({ ...asked, at_s: this.kept_s, language: kept("sound") || "" }) : post("play", asked).then((answer) => ({ answer }));  // before anything is drawn
+    this.asked.catch(() => {});
     this.totals = { played_s: 0, stalled_s: 0, stalls: 0, errors: 0, start_ms: null, error: "" };
     this.node = document.createElement("div");
     this.node.className = "player waiting"; this.node.tabIndex = 0; this.node.setAttribute("role", "region"); this.node.setAttribute("aria-label", "Video player");
-    this.node.innerHTML = `<video playsinline preload="auto"></video><div class="title"></div><div class="veil"><div class="spin"></div></div>
-<div class="controls"><div class="bar" role="slider" tabindex="0" aria-label="Seek" aria-valuemin="0"><div class="rail"><div class="loaded"></div><div class="played"></div></div><div class="preview"><i></i><span></span></div></div>
+    this.node.innerHTML = `<video playsinline preload="auto"></video><div class="veil"><div class="spin"></div></div>`;
+    this.video = this.node.firstChild;
+    this.prepared = ours ? MsePlayer.prepare(this.video) : null;
+    stage.replaceChildren(this.node);
+    this.listen();
+    this.late = setTimeout(() => this.furnish(), FURNISH_MS);
+    this.start(autoplay).catch((error) => this.fail(error));
+  }
+
+  // Title and controls: after the first picture, which they must not delay, or when that takes long.
+  furnish() {
+    if (this.furnished) return;
+    this.furnished = true; clearTimeout(this.late);
+    this.part(".veil").insertAdjacentHTML("beforebegin", `<div class="title"></div>`);
+    this.part(".veil").insertAdjacentHTML("afterend", `<div class="controls"><div class="bar" role="slider" tabindex="0" aria-label="Seek" aria-valuemin="0"><div class="rail"><div class="loaded"></div><div class="played"></div></div><div class="preview"><i></i><span></span></div></div>
 <div class="buttons"><button data-do="toggle" aria-label="Play">${icon("play")}</button><button data-do="back" class="wide" aria-label="Back 10 seconds">${icon("back")}</button><button data-do="mute" aria-label="Mute">${icon("loud")}</button><input class="wide" data-do="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
 <span class="time"><span class="now">0:00</span> / <span class="all">0:00</span></span><span class="gap"></span>
 <select data-do="speed" class="wide" aria-label="Speed"><option value="0.5">0.5×</option><option value="1" selected>1×</option><option value="1.25">1.25×</option><option value="1.5">1.5×</option><option value="2">2×</option></select>
 <select data-do="sound" aria-label="Sound" hidden></select><select data-do="text" aria-label="Captions" hidden><option value="">No captions</option></select>
-<select data-do="rung" aria-label="Quality"><option value="">Auto</option></select><button data-do="facts" class="wide" aria-label="Figures">${icon("facts")}</button><button data-do="full" aria-label="Full screen">${icon("full")}</button></div></div>`;
-    this.video = this.node.querySelector("video");
-    this.prepared = this.wanted === "" || this.wanted === "mse" ? MsePlayer.prepare(this.video) : null;
-    stage.replaceChildren(this.node);
-    this.listen();
-    this.start(autoplay).catch((error) => this.fail(error));
+<select data-do="rung" aria-label="Quality"><option value="">Auto</option></select><button data-do="facts" class="wide" aria-label="Figures">${icon("facts")}</button><button data-do="full" aria-label="Full screen">${icon("full")}</button></div></div>`);
+    const bar = this.part(".bar"), video = this.video, seek = (event) => { const box = bar.getBoundingClientRect(); return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) * (this.play?.duration_s || 0); };
+    bar.addEventListener("pointerdown", (event) => { bar.setPointerCapture(event.pointerId); video.currentTime = seek(event); this.dragging = true; });
+    bar.addEventListener("pointermove", (event) => { this.preview(seek(event), event); if (this.dragging) video.currentTime = seek(event); });
+    bar.addEventListener("pointerup", () => { this.dragging = false; });
+    this.reflect(); if (this.play) this.named();
+  }
+
+  named() {
+    if (!this.furnished) return;
+    this.part(".title").textContent = this.play.name; this.part(".all").textContent = clock(this.play.duration_s);
+    if (this.rung) this.part("select[data-do=rung] option").textContent = `Auto (${this.rung.height}p)`;
+    this.menus();
+  }
+
+  reflect() {  // what the buttons say about the video
+    if (!this.furnished) return;
+    const video = this.video, toggle = this.part("[data-do=toggle]"), quiet = video.muted || !video.volume;
+    toggle.innerHTML = icon(video.paused ? "play" : "pause"); toggle.setAttribute("aria-label", video.paused ? "Play" : "Pause");
+    this.part("[data-do=mute]").innerHTML = icon(quiet ? "mute" : "loud"); this.part("[data-do=volume]").value = video.muted ? 0 : video.volume;
   }
 
   part(what) { return this.node.querySelector(what); }
 
   async start(autoplay) {
-    const answer = await this.asked;
-    const play = await answer.json();
+    const { answer, play = await answer.json() } = await this.asked;
     if (!answer.ok) throw new Error(play.error ? play.error.message : `HTTP ${answer.status}`);
-    this.play = play; play.resume_s ||= Number(kept(`at:${this.title.id}`)) || 0; this.part(".title").textContent = play.name; this.part(".all").textContent = clock(play.duration_s);
+    this.play = play; play.resume_s ||= this.kept_s; this.named();
     const hooks = {
       language: kept("sound"),
       fatal: (error) => this.fail(error),
       trouble: (error) => { this.totals.errors++; this.totals.error = String(error.message).slice(0, 60); },
-      rung: (track) => { const auto = this.part("select[data-do=rung] option"); auto.textContent = `Auto (${track.height}p)`; },
+      rung: (track) => { this.rung = track; if (this.furnished) this.part("select[data-do=rung] option").textContent = `Auto (${track.height}p)`; },
       reroute: (base) => this.reroute(base),
     };
-    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; this.beacon(); this.scrub(); } };
+    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; setTimeout(() => { this.furnish(); this.beacon(); this.scrub(); }); } };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(first); else this.video.addEventListener("loadeddata", first, { once: true });
     [this.engine, this.core] = await choose(this.wanted, this.video, play, hooks, this.prepared);
     this.node.dataset.engine = this.engine;
     if (autoplay) this.video.play().catch(() => { this.video.muted = true; return this.video.play(); }).catch(() => this.offer());
-    this.menus();
     this.timer = setInterval(() => this.tick(), 500); this.report = setInterval(() => this.beacon(), 5000);
   }
 
@@ -76,29 +117,26 @@ export class Player {
     node.addEventListener("input", (event) => { if (event.target.dataset.do === "volume") { video.volume = Number(event.target.value); video.muted = false; } });
     node.addEventListener("keydown", (event) => {
       if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
-      const keys = { " ": act.toggle, k: act.toggle, ArrowLeft: () => { video.currentTime -= 5; }, ArrowRight: () => { video.currentTime += 5; }, j: act.back, l: () => { video.currentTime += 10; }, ArrowUp: () => { video.volume = Math.min(1, video.volume + .1); }, ArrowDown: () => { video.volume = Math.max(0, video.volume - .1); }, m: act.mute, f: act.full, i: act.facts, c: () => { const menu = this.part("select[data-do=text]"); this.caption(menu.value ? "" : menu.options[1]?.value); }, Home: () => { video.currentTime = 0; }, End: () => { video.currentTime = video.duration - 1; }, "<": () => { video.playbackRate = Math.max(.25, video.playbackRate - .25); }, ">": () => { video.playbackRate = Math.min(3, video.playbackRate + .25); } };
+      const keys = { " ": act.toggle, k: act.toggle, ArrowLeft: () => { video.currentTime -= 5; }, ArrowRight: () => { video.currentTime += 5; }, j: act.back, l: () => { video.currentTime += 10; }, ArrowUp: () => { video.volume = Math.min(1, video.volume + .1); }, ArrowDown: () => { video.volume = Math.max(0, video.volume - .1); }, m: act.mute, f: act.full, i: act.facts, c: () => { const menu = this.part("select[data-do=text]"); if (menu) this.caption(menu.value ? "" : menu.options[1]?.value); }, Home: () => { video.currentTime = 0; }, End: () => { video.currentTime = video.duration - 1; }, "<": () => { video.playbackRate = Math.max(.25, video.playbackRate - .25); }, ">": () => { video.playbackRate = Math.min(3, video.playbackRate + .25); } };
       if (event.target.tagName === "BUTTON" && event.key === " ") return;
       const done = keys[event.key] || keys[event.key.toLowerCase()]; if (done) { done(); event.preventDefault(); this.awake(); }
     });
     for (const kind of ["pointermove", "pointerdown", "focusin"]) node.addEventListener(kind, () => this.awake());
-    video.addEventListener("play", () => { this.part("[data-do=toggle]").innerHTML = icon("pause"); this.part("[data-do=toggle]").setAttribute("aria-label", "Pause"); this.part(".big")?.remove(); this.awake(); });
-    video.addEventListener("pause", () => { this.part("[data-do=toggle]").innerHTML = icon("play"); this.part("[data-do=toggle]").setAttribute("aria-label", "Play"); node.classList.remove("idle"); });
-    video.addEventListener("volumechange", () => { this.part("[data-do=mute]").innerHTML = icon(video.muted || !video.volume ? "mute" : "loud"); this.part("[data-do=volume]").value = video.muted ? 0 : video.volume; });
+    video.addEventListener("play", () => { this.reflect(); this.part(".big")?.remove(); this.awake(); });
+    video.addEventListener("pause", () => { this.reflect(); node.classList.remove("idle"); });
+    video.addEventListener("volumechange", () => this.reflect());
     video.addEventListener("waiting", () => { node.classList.add("waiting"); if (this.totals.start_ms !== null && !video.seeking && !this.stalling) { this.stalling = performance.now(); this.totals.stalls++; } });
     for (const kind of ["playing", "canplay", "seeked"]) video.addEventListener(kind, () => { node.classList.remove("waiting"); this.unstall(); });
     video.addEventListener("ended", () => this.beacon());
-    const bar = this.part(".bar"), seek = (event) => { const box = bar.getBoundingClientRect(); return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) * (this.play?.duration_s || 0); };
-    bar.addEventListener("pointerdown", (event) => { bar.setPointerCapture(event.pointerId); video.currentTime = seek(event); this.dragging = true; });
-    bar.addEventListener("pointermove", (event) => { this.preview(seek(event), event); if (this.dragging) video.currentTime = seek(event); });
-    bar.addEventListener("pointerup", () => { this.dragging = false; });
     this.leaving = () => this.beacon(true); addEventListener("pagehide", this.leaving);
   }
 
   unstall() { if (this.stalling) { this.totals.stalled_s += (performance.now() - this.stalling) / 1000; this.stalling = 0; } }
   awake() { this.node.classList.remove("idle"); clearTimeout(this.sleepy); this.sleepy = setTimeout(() => { if (!this.video.paused) this.node.classList.add("idle"); }, 2500); }
-  offer() { this.node.classList.remove("waiting"); const big = document.createElement("button"); big.className = "big"; big.textContent = "▶"; big.setAttribute("aria-label", "Play"); big.onclick = () => this.video.play(); this.part(".veil").append(big); }
+  offer() { this.furnish(); this.node.classList.remove("waiting"); const big = document.createElement("button"); big.className = "big"; big.textContent = "▶"; big.setAttribute("aria-label", "Play"); big.onclick = () => this.video.play(); this.part(".veil").append(big); }
 
   tick() {
+    if (!this.furnished) return;
     const video = this.video, length = this.play.duration_s, at = video.currentTime;
     if (!video.paused && at > (this.before || 0)) this.totals.played_s += Math.min(1.5, at - (this.before || 0));
     this.before = at;
@@ -172,5 +210,5 @@ export class Player {
     const inner = document.createElement("div"); inner.append(text, again); box.append(inner); this.node.append(box);
   }
 
-  close() { clearInterval(this.timer); clearInterval(this.report); this.beacon(true); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); }
+  close() { clearTimeout(this.late); clearInterval(this.timer); clearInterval(this.report); this.beacon(true); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); this.video.removeAttribute("src"); this.video.load(); }  // or its decoders live until the collector comes
 }
