@@ -158,15 +158,15 @@ def run(options: argparse.Namespace) -> dict:
     rows: dict[str, dict[str, Row]] = {}
     with ExitStack() as ends:
         plain = [row for row in (*COMPARED, RECONNECTS) if row in wanted]
-        courses = _courses(ends, options, compared=not {*plain} <= {RECONNECTS})
+        needed = {*wanted} - {*ARCHIVED, IDLE}
+        courses = _courses(ends, options, compared=not {*plain} <= {RECONNECTS}) if needed else []
         for row in plain:
             rows[row] = compare(row, courses[:1] if row == RECONNECTS else courses, options)
-        ours = courses[0]
         if {LATENCY, DURABLE} & {*wanted}:
-            rows |= latency(ours, options, rows.get(ALL_ON[0]))
+            rows |= latency(courses[0], options, rows.get(ALL_ON[0]))
         over_tls = [row for row in TLS if row in wanted]
         for row in over_tls:
-            rows[row] = compare(row, [Course(ours.server, options, tls=True)], options)
+            rows[row] = compare(row, [Course(courses[0].server, options, tls=True)], options)
     archived = [row for row in ARCHIVED if row in wanted]
     if archived:
         with ExitStack() as ends:
