@@ -151,12 +151,7 @@ class Deployment:
                 accounts=self.accounts, blobs=await self.stores.blobs("control"), store=self._metrics,
                 collect=self._all_cells,
             )  # fmt: skip
-        self._resilience = Resilience(
-            settings.chaos, near=near, data=settings.data, folder=settings.data / NEIGHBOURS, systems=settings.systems,
-            registry=registry, accounts=self.accounts, disk=self.stores, regions=self._cache_nodes,
-            regions_named=[node.region for node in settings.streaming.cdn] if "streaming" in settings.systems else (),
-        )  # fmt: skip
-        self._resilience.add_to(self.lifecycle)
+        await self._make_resilient()
         gateway = self._gateway(nodes)
         self.orders = Orders(
             settings, accounts=self.accounts, demo=self.demo, systems=self.systems, near=near, target=self.target,
@@ -184,13 +179,33 @@ class Deployment:
             self.lifecycle.add("passing", passing)
             self.lifecycle.add("passed", self._passing)
         self.lifecycle.add("watchdog", self._watchdog)
-        for name, part in self._observability.parts():
+        for name, part in [*self._observability.parts(), *self._resilience.parts]:
             self.lifecycle.add(name, part)
         if near.owns(CONSOLE):
             self.lifecycle.add("demonstration", self.demo)
             verbs = self.orders.verbs() | self._observability.verbs()
             self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, verbs))
         return self
+
+    async def _make_resilient(self) -> None:
+        """What lets a worker be broken on purpose, and the deployment help itself."""
+
+        async def operator() -> str:
+            return await self.orders.operator_token()
+
+        settings, near = self.settings, self.neighbourhood
+        self._resilience = Resilience(
+            settings.chaos, near=near, data=settings.data, folder=settings.data / NEIGHBOURS, systems=settings.systems,
+            registry=self.registry, accounts=self.accounts, disk=self.stores, regions=self._cache_nodes,
+            regions_named=[node.region for node in settings.streaming.cdn] if "streaming" in settings.systems else (),
+        )  # fmt: skip
+        self._resilience.add_to(self.lifecycle)
+        if self._metrics is not None and self._observability.alerts is not None:
+            self._resilience.help_itself(
+                blobs=await self.stores.blobs("control"), metrics=self._metrics, alerts=self._observability.alerts,
+                where=lambda: (settings.http.listener.host, self.server.port), token=operator,
+                ledger=self._observability.ledger, in_flight_max=settings.http.admission.in_flight_max,
+            )  # fmt: skip
 
     def _gateway(self, nodes: Mapping[str, Sequence[Node]]) -> Gateway:
         """All doors of this worker behind one table; the console's where it is."""
@@ -213,7 +228,7 @@ class Deployment:
             if self._metrics is not None:
                 self.lifecycle.add("metrics", self._metrics)
                 doors += self._metrics.doors()
-        doors += self._observability.doors()
+        doors += [*self._observability.doors(), *self._resilience.doors]
         metrics = None if others is None else others.metrics
         doors += exporters.doors(registry, lambda: self.lifecycle.ready, metrics=metrics)
         for system in self.systems.values():
@@ -259,6 +274,7 @@ class Deployment:
             name=name,
             behind=name != "http",
         )
+        self._resilience.limited(server.admission.set_limit)
         if gateway.room is not None:
             server.behind_room(gateway.room)
         for system in self.systems.values():

@@ -83,7 +83,7 @@ class Orders:
 
     async def import_file(self, kind: str, file: Path, progress: Progress, *, dry_run: bool = False) -> object:
         """Bring a file into the system it belongs to; raises Rejected for an unknown kind or a stopped system."""
-        if not file.is_file():  # noqa: ASYNC240 - one look at a local file
+        if not (file.is_file() or (kind == "video" and file.is_dir())):  # noqa: ASYNC240 - a look at a local file
             raise Rejected(f"no such file: {file}", code="no_file")
         if kind not in OWNERS:
             raise Rejected(f"unknown kind {kind!r}; there are {', '.join(OWNERS)}", code="unknown_kind")
@@ -101,13 +101,15 @@ class Orders:
                 return await commerce.import_rows(rows, progress=_steps(progress), dry_run=dry_run)
         raise Rejected(f"{owner} is not part of this deployment", code="system_not_running")
 
-    async def _tell_target(self, _: Arguments, __: Progress) -> Target:
+    async def operator_token(self) -> str:
+        """A new session of the operator."""
         account = await self._accounts.find("operator")
         if account is None:
-            token = await self._accounts.redeem(await self._accounts.operator_link())
-        else:
-            token = await self._accounts.open_session(account)
-        return msgspec.structs.replace(self._target(), operator_token=token)
+            return await self._accounts.redeem(await self._accounts.operator_link())
+        return await self._accounts.open_session(account)
+
+    async def _tell_target(self, _: Arguments, __: Progress) -> Target:
+        return msgspec.structs.replace(self._target(), operator_token=await self.operator_token())
 
     async def _tell_operator(self, _: Arguments, __: Progress) -> dict[str, str]:
         return {"link": await self.operator_link()}

@@ -46,6 +46,7 @@ class Change(msgspec.Struct, frozen=True):
     before: float
     note: str = ""
     takes_back: int = 0  # the version it undoes
+    lapses_s: float = 0.0  # on the wall clock: taken back then, if it was not before; 0: it stays
 
 
 class ChangeOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +105,9 @@ class Changes:
         undone = {one.takes_back for one in self.versions}
         return next((one for one in reversed(self.versions) if not one.takes_back and one.version not in undone), None)
 
-    async def apply(self, name: str, value: float, *, who: str, note: str = "", takes_back: int = 0) -> Change:
+    async def apply(
+        self, name: str, value: float, *, who: str, note: str = "", takes_back: int = 0, lapses_s: float = 0.0
+    ) -> Change:
         """Make a new version and carry it out. Raises Rejected for what cannot be changed, or not to that."""
         knob = KNOBS.get(name)
         if knob is None:
@@ -115,7 +118,7 @@ class Changes:
             raise Rejected(f"{name} is {knob[0]:g} to {knob[1]:g}", code="bad_value")
         number = self.versions[-1].version + 1 if self.versions else 1
         before = self.values()[name]
-        change = Change(number, clock.now_us() / 1e6, who[:80], name, value, before, note[:200], takes_back)
+        change = Change(number, clock.now_us() / 1e6, who[:80], name, value, before, note[:200], takes_back, lapses_s)
         self.versions = [*self.versions, change][-VERSIONS_MAX:]
         await self._blobs.put(KEY, msgspec.json.encode(self.versions), media_type="application/json")
         await self._tell(self.values())
@@ -135,6 +138,12 @@ class Changes:
         note = f"takes version {found.version} back"
         return await self.apply(found.name, found.before, who=who, note=note, takes_back=found.version)
 
+    async def take_back_lapsing(self) -> None:
+        """Undo the last change if an experiment made it and nobody has undone it yet."""
+        last = self.last()
+        if last is not None and last.lapses_s:
+            await self.rollback(last.version, who="experiment")
+
     def doors(self) -> list[Door]:
         """What is in force, for everybody; changing it, for operators."""
         base = "/control/api/changes"
@@ -152,6 +161,10 @@ class Changes:
 
     async def _keep(self) -> None:
         while True:
+            now_s = clock.now_us() / 1e6
+            last = self.last()
+            if last is not None and 0 < last.lapses_s <= now_s:
+                await self.rollback(last.version, who="its time is over")
             if self.versions:
                 await self._tell(self.values())
             await clock.sleep(AGAIN_S)

@@ -25,6 +25,7 @@ from fourplane.service.rpc import remote
 from fourplane.service.rpc_client import Peer
 
 ANSWER_S = 2.0
+OWN = "own"
 
 
 class FaultOrders:
@@ -63,6 +64,10 @@ class FaultOrders:
         kind, system = str(wanted.get("kind", "")), str(wanted.get("system", ""))
         if system not in self._systems:
             raise Rejected(f"{system or 'no system'} is not part of this deployment", code="system_not_running")
+        own_zone = self._places.zones[self._near.placement.slot_of(system)]
+        scope = wanted["arguments"] = dict(wanted.get("arguments", {}))
+        if scope.get("zone") == OWN:  # where the system stands, for files that fit every deployment
+            scope["zone"] = own_zone
         meant = self._meant(kind, system, dict(wanted.get("arguments", {})))
         own = meant.pop(self._near.slot, None)
         asked = [
@@ -84,7 +89,10 @@ class FaultOrders:
             return {slot: [] for slot in (everywhere if known == "region_loss" else slots)}
         slot_of = self._near.placement.slot_of
         home = slot_of(system)
-        if home not in self._places.slots(zone=wanted.zone, region=wanted.region):
+        inside = self._places.slots(zone=wanted.zone, region=wanted.region)
+        if known == "service_partition" and (wanted.zone or wanted.region):
+            return _parted(inside, [slot for slot in self._desks if slot not in inside], one_way=wanted.one_way)
+        if home not in inside:
             place = wanted.zone or wanted.region
             raise Rejected(f"{system} stands in {self._places.zones[home]}, not in {place}", code="no_place")
         if known != "service_partition":
@@ -92,9 +100,7 @@ class FaultOrders:
         if wanted.to and wanted.to not in self._near.placement.slots:
             raise Rejected(f"there is no service {wanted.to[:40]!r} to be parted from", code="no_service")
         others = [slot_of(wanted.to)] if wanted.to else [slot for slot in self._desks if slot != home]
-        if others in ([], [home]):
-            raise Rejected("both services are in one process, nothing can part them", code="one_process")
-        return {home: others} | ({} if wanted.one_way else {slot: [home] for slot in others})
+        return _parted([home], [slot for slot in others if slot != home], one_way=wanted.one_way)
 
     async def _ask_all(
         self, slots: Sequence[int], order: str, wanted: dict[str, Any], *, must: bool = False
@@ -116,6 +122,14 @@ class FaultOrders:
         if must and failed:
             raise failed[0]
         return [found[slot] for slot in sorted(found)]
+
+
+def _parted(here: Sequence[int], there: Sequence[int], *, one_way: bool) -> dict[int, list[int]]:
+    """Every slot with those it does not reach."""
+    if not here or not there:
+        raise Rejected("all services are on one side, nothing can part them", code="one_process")
+    cuts = {slot: list(there) for slot in here}
+    return cuts if one_way else cuts | {slot: list(here) for slot in there}
 
 
 def _joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

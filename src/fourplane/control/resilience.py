@@ -5,6 +5,7 @@ with the console also carries orders to the others (fault_orders.py), watches pl
 (runbooks/desk.py) and runs drills (drills.py).
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,24 +15,31 @@ import msgspec
 from fourplane.control.alerts.book import Condition
 from fourplane.control.alerts.model import Alert
 from fourplane.control.changes import Changes
+from fourplane.control.chaos_schedule import ScheduleSettings
+from fourplane.control.drills import Drills
 from fourplane.control.fault_machine import Machine, Spoilable, Vanishing
 from fourplane.control.fault_orders import FaultOrders
 from fourplane.control.live_faults import FaultDesk, LiveFaults
 from fourplane.control.metrics.store import MetricsStore
 from fourplane.control.neighbourhood import Neighbourhood
+from fourplane.control.objectives.ledger import Ledger
 from fourplane.control.placement import CONSOLE
 from fourplane.control.places import Places
-from fourplane.control.runbooks.abilities import Abilities, Door
+from fourplane.control.runbooks.abilities import Abilities
 from fourplane.control.runbooks.desk import Runbooks
 from fourplane.control.runbooks.model import LIBRARY, Runbook, load
 from fourplane.control.runbooks.watch import Watch
-from fourplane.edge.routes import Door as Entrance
-from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.edge.routes import Door
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Rejected
+from fourplane.foundation.lifecycle import Lifecycle, Part
 from fourplane.foundation.telemetry import Registry
 from fourplane.service.accounts import Accounts
 from fourplane.state.contracts import Blobs
 
 IN_FLIGHT = "http.in_flight_max"
+HEARD_MAX = 500
+CHANGE_S_MAX = 600.0
 
 
 class ChaosSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +48,7 @@ class ChaosSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zones: tuple[str, ...] = ()  # of the worker slots, in turn; a region is the part before the dash
     runbooks: Path | None = None  # a folder of them beside the ones that come along; the same name replaces one
     acts: bool = True  # whether runbooks act at all
+    schedule: ScheduleSettings = ScheduleSettings()
 
 
 class Alerting(Protocol):
@@ -68,6 +77,7 @@ class Resilience:
     ) -> None:
         """`folder`: of the sockets of the workers; `regions`: the cache nodes here, by region."""
         self._settings = settings
+        self._data = data
         self._systems = systems
         self._registry = registry
         self._limits: list[Callable[[int], None]] = []
@@ -83,6 +93,10 @@ class Resilience:
         )  # fmt: skip
         self.desk = FaultDesk(self.faults, self._tune)
         self._orders: FaultOrders | None = None
+        self.doors: list[Door] = []
+        self.parts: list[tuple[str, Part]] = []  # for the end of the lifecycle, behind the doors they use
+        self._heard: deque[tuple[float, Alert]] = deque(maxlen=HEARD_MAX)
+        self.spent: Callable[[], dict[str, tuple[float, float]]] = dict  # bad and all events by objective
         self.runbooks: Runbooks | None = None
         self.changes: Changes | None = None
         if near.owns(CONSOLE):
@@ -99,22 +113,49 @@ class Resilience:
         self._limits.append(set_limit)
 
     async def order(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """An order about faults, wherever it has to go."""
+        """An order about faults, wherever it has to go; `change`, `take_back` and `incident` are answered here."""
         assert self._orders is not None
+        wanted = str(arguments.get("order", ""))
+        if wanted == "incident":
+            return await self._incident(float(arguments.get("since_s", 0.0)))
+        if wanted == "begin" and arguments.get("kind") == "change":
+            return await self._change(dict(arguments.get("arguments", {})))
+        if wanted == "undo_all" and self.changes is not None:
+            await self.changes.take_back_lapsing()
         return await self._orders.order(arguments)
+
+    async def _change(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A change as an experiment wishes it: it lapses. No lease, so no id."""
+        if self.changes is None:
+            raise Rejected("nothing can be changed here", code="no_knob")
+        lapses_s = clock.now_us() / 1e6 + min(float(wanted.get("duration_s", 60.0)), CHANGE_S_MAX)
+        name, value = str(wanted.get("name", "")), float(wanted.get("value", 0.0))
+        await self.changes.apply(name, value, who="experiment", lapses_s=lapses_s)
+        return {"ids": []}
+
+    async def _incident(self, since_s: float) -> dict[str, Any]:
+        """What happened since then, for a report: alerts, runs of runbooks, what budgets have spent, faults that ended."""
+        assert self._orders is not None
+        runs = [] if self.runbooks is None else self.runbooks.runs(since_s)
+        alerts = [{"at_s": at_s} | msgspec.to_builtins(one) for at_s, one in self._heard if at_s >= since_s]
+        found = await self._orders.order({"order": "states"})
+        return found | {"runs": msgspec.to_builtins(runs), "alerts": alerts, "budgets": self.spent()}
 
     def help_itself(
         self,
-        lifecycle: Lifecycle,
         *,
         blobs: Blobs,
         metrics: MetricsStore,
         alerts: Alerting,
-        door: Callable[[], Awaitable[Door]],
+        where: Callable[[], tuple[str, int]],
+        token: Callable[[], Awaitable[str]],
+        ledger: Ledger | None,
         in_flight_max: int,
-    ) -> list[Entrance]:
-        """Let alerts start runbooks; the doors of runbooks and changes. In the worker with the console."""
+    ) -> None:
+        """Let alerts start runbooks, and people drills. In the worker with the console."""
         registry = self._registry
+        if ledger is not None:
+            self.spent = ledger.spent
         changes = self.changes = Changes(
             blobs, registry=registry, tell=self._tell, usual={IN_FLIGHT: float(in_flight_max)}
         )
@@ -124,7 +165,7 @@ class Resilience:
             return [(dict(labels), values.tolist()) for labels, values in zip(frame.labels, frame.values, strict=True)]
 
         def able(desk: Runbooks) -> Abilities:
-            return Abilities(door=door, systems=self._systems, query=query, blobs=blobs, page=desk.page)
+            return Abilities(where=where, token=token, systems=self._systems, query=query, blobs=blobs, page=desk.page)
 
         runbooks = self.runbooks = Runbooks(books_of(self._settings), registry=registry, blobs=blobs, abilities=able)
         abilities = runbooks.abilities
@@ -137,15 +178,21 @@ class Resilience:
         alerts.watchers += [watch.conditions, runbooks.conditions]
 
         def heard(alert: Alert) -> None:
+            self._heard.append((clock.now_us() / 1e6, alert))
             watch.heard(alert)
             if self._settings.acts:
                 runbooks.hear(alert)
 
         alerts.on_change.append(heard)
-        lifecycle.add("changes", changes)
-        lifecycle.add("watch", watch)
-        lifecycle.add("runbooks", runbooks)
-        return [*changes.doors(), *runbooks.doors()]
+        drills = Drills(
+            data=self._data,
+            systems=self._systems,
+            order=self.order,
+            registry=registry,
+            schedule=self._settings.schedule,
+        )
+        self.doors = [*changes.doors(), *runbooks.doors(), *drills.doors()]
+        self.parts = [("changes", changes), ("watch", watch), ("runbooks", runbooks), ("drills", drills)]
 
     async def _tell(self, values: Mapping[str, float]) -> None:
         await self.order({"order": "tune", "values": dict(values)})

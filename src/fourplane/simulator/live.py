@@ -8,7 +8,7 @@ the end of all faults always; the hypothesis must hold again. While faults last 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from fourplane.control.live_faults import KINDS
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.foundation.telemetry import Histogram, quantile
+from fourplane.simulator.aftermath import Cost, Moment, cost
 from fourplane.simulator.crowds import Crowd, Plan, Tally, Target
 from fourplane.simulator.experiment import Activity, Experiment, tolerates
 from fourplane.simulator.experiments import VERSION, Result
@@ -24,7 +25,8 @@ from fourplane.simulator.stage import Span
 LEASE_S = 5.0
 TICK_S = 1.0
 RECOVER_S = 30.0
-OF_THE_RUNNER = frozenset({"retry_storm", "undo_all"})
+SETTLE_S = 40.0  # runbooks wait for the end of their alert, and undo
+OF_THE_RUNNER = frozenset({"retry_storm", "undo_all", "change"})
 PROBES = frozenset({"availability", "slowest_s", "is_up"})
 
 Order = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # (order, arguments) to the deployment's faults
@@ -48,6 +50,7 @@ class _Second:
 
     def __init__(self, at_s: float, tally: Tally) -> None:
         self.at_s = at_s
+        self.facts = dict(tally.facts)
         self.served = sum(cell.count for cell in tally.latency.values())
         self.failed = sum(tally.errors.values())
         self.buckets = _joined(tally)
@@ -83,12 +86,18 @@ class LiveRun:
         self._states: dict[str, Any] = {"during": []}
         self._began_s = 0.0
         self._halted = ""
+        self._notes: list[dict[str, Any]] = []
+        self._began_at_s = 0.0
+        self._first_fault_at_s = 0.0
+        self._budgets: dict[str, Any] = {}
+        self._incident: dict[str, Any] = {}
         self._group: asyncio.TaskGroup
 
     async def run(self) -> Result:
         """All of it. The deployment is left without faults, whatever happens here."""
         ours, start, rollbacks = self._experiment.ours, _moment(), []
-        self._began_s = clock.monotonic_s()
+        self._began_s, self._began_at_s = clock.monotonic_s(), clock.now_us() / 1e6
+        self._budgets["before"] = (await self._ask_incident()).get("budgets", {})
         self._seconds.append(_Second(0.0, self._tally))
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -106,9 +115,27 @@ class LiveRun:
                 await self._end_faults()
             if self._states["before"]["steady_state_met"]:
                 await self._calm("after", RECOVER_S)
+                self._incident = await self._settled()
             for job in jobs:
                 job.cancel()
+        self._budgets["after"] = self._incident.get("budgets", {})
         return self._result(start, rollbacks)
+
+    async def _ask_incident(self) -> dict[str, Any]:
+        """What the deployment itself knows: alerts, runbooks, budgets, faults that ended."""
+        try:
+            return await self._order("incident", {"since_s": self._began_at_s})
+        except (FourplaneError, OSError):
+            return {}
+
+    async def _settled(self) -> dict[str, Any]:
+        """The same once no runbook is under way any more, `SETTLE_S` at the longest."""
+        until_s = self._now_s() + SETTLE_S
+        while True:
+            found = await self._ask_incident()
+            if self._now_s() >= until_s or all(run["ended_s"] for run in found.get("runs", [])):
+                return found
+            await clock.sleep(TICK_S)
 
     async def _method(self) -> None:
         begun_s = self._now_s()
@@ -192,6 +219,7 @@ class LiveRun:
                 self._group.create_task(self._storm(factor, duration_s))
                 return factor
         wanted = {"system": self._system, "kind": kind, "arguments": arguments, "lease_s": min(LEASE_S, duration_s)}
+        self._first_fault_at_s = self._first_fault_at_s or clock.now_us() / 1e6
         answer = await self._order("begin", wanted)
         span = self._span(activity.name, duration_s)
         self._told(f"{activity.name}: {kind} for {duration_s:g} s")
@@ -298,13 +326,30 @@ class LiveRun:
             "rollbacks": rollbacks,
             "end": _moment(),
             "duration": round(self._now_s(), 6),
-            "x-fourplane": {"felt": felt, "halted": self._halted},
+            "x-fourplane": {
+                "felt": felt,
+                "halted": self._halted,
+                "began_at_s": self._began_at_s,
+                "first_fault_at_s": self._first_fault_at_s,
+                "alerts": self._incident.get("alerts", []),
+                "runs": self._incident.get("runs", []),
+                "faults": self._incident.get("over", []),
+                "budgets": self._budgets,
+                "notes": self._notes,
+            },
         }
         return Result(
             seed=0, status=status, deviated=deviated, violations=[self._halted] if self._halted else [], digest="",
             virtual_s=self._now_s(), steps=0, messages=last.served + last.failed, felt=felt, spans=self._spans,
             seconds=self._by_second(), journal=journal, ended=[],
         )  # fmt: skip
+
+    def cost(self, dark: Sequence[str] = ()) -> Cost:
+        """What the run cost its users; `dark`: the cache nodes that were."""
+        moments = [Moment(one.at_s, one.served, one.failed, one.facts) for one in self._seconds]
+        began_s = min((span.began_s for span in self._spans), default=0.0)
+        ended_s = max((span.ended_s for span in self._spans), default=0.0)
+        return cost(self._system, moments, began_s, ended_s, dark=dark)
 
     def _by_second(self) -> dict[int, tuple[int, int, float]]:
         found = {}

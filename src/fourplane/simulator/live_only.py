@@ -48,5 +48,10 @@ def cpu_burn(duration_s: float = 5.0) -> None:
     _refuse("cpu_burn")
 
 
+def change(name: str, value: float, duration_s: float = 60.0) -> None:
+    """A change of the running configuration (control/changes.py), taken back at the latest when this time is over."""
+    _refuse("change")
+
+
 def _refuse(name: str) -> None:
     raise Rejected(f"{name} can only be had in a running deployment: ./fourplane chaos", code="not_simulated")

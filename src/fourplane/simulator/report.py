@@ -51,9 +51,9 @@ def page(result: Result, command: str = "") -> str:
     if command:
         parts.append(f"<h2>Repeat it</h2><div class=card><pre>{escape(command)}</pre></div>")
     parts.append(
-        f"<h2>What users felt, second by second</h2><div class=card>{_legend()}<div class=chart>{_picture(result)}</div></div>"
+        f"<h2>What users felt, second by second</h2><div class=card>{legend()}<div class=chart>{picture(result)}</div></div>"
     )
-    parts.append(f"<div class=two>{_actions(result)}{_steady(result)}</div>{_ended(result)}")
+    parts.append(f"<div class=two>{actions(result)}{steady(result)}</div>{_ended(result)}")
     digest = f"Digest <code>{result.digest}</code>: the same seed gives the same, to the message."
     parts.append(f"<p class=muted style='margin-top:2rem'>{digest}</p>")
     return "".join(parts) + "</html>\n"
@@ -75,12 +75,12 @@ def _tiles(result: Result) -> str:
     return f"<div class=tiles>{''.join(shown)}</div>"
 
 
-def _legend() -> str:
+def legend() -> str:
     keys = (("--ok", "served"), ("--bad", "failed"), ("--wait", "slowest answer"), ("--fault", "fault"))
     return "<p>" + "".join(f"<i class=key style='background:var({c})'></i>{escape(n)}" for c, n in keys) + "</p>"
 
 
-def _picture(result: Result) -> str:
+def picture(result: Result) -> str:
     """Served and failed actions per second, the slowest answer below, and the faults as bands behind and rows beneath."""
     end = max([*result.seconds, *(int(span.ended_s) for span in result.spans), 1]) + 1
     scale = (WIDTH - LEFT - RIGHT) / end
@@ -145,7 +145,7 @@ def _row(span: Span, scale: float, y: float) -> str:
     return f"{bar}<text class=name {place} y={y + 12}>{escape(text)}</text>"
 
 
-def _actions(result: Result) -> str:
+def actions(result: Result) -> str:
     felt = result.felt
     rows = "".join(f"<tr><td>{escape(str(name))}<td class=n>{_took(took)}" for name, took in felt["p99_ms"].items())
     errors = "".join(f"<tr><td>{escape(str(code))}<td class=n>{count:,}" for code, count in felt["errors"].items())
@@ -157,7 +157,7 @@ def _took(milliseconds: float) -> str:
     return f"{milliseconds / 1e3:.1f} s" if milliseconds >= 1_000 else f"{milliseconds:.0f} ms"
 
 
-def _steady(result: Result) -> str:
+def steady(result: Result) -> str:
     states: dict[str, Any] = result.journal["steady_states"]
     rows = ""
     for when in ("before", "after"):

@@ -5,11 +5,15 @@ Faults are leases: they end by themselves when this command dies, and --halt end
 
 import argparse
 import asyncio
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fourplane.control import drills
+from fourplane.edge.http_client import HttpClient
+from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.verbs import deployment
 from fourplane.verbs.load import WITH_ACCOUNTS
@@ -17,7 +21,15 @@ from fourplane.verbs.simulate import experiment_file, library_rows
 from fourplane.verbs.table import table
 
 if TYPE_CHECKING:
+    from fourplane.simulator.aftermath import Cost
+    from fourplane.simulator.crowds import Target
+    from fourplane.simulator.experiment import Experiment
     from fourplane.simulator.experiments import Result
+
+DRILLS = Path(__file__).parents[1] / "simulator" / "drills"
+RECORD = re.compile(r"[a-z0-9-]{3,80}")
+LINES_MAX = 200
+BEAT_S = 2.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,17 +40,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=0, metavar="N", help="how many clients (default: fits the system)")
     parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="actions per second over all of them")
     parser.add_argument("--halt-below", type=float, default=0.2, metavar="SHARE", help="stop when less is served (0.2)")
-    parser.add_argument("--report", default="", metavar="FILE.html", help="write what happened as a page")
+    parser.add_argument(
+        "--report", default="", metavar="FILE.html", help="write what happened as a page (.md: as a text)"
+    )
+    parser.add_argument("--record", default="", metavar="ID", help="keep a record and the report in the data folder")
     parser.add_argument("--journal", default="", metavar="FILE.json", help="write Chaos Toolkit's journal")
     deployment.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Exit code 0 when the steady state held before and after, 1 when it did not or the run was halted."""
-    from fourplane.simulator import experiment, live, report  # noqa: PLC0415 - loads all systems, so not for --help
+    from fourplane.simulator import experiment, live  # noqa: PLC0415 - loads all systems, so not for --help
 
     if options.list:
-        print(table(("experiment", "what happens"), library_rows()))
+        print(table(("experiment", "what happens"), [*_drill_rows(), *library_rows()]))
         return 0
     folder = deployment.folder(options)
     if options.halt:
@@ -47,22 +62,82 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.file:
         raise Rejected("break what? name a file, or see --list", code="bad_arguments")
-    chosen = experiment.parse(experiment_file(options.file).read_bytes())
+    chosen = experiment.parse(_file(options.file).read_bytes())
     live.check_possible(chosen)
     if options.dry_run:
         print(f"{chosen.title}\nin {chosen.ours.system}, for {chosen.ours.duration_s:g} s:")
         print(table(("step", "what"), [(one.kind, f"{one.name} {one.arguments}") for one in chosen.method]))
         return 0
-    result = asyncio.run(_live(chosen, folder, options))
-    if options.report:
-        Path(options.report).write_text(report.page(result), encoding="utf-8")
-    if options.journal:
-        Path(options.journal).write_bytes(msgspec.json.format(msgspec.json.encode(result.journal)) + b"\n")
-    print(msgspec.json.encode(result.journal).decode() if options.json else _told(result))
+    if options.record and not RECORD.fullmatch(options.record):
+        raise Rejected("a record's name is small letters, digits and dashes", code="bad_arguments")
+    record = _Record(folder, options.record, chosen.title, chosen.ours.system, quiet=options.json)
+    try:
+        result, cost = asyncio.run(_live(chosen, folder, options, record))
+    except BaseException as error:
+        record.write("interrupted", [str(error) or type(error).__name__])
+        raise
+    _keep(result, cost, options, record)
+    print(msgspec.json.encode(result.journal).decode() if options.json else _told(result, cost))
     return 0 if result.status == "completed" else 1
 
 
-async def _live(chosen: Any, folder: Path, options: argparse.Namespace) -> "Result":
+class _Record:
+    """The record of a drill in the data folder, rewritten whole whenever something is told."""
+
+    def __init__(self, folder: Path, name: str, title: str, system: str, *, quiet: bool) -> None:
+        self.base = drills.folder_of(folder) / name if name else None
+        self._quiet = quiet
+        self._state = drills.DrillRecord(name, title, system, "running", clock.now_us() / 1e6, 0.0)
+        self.write("running", [])
+
+    def told(self, text: str) -> None:
+        """One line more."""
+        if not self._quiet:
+            print(text, flush=True)
+        self.write("running", text.splitlines())
+
+    def write(self, status: str, lines: list[str], told: dict[str, str] | None = None) -> None:
+        """Say how it stands."""
+        if self.base is None:
+            return
+        kept = [*self._state.lines, *lines][-LINES_MAX:]
+        self._state = msgspec.structs.replace(
+            self._state, status=status, lines=kept, updated_s=clock.now_us() / 1e6, told=told or {}
+        )
+        self.base.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.base.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.encode(self._state))
+        draft.replace(self.base.with_suffix(".json"))
+
+
+def _keep(result: "Result", cost: "Cost", options: argparse.Namespace, record: _Record) -> None:
+    """Write the reports that were asked for."""
+    from fourplane.simulator import drill_report  # noqa: PLC0415 - see run
+
+    page, text = drill_report.page(result, cost), drill_report.text(result, cost)
+    if options.report:
+        Path(options.report).write_text(text if options.report.endswith(".md") else page, encoding="utf-8")
+    if options.journal:
+        Path(options.journal).write_bytes(msgspec.json.format(msgspec.json.encode(result.journal)) + b"\n")
+    if record.base is not None:
+        record.base.with_suffix(".html").write_text(page, encoding="utf-8")
+        record.base.with_suffix(".md").write_text(text, encoding="utf-8")
+        record.write(result.status, [_told(result, cost)], dict(drill_report.costs(result, cost)))
+
+
+def _file(name: str) -> Path:
+    """A drill of ours, an experiment of the library, or a file."""
+    own = DRILLS / f"{name}.json"
+    return own if own.is_file() else experiment_file(name)
+
+
+def _drill_rows() -> list[tuple[str, str]]:
+    return [(file.stem, str(msgspec.json.decode(file.read_bytes())["title"])) for file in sorted(DRILLS.glob("*.json"))]
+
+
+async def _live(
+    chosen: "Experiment", folder: Path, options: argparse.Namespace, record: _Record
+) -> "tuple[Result, Cost]":
     from fourplane.simulator import crowds  # noqa: PLC0415 - see run
     from fourplane.simulator.crowds import roll_call  # noqa: PLC0415
     from fourplane.simulator.live import LiveRun  # noqa: PLC0415
@@ -78,30 +153,56 @@ async def _live(chosen: Any, folder: Path, options: argparse.Namespace) -> "Resu
         answer: dict[str, Any] = await deployment.ask(folder, "faults", {"order": what, **arguments})
         return answer
 
-    def told(text: str) -> None:
-        if not options.json:
-            print(text, flush=True)
-
-    told(f"{chosen.title}\n{plan.users} clients of {system} at {target.host}:{target.http_port}")
+    beating = asyncio.get_running_loop().create_task(_beat(record))
+    record.told(f"{chosen.title}\n{plan.users} clients of {system} at {target.host}:{target.http_port}")
+    live = LiveRun(
+        chosen, target, order=order, crowd=lambda: roll_call.crowd(system, accounts), plan=plan, told=record.told,
+        halt_below=options.halt_below,
+    )  # fmt: skip
     try:
-        return await LiveRun(
-            chosen, target, order=order, crowd=lambda: roll_call.crowd(system, accounts), plan=plan, told=told,
-            halt_below=options.halt_below,
-        ).run()  # fmt: skip
+        result = await live.run()
+        return result, live.cost(await _dark_nodes(chosen, target))
     except ExceptionGroup as group:
         expected, rest = group.split(FourplaneError)
         if rest is not None or expected is None:
             raise
         raise expected.exceptions[0] from None
+    finally:
+        beating.cancel()
 
 
-def _told(result: "Result") -> str:
+async def _beat(record: _Record) -> None:
+    """Show that the runner lives."""
+    while True:
+        await clock.sleep(BEAT_S)
+        record.write("running", [])
+
+
+async def _dark_nodes(chosen: "Experiment", target: "Target") -> list[str]:
+    """The cache nodes of the regions that the experiment takes away."""
+    regions = {
+        str(one.arguments.get("region")) for one in chosen.method if getattr(one.call, "__name__", "") == "region_loss"
+    }
+    if chosen.ours.system != "streaming" or not regions:
+        return []
+    client = HttpClient(target.host, target.http_port)
+    headers = {"authorization": f"Bearer {target.operator_token}"}
+    try:
+        answer = await client.request("GET", "/streaming/api/delivery", headers=headers)
+    finally:
+        client.close()
+    return [node["id"] for node in msgspec.json.decode(answer.body)["nodes"] if node["region"] in regions]
+
+
+def _told(result: "Result", cost: "Cost") -> str:
     felt = result.felt
     lines = [f"  {span.began_s:>6.1f} to {span.ended_s:>6.1f} s  {span.name}" for span in result.spans]
     verdict = {"completed": "the steady state held before and after", "failed": "the steady state did not hold"}
     lines.append(f"{result.status}: {verdict.get(result.status, '; '.join(result.violations))}")
     share = felt["served"] / max(1, felt["served"] + felt["failed"])
     lines.append(f"users: {felt['served']:,} served, {felt['failed']:,} failed ({share:.2%} served)")
+    if cost.moved_s is not None:
+        lines.append(f"all players had left the dark nodes after {cost.moved_s:g} s")
     if felt["errors"]:
         lines.append("errors: " + ", ".join(f"{code} {count}" for code, count in felt["errors"].items()))
     return "\n".join(lines)

@@ -18,7 +18,8 @@ from fourplane.state.contracts import Blobs
 
 ANSWER_S = 3.0
 LOOK_S = 0.8
-HTTP_BAD = 500
+HTTP_MORE = 300
+TOKEN_S = 600.0
 SECONDS = 300.0
 CURVES = {
     "requests per second": "sum(rate(fourplane_edge_requests_total[10s])) by (worker)",
@@ -32,27 +33,23 @@ Query = Callable[[str, float], Sequence[tuple[Mapping[str, str], Sequence[float]
 Page = Callable[[str], None]
 
 
-class Door(msgspec.Struct, frozen=True):
-    """Where the deployment answers, and the token that lets an operator in."""
-
-    host: str
-    port: int
-    token: str
-
-
 class Abilities:
     """The lists, and what they need."""
 
     def __init__(
         self,
         *,
-        door: Callable[[], Awaitable[Door]],
+        where: Callable[[], tuple[str, int]],
+        token: Callable[[], Awaitable[str]],
         systems: Sequence[str],
         query: Query,
         blobs: Blobs,
         page: Page,
     ) -> None:
-        self._door = door
+        self._where = where
+        self._new_token = token
+        self._token = ""
+        self._token_until_s = 0.0
         self._systems = systems
         self._query = query
         self._blobs = blobs
@@ -88,18 +85,24 @@ class Abilities:
     # -- the deployment's doors
 
     async def api(self, method: str, path: str, body: object = None) -> Any:
-        """What a door answers; raises Unavailable for anything but success."""
-        door = await self._door()
-        client = HttpClient(door.host, door.port)
-        headers = {"authorization": f"Bearer {door.token}", "content-type": "application/json"}
+        """What a door answers; raises Unavailable for anything but success. Who changes something is an operator."""
+        client = HttpClient(*self._where())
+        headers = {"content-type": "application/json"}
+        if method != "GET":
+            headers["authorization"] = f"Bearer {await self._operator()}"
         try:
             content = b"" if body is None else msgspec.json.encode(body)
             answer = await client.request(method, path, body=content, headers=headers, timeout_s=ANSWER_S)
         finally:
             client.close()
-        if answer.status >= 300:
+        if answer.status >= HTTP_MORE:
             raise Unavailable(f"{method} {path} answers {answer.status}", code="door_refused")
         return msgspec.json.decode(answer.body) if answer.body else None
+
+    async def _operator(self) -> str:
+        if clock.monotonic_s() > self._token_until_s:
+            self._token, self._token_until_s = await self._new_token(), clock.monotonic_s() + TOKEN_S
+        return self._token
 
     async def nodes(self) -> list[tuple[str, str, int]]:
         """Every cache node: id, region, port."""
@@ -110,8 +113,7 @@ class Abilities:
 
     async def answers(self, port: int) -> bool:
         """Whether a server on this machine answers anything at all."""
-        door = await self._door()
-        client = HttpClient(door.host, port)
+        client = HttpClient(self._where()[0], port)
         try:
             await client.request("GET", "/", timeout_s=LOOK_S)
         except (FourplaneError, OSError):

@@ -45,6 +45,13 @@ ADDRESS = {
 }
 
 
+class _Ordered(msgspec.Struct):
+    """What of an order is counted."""
+
+    total: int
+    currency: str
+
+
 class Shopper:
     """One visitor: a cart, a country, and the products seen last."""
 
@@ -193,6 +200,7 @@ class CommerceCrowd:
                 continue
             if answer.status == 201:
                 tally.facts["orders"] += 1
+                _count_money(tally, answer.body)
             elif answer.status == 402:
                 tally.facts["declined"] += 1
             elif answer.status == 409:
@@ -231,6 +239,13 @@ class CommerceCrowd:
         else:
             tally.done(action, clock.monotonic_s() - began)
         return answer
+
+
+def _count_money(tally: Tally, order: bytes) -> None:
+    """What was sold, in a fact per currency."""
+    told = msgspec.json.decode(order, type=_Ordered)
+    fact = f"sold {told.currency}"
+    tally.facts[fact] = tally.facts.get(fact, 0.0) + told.total / 100
 
 
 def _flash(plan: Plan, elapsed_s: float) -> bool:

@@ -115,6 +115,8 @@ class StreamingCrowd:
             except FourplaneError as error:
                 tally.failed(error.reason)
                 await clock.sleep(1.0 + rng.random())
+            finally:
+                session.leave()
             await clock.sleep(rng.uniform(0.2, 2.0))
 
     def _client(self, host: str, port: int) -> HttpClient:
@@ -159,7 +161,7 @@ class _Viewing:
         self._session = ""
         self._base = ""
         self._bases: dict[str, str] = {}
-        self._node = ""
+        self._node = ""  # counted in the facts as `at NODE`
         self._steered_s = 0.0
         self._throughput = 0.0
         self._height = 0
@@ -175,8 +177,8 @@ class _Viewing:
         play = msgspec.json.decode(
             await self._crowd.call(self._target, "/streaming/api/play", asked, self._tally, "play")
         )
-        self._session, self._node = play["session"], play["node"]
-        self._base = play["base"]
+        self._session = play["session"]
+        self._go_to(play["node"], play["base"])
         self._steered_s = clock.monotonic_s()
         master = (await self._take("master.m3u8", "playlist")).decode()
         rungs = sorted((int(bps), int(height), uri) for bps, height, uri in _VARIANT.findall(master))
@@ -206,6 +208,7 @@ class _Viewing:
                 self._stalls += 1
                 self._stalled_s += late_s
                 self._count("stalls")
+                self._count("stalled_s", late_s)
             film_s += seconds
             number += 1
             if now_s - beacon_s > BEACON_S:
@@ -218,6 +221,10 @@ class _Viewing:
                 await clock.sleep(ahead_s - AHEAD_S)
         if self._start_ms is not None:
             await self._beacon(max(0.0, clock.monotonic_s() - began_s - self._stalled_s), ended=True)
+
+    def leave(self) -> None:
+        """The viewer is gone from every node."""
+        self._go_to("", "")
 
     async def _track(self, uri: str) -> _Track:
         return _Track((await self._take(uri, "playlist")).decode())
@@ -234,7 +241,7 @@ class _Viewing:
         told = msgspec.json.decode(await self._crowd.fetch(f"{here}{path}/steering", self._tally, "steer"))
         best = next((node for node in told["PATHWAY-PRIORITY"] if node in self._bases), "")
         if best and best != self._node:
-            self._node, self._base = best, self._bases[best]
+            self._go_to(best, self._bases[best])
             self._count("moved")
 
     async def _take(self, uri: str, action: str = "segment", *, measure: bool = False) -> bytes:
@@ -277,5 +284,13 @@ class _Viewing:
         }
         await self._crowd.call(self._target, "/streaming/api/beacons", told, self._tally, "beacon")
 
-    def _count(self, name: str) -> None:
-        self._tally.facts[name] = self._tally.facts.get(name, 0) + 1
+    def _go_to(self, node: str, base: str) -> None:
+        """Fetch from this node from now on; empty: from none, the viewer is gone."""
+        if self._node:
+            self._count(f"at {self._node}", -1)
+        self._node, self._base = node, base
+        if node:
+            self._count(f"at {node}")
+
+    def _count(self, name: str, amount: float = 1) -> None:
+        self._tally.facts[name] = self._tally.facts.get(name, 0) + amount
