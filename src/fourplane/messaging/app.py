@@ -24,6 +24,7 @@ from fourplane.messaging.diagram import diagram
 from fourplane.messaging.group_chat import GroupChat
 from fourplane.messaging.handover import Handover
 from fourplane.messaging.media import Media
+from fourplane.messaging.operations import Operations
 from fourplane.messaging.personal_events import PersonalEventing
 from fourplane.messaging.registration import Registration
 from fourplane.messaging.routing import Router
@@ -207,6 +208,7 @@ class Messaging:
             ),
             SocketRoute("/messaging/ws", self._web_socket, "XMPP over WebSocket (RFC 7395)", subprotocols=("xmpp",)),
             StaticFolder("/messaging/static", STATIC),
+            *Operations(self.router, self.streams, self.groups, self._registry).doors(),
             *(self.media.doors() if self.media is not None else ()),
         ]
 

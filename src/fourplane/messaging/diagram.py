@@ -89,6 +89,7 @@ def _stores(router: Router, streams: Streams, media: Media | None) -> list[Node]
             "Sessions live in the memory of their owner: resources, acknowledgement queues, presence.",
             "user_session.py",
             _sessions(router),
+            page="/messaging/operations",
         ),
         _node("MYSQL", "state", "Accounts with SCRAM keys, in the SQL store.", "login.py", _accounts(streams)),
         _node(

@@ -76,7 +76,7 @@ def resident_kib(pid):
 @contextlib.asynccontextmanager
 async def server(data):
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.journeys.messaging.house", str(data), *NAMES,
+        sys.executable, "-m", "tests.failure.messaging.soaked_server", str(data), *NAMES,
         stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": "src:."},
     )  # fmt: skip
     try:
