@@ -9,10 +9,15 @@ mark of `write_ahead_log`, written after the sync and before anybody is told: on
 place up to the mark must be whole, else `Corrupt` names file and byte; what lies behind the mark is taken as far as it is
 whole and cut off there. Later reads check the frame they read. Not detected: what `write_ahead_log` lists for power cuts.
 
+Appending to a file changes its size, which a sync has to write to the file system's own journal: 0.5 ms, 8 ms for one in ten.
+So a segment of small writes has zeros behind its last frame, written some steps ahead (`AHEAD_*`): a sync then writes the frames
+and nothing else, 0.1 ms. What is not a frame ends a segment, and zeros are none.
+
 `write` and `open` wait for the disk and run on a worker; `read` is a few microseconds from the page cache. A write that failed
 is cut away again before the next one, so that no frame of it can come back; a sync that failed is final.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -35,6 +40,8 @@ FRAME_BYTES_MAX = 64 << 20
 _FRAME, _END = b"FPb1", b"FPz1"
 _JOIN_BYTES_MAX = 256 << 10
 _VECTOR_MAX = 256
+SMALL_BYTES = 64 << 10  # a larger write takes longer than the change of the size
+AHEAD_LEAST, AHEAD_MOST = 64 << 10, 4 << 20  # as many zeros as there are bytes, within these bounds
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +78,7 @@ class Segments:
         self._mark_path = str(folder / "acknowledged")
         self._number = 1
         self._end = 0
+        self._ahead = 0  # where the zeros of this segment end
         self._dirty = False
 
     def open(self, start: int) -> list[Frame]:
@@ -97,7 +105,8 @@ class Segments:
             number, position = number + 1, 0
         self._number, self._end = number, position
         self._new_segment()
-        if self._path(number).stat().st_size > position:
+        self._ahead = self._path(number).stat().st_size
+        if not self._zeros(position, self._ahead):
             self._cut()
         return found
 
@@ -119,6 +128,8 @@ class Segments:
             at += HEADER_BYTES + length
         path = str(self._path(self._number))
         self._dirty = True
+        if at > self._ahead and at - self._end <= SMALL_BYTES:
+            self._go_ahead(path, at)
         self._append(path, parts, self._end, at - self._end)
         self._sync(path)
         self._end = at
@@ -196,12 +207,32 @@ class Segments:
         end = HEADER.pack(_END, zlib.crc32(head), 0, 0, 0)
         self._dirty = True
         self._append(path, [end], self._end, len(end))
+        if self._ahead > self._end + len(end):
+            self._disk.truncate(path, self._end + len(end))
         self._sync(path)
         self._number, self._end = self._number + 1, 0
         self._new_segment()
         self._dirty = False
 
+    def _go_ahead(self, path: str, upto: int) -> None:
+        """Zeros from `upto` to well behind it; a disk without room for them may have some for the frames."""
+        count = min(max(upto, AHEAD_LEAST), AHEAD_MOST)
+        with contextlib.suppress(OSError):
+            self._disk.append(path, [bytes(count)], upto, count)
+            self._ahead = upto + count
+
+    def _zeros(self, start: int, end: int) -> bool:
+        """Whether the segment holds nothing but zeros from `start` to `end`."""
+        with self._path(self._number).open("rb") as file:
+            file.seek(start)
+            while start < end and (content := file.read(min(1 << 20, end - start))):
+                if content.strip(b"\0"):
+                    return False
+                start += len(content)
+        return True
+
     def _new_segment(self) -> None:
+        self._ahead = 0
         path = self._path(self._number)
         if not path.exists():
             path.touch(mode=0o600)
@@ -212,6 +243,7 @@ class Segments:
         path = str(self._path(self._number))
         self._disk.truncate(path, self._end)
         self._sync(path)
+        self._ahead = self._end
         self._dirty = False
 
     def _append(self, path: str, parts: list[bytes], offset: int, size: int) -> None:
