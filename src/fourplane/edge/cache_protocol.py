@@ -100,6 +100,7 @@ class CacheProtocol(asyncio.Protocol):
         "_descriptor",
         "_drained",
         "_head_bytes",
+        "_head_known",
         "_host",
         "_hot",
         "_learning",
@@ -129,6 +130,7 @@ class CacheProtocol(asyncio.Protocol):
         self._pending: list[CacheRequest] = []
         self._answering: CacheRequest | None = None
         self._head_bytes = 0
+        self._head_known = False  # the head of the message under way was read to its end
         self._host = b""
         self._learning = b""
         self._descriptor = -1  # of the socket, where the kernel may send files into it
@@ -218,6 +220,9 @@ class CacheProtocol(asyncio.Protocol):
             self._refuse(501, "unknown_method", "this method is not known here")
         except httptools.HttpParserError as error:
             self._refuse(400, "malformed", f"not HTTP/1.1: {error}")
+        else:
+            if self._head_bytes > HEAD_BYTES_MAX and not self._head_known:  # it has no end yet
+                self._refuse(431, "head_too_large", "the request head is too large")
         self._learning = b""
 
     def expire(self) -> None:
@@ -258,11 +263,15 @@ class CacheProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         request, parser = self._request, self._parser
+        self._head_known = True
         request.method = parser.get_method()
         request.keep_alive = parser.should_keep_alive()
         if request.http_1_0 or not request.keep_alive:  # the version costs a string: asked only where it can matter
             request.http_1_0 = parser.get_http_version() == "1.0"
-        if len(request.fields) > FIELDS_MAX or self._head_bytes > HEAD_BYTES_MAX + self._node.settings.body_bytes_max:
+        if len(request.fields) > FIELDS_MAX or (
+            self._head_bytes > HEAD_BYTES_MAX
+            and len(request.target) + sum(len(name) + len(value) for name, value in request.fields) > HEAD_BYTES_MAX
+        ):
             raise _Refused(431, "head_too_large", "the request head is too large")
         if not request.host and parser.get_http_version() != "1.0":
             raise _Refused(400, "no_host", "a request has a Host")
@@ -284,7 +293,7 @@ class CacheProtocol(asyncio.Protocol):
             raise _Refused(413, "too_large", "the request body is too large")
 
     def on_message_complete(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes, self._head_known = 0, False
         if self._learning:
             _learn(self._learning, self._request)
         if not (self.busy or self.write_paused or self._pending):

@@ -15,7 +15,7 @@ from fourplane.control.nodes import Node
 from fourplane.edge.cache_node import CacheStatistics
 from fourplane.edge.routes import Door
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Rejected
+from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -23,8 +23,10 @@ from fourplane.service.tokens import Signer
 from fourplane.state.contracts import Blobs, Search, Sql
 from fourplane.state.schema import ensure
 from fourplane.streaming import ffmpeg
+from fourplane.streaming.about import About
 from fourplane.streaming.api import Api
 from fourplane.streaming.diagram import nodes_of
+from fourplane.streaming.file_names import Named, films, named
 from fourplane.streaming.jobs import JobStatistics
 from fourplane.streaming.playback import Entitlement
 from fourplane.streaming.quality import QualityStatistics
@@ -57,6 +59,17 @@ class ImportedVideo(msgspec.Struct, frozen=True):
     bytes: int
     took_s: float
     page: str
+
+
+class ImportedFolder(msgspec.Struct, frozen=True):
+    """What an import of a folder made; `failed` names each file that could not be read with its fault."""
+
+    imported: int
+    duration_s: float
+    bytes: int
+    took_s: float
+    page: str
+    failed: list[str] = []
 
 
 class Streaming:
@@ -143,17 +156,54 @@ class Streaming:
         """The port of the first cache node."""
         return next(iter(self.rooms.delivery.nodes.values())).port
 
-    async def import_file(self, file: Path, progress: Told, *, dry_run: bool = False) -> ImportedVideo:
-        """Encode a video and publish it; a title of the same name gets a new version. Raises the fault of the input."""
+    async def import_file(self, file: Path, progress: Told, *, dry_run: bool = False) -> ImportedVideo | ImportedFolder:
+        """Encode a video, or all of a folder, and publish; a title of the same name gets a new version.
+
+        Raises the fault of the input; one broken film does not keep a folder's others out.
+        """
+        if file.is_dir():  # noqa: ASYNC240 - one look at a local file
+            return await self._import_folder(file, progress, dry_run=dry_run)
+        return await self._import_one(file, named(file), progress, dry_run=dry_run)
+
+    async def _import_folder(self, folder: Path, progress: Told, *, dry_run: bool) -> ImportedFolder:
+        began_s, found = clock.monotonic_s(), films(folder)
+        made: list[ImportedVideo] = []
+        failed: list[FourplaneError] = []
+        said: list[str] = []
+        for number, file in enumerate(found):
+
+            def told(facts: dict[str, Any], number: int = number, file: Path = file) -> None:
+                share = (number + float(facts.get("share", 0.0))) / len(found)
+                progress(
+                    {"share": share, "text": f"{number + 1} of {len(found)}, {file.name}: {facts.get('text', '')}"}
+                )
+
+            try:
+                made.append(await self._import_one(file, named(file, folder), told, dry_run=dry_run))
+            except FourplaneError as error:
+                failed.append(error)
+                said.append(f"{file.relative_to(folder)}: {error.message}")
+        if not made:
+            raise failed[0]
+        return ImportedFolder(
+            len(made),
+            round(sum(one.duration_s for one in made), 2),
+            sum(one.bytes for one in made),
+            round(clock.monotonic_s() - began_s, 1),
+            "/streaming/",
+            said,
+        )
+
+    async def _import_one(self, file: Path, said: Named, progress: Told, *, dry_run: bool) -> ImportedVideo:
         began_s = clock.monotonic_s()
         if dry_run:
             encoder = await ffmpeg.find(self.rooms.settings.ffmpeg)
             found = await encoder.probe(file)
-            return ImportedVideo("", file.stem, found.duration_s, 0, found.height, 0, 0.0, "")
-        words = file.stem.replace("_", " ").split()
-        name = " ".join(word.capitalize() if word.isalpha() and word.islower() else word for word in words) or "Film"
-        before = await self.rooms.titles.by_name(name)
-        job = await self.rooms.submit(file, name, replace="" if before is None else before.id)
+            return ImportedVideo("", said.name, found.duration_s, 0, found.height, 0, 0.0, "")
+        before = await self.rooms.titles.by_name(said.name, said.about)
+        job = await self.rooms.submit(file, said.name, replace="" if before is None else before.id)
+        if before is None and said.about != About():
+            await self.rooms.titles.describe(job.title, said.name, "", said.about)
         while True:
             job = await self.rooms.jobs.get(job.id)
             if job.state in {"done", "failed", "cancelled"}:
@@ -190,4 +240,4 @@ class Streaming:
         return job.title
 
 
-__all__ = ["ImportedVideo", "Streaming", "StreamingSettings", "StreamingStatistics"]
+__all__ = ["ImportedFolder", "ImportedVideo", "Streaming", "StreamingSettings", "StreamingStatistics"]

@@ -72,11 +72,15 @@ class Titles:
             raise NotFound("there is no such title", code="no_such_title")
         return _title(rows[0])
 
-    async def by_name(self, name: str) -> Title | None:
-        """The newest title of this name, so that a re-import replaces instead of adding."""
+    async def by_name(self, name: str, about: About = About()) -> Title | None:
+        """The newest title of this name, so that a re-import replaces instead of adding; an episode only replaces itself."""
         wanted = " ".join(name.split())
-        rows = await self._sql.read(_SELECT + " WHERE name = ?1 ORDER BY created_us DESC LIMIT 1", wanted)
-        return _title(rows[0]) if rows else None
+        rows = await self._sql.read(_SELECT + " WHERE name = ?1 ORDER BY created_us DESC LIMIT ?2", wanted, LISTED_MAX)
+        place = (about.series, about.season, about.episode)
+        for title in map(_title, rows):
+            if not about.series or (title.about.series, title.about.season, title.about.episode) == place:
+                return title
+        return None
 
     async def all(self) -> list[Title]:
         """Titles, the most recently published first."""

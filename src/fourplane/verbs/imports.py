@@ -16,14 +16,14 @@ OWNERS = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=sorted(OWNERS), help="what the file is")
-    parser.add_argument("file", type=Path, help="the file to read")
+    parser.add_argument("file", type=Path, help="the file to read, or a folder of films")
     parser.add_argument("--dry-run", action="store_true", help="check a catalog and change nothing")
     deployment.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Ask the running deployment, or open the data folder when none runs; prints what was made."""
-    if not options.file.is_file():
+    if not (options.file.is_file() or (options.kind == "video" and options.file.is_dir())):
         raise NotFound(f"no such file: {options.file}", code="no_file")
     line = ProgressLine(quiet=options.json)
 

@@ -10,11 +10,14 @@ from tests.journeys.streaming.rig import QUICK, house
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.clip import generate_clip
+from fourplane.streaming.encode_plan import make_plan
 from fourplane.streaming.encoding import Encode
 from fourplane.streaming.ffmpeg import EncodeFailed
 
-LONG_S = 50.0  # five chunks
+LONG_S = 17.0  # five chunks
+PICTURE = ("-f", "lavfi", "-i", "testsrc2=size=160x90:rate=24")
+SOUND = ("-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000")
+FAST = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "24", "-c:a", "aac")
 TINY = msgspec.structs.replace(QUICK, rungs_max=1, duration_s_max=0.0, nice=0)
 
 
@@ -33,7 +36,7 @@ def encoder():
 @pytest.fixture(scope="module")
 def film(encoder, tmp_path_factory):
     file = tmp_path_factory.mktemp("source") / "film.mp4"
-    asyncio.run(generate_clip(encoder, file, duration_s=LONG_S, size="160x90"))
+    asyncio.run(encoder.run([*PICTURE, *SOUND, "-t", f"{LONG_S:g}", *FAST, str(file)]))
     return file
 
 
@@ -120,14 +123,50 @@ def test_a_source_whose_pictures_are_missing_fails_by_name_and_publishes_nothing
     run(main)
 
 
-def test_a_full_disk_is_a_named_fault(encoder, film):
+def test_a_full_disk_is_a_named_fault_and_what_was_finished_is_kept(encoder, film, tmp_path):
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full on this machine")
 
     async def main():
+        plan = make_plan(film, await encoder.probe(film), TINY, judged=True)
+        (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan))
+        last = tmp_path / f"{plan.rungs[0].name}_{plan.chunks - 1:05d}.mp4.part"
+        last.symlink_to(full)
         with pytest.raises(EncodeFailed) as failed:
-            await encoder.run(["-i", str(film), "-t", "4", "-f", "mp4", "-y", str(full)])
+            await Encode(encoder, film, tmp_path, TINY).run()
         assert failed.value.reason == "disk_full"
+        kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.done")}
+        assert kept
+        last.unlink()
+        encoded = await Encode(encoder, film, tmp_path, TINY).run()
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert all(file.exists() for _, file in encoded.video)
+
+    run(main)
+
+
+def test_one_broken_film_keeps_no_other_of_its_folder_out(encoder, film, tmp_path):
+    folder = tmp_path / "Dark" / "Season 1"
+    folder.mkdir(parents=True)
+    settings = msgspec.structs.replace(TINY, duration_s_max=1.0)
+    for name in ("01 Secrets.mp4", "02 Lies.mp4"):
+        (folder / name).symlink_to(film)
+    (folder / "03 Past and Present.mp4").write_bytes(b"no film at all" * 100)
+
+    async def main():
+        async with house(tmp_path / "data", encoding=settings) as here:
+            told = []
+            made = await here.streaming.import_file(tmp_path / "Dark", told.append)
+            assert (made.imported, len(made.failed)) == (2, 1)
+            assert made.failed[0].startswith("Season 1/03 Past and Present.mp4: ")
+            shares = [facts["share"] for facts in told]
+            assert shares == sorted(shares)
+            again = await here.streaming.import_file(tmp_path / "Dark", lambda _: None)
+            assert again.imported == 2
+            titles = await here.rooms.titles.all()
+            found = {(one.name, one.about.series, one.about.season, one.about.episode) for one in titles}
+            assert found == {("Secrets", "Dark", 1, 1), ("Lies", "Dark", 1, 2)}
+            assert len(titles) == 2  # the second time replaced them
 
     run(main)

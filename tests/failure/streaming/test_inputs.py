@@ -158,6 +158,23 @@ def test_av1_and_opus_by_configuration(encoder, tmp_path):
     assert len(index.video[0].segments) == 2
 
 
+@pytest.mark.slow
+def test_a_film_of_2160_lines_gets_a_ladder_from_there(encoder, tmp_path):
+    source = ("-f", "lavfi", "-i", "testsrc2=size=3840x2160:rate=24")
+    film = make(encoder, tmp_path / "film.mp4", *source, "-t", "1", *FAST)
+    settings = msgspec.structs.replace(WHOLE, rungs_max=5, height_max=2160)
+    index, _ = encode(encoder, film, tmp_path, settings)
+    assert [(track.name, track.width) for track in index.video] == [
+        ("360p", 640),
+        ("720p", 1280),
+        ("1080p", 1920),
+        ("1440p", 2560),
+        ("2160p", 3840),
+    ]
+    assert index.video[-1].codec.startswith("avc1.")
+    assert int(index.video[-1].codec[-2:], 16) >= 51  # the level: 5.1 carries 2160 lines
+
+
 def test_a_codec_that_does_not_exist_is_a_mistake_of_the_settings(encoder, tmp_path):
     film = make(encoder, tmp_path / "film.mp4", *PICTURE, "-t", "1", *FAST)
     with pytest.raises(Misconfigured, match="one of h264, av1"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 
 from fourplane.edge.cache_node import CacheNode, CacheNodeSettings
 from fourplane.edge.cache_origin import OriginSettings
@@ -27,6 +28,8 @@ class Origin:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 method, target, _ = head.split(" ", 2)
                 self.seen.append((method, target, head))
+                if length := re.search(r"content-length: (\d+)", head, re.IGNORECASE):
+                    await reader.readexactly(int(length[1]))
                 if self.gate is not None:
                     await self.gate.wait()
                 raw = self.answer(method, target, head)
@@ -79,8 +82,8 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def node(answer, *, origin_port=None, **settings):
-    """(node, origin, connect) with everything on free ports."""
+async def node(answer, *, origin_port=None, head_s=15.0, read_s=2.0, **settings):
+    """(node, origin, connect) with everything on free ports; `head_s` and `read_s`: the patience with the origin."""
     origin = Origin(answer)
 
     def factory():
@@ -92,7 +95,10 @@ async def node(answer, *, origin_port=None, **settings):
     registry = Registry()
     cache = CacheNode(
         CacheNodeSettings(
-            name="node", listener=ListenerSettings(port=0), origin=OriginSettings(port=port, read_s=2.0), **settings
+            name="node",
+            listener=ListenerSettings(port=0),
+            origin=OriginSettings(port=port, head_s=head_s, read_s=read_s),
+            **settings,
         ),
         registry=registry,
     )
