@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fourplane.dispatch import compiled
 from fourplane.dispatch.cells import EARTH_RADIUS_M
 from fourplane.dispatch.driver_index import DriverIndex, to_e7
-from fourplane.dispatch.index_layout import BUCKET_RING, ENTRY, LINK, MARK
+from fourplane.dispatch.index_layout import BUCKET_RING, ENTRY, LINK, MARK, WAY
 from fourplane.dispatch.packed_index import PackedIndex
 from fourplane.dispatch.roads import GRID_M, LOCAL_SPEED_MPS, SNAP_M_MAX, Roads, Snapped
 from fourplane.foundation.errors import Rejected
@@ -30,6 +30,7 @@ Seconds = NDArray[np.float64]
 PACE_WEIGHT = 0.02
 GENERATIONS_MAX = (1 << 31) - 2  # searches before the marks are wiped
 PACE_RANGE = (0.5, 3.0)
+LINE_MAX = 20_000  # points of a way that are drawn in one call
 ROW_BYTES, CANDIDATE_BYTES = 96, 80  # of an answer, at most: a place's keys, and a candidate's five numbers
 
 
@@ -86,12 +87,11 @@ class Eta:
         self._kernels = compiled.load("road_kernels")
         self._answers = compiled.load("answer_kernels")
         nodes, edges = len(roads.lat), len(roads.heads)
-        self._best, self._seen = np.zeros(nodes), np.zeros(nodes, np.int64)
+        self._ways, self._edges = np.zeros(nodes, WAY), np.empty(nodes, np.int32)
         self._marks = np.zeros(nodes, MARK)
         self._links = np.empty(edges, LINK)
         self._links["head"] = roads.back_heads
-        self._by_edge = np.zeros(nodes, np.int32)
-        self._keys, self._items = np.zeros(edges + 2), np.zeros(edges + 2, np.int32)
+        self._points = np.empty((LINE_MAX, 2))
         self._ring, self._entries = np.full(BUCKET_RING, -1, np.int32), np.zeros(2 * edges + nodes + 2, ENTRY)
         self._generation = self._path_generation = 0
         self._searches = self._candidates = self._routes = self._settled = 0
@@ -113,6 +113,7 @@ class Eta:
         self._links["cost"] = seconds[self.roads.back_edges]
         self._speed_mps = float((self.roads.metres / np.maximum(seconds, 1e-3)).max()) * 1.001
         self._per_second = min(1.0, (BUCKET_RING - 3) / float(seconds.max()))
+        self._per_second_of_way = min(2.0, (BUCKET_RING - 3) / (2.01 * float(seconds.max())))
 
     def snap_many(self, lats: Seconds, lngs: Seconds) -> tuple[NDArray[np.int32], Seconds]:
         """Nearest node (-1: no road near) and metres to it for each place in degrees."""
@@ -236,8 +237,8 @@ class Eta:
             raise Rejected("no road leads there", code="no_route")
         local = first.metres + last.metres
         seconds = float(self.seconds[edges].sum(dtype=np.float64)) * self.pace + local / LOCAL_SPEED_MPS
-        line = [(lat, lng), *self.roads.shape(edges), (to_lat, to_lng)]
-        return Route(seconds, float(self.roads.metres[edges].sum(dtype=np.float64)) + local, line, edges)
+        line = [(lat, lng), *self._line(edges), (to_lat, to_lng)]
+        return Route(seconds, float(self.roads.metres[edges].sum(dtype=np.float64)) + local, line, edges.tolist())
 
     def learn(self, expected_s: float, real_s: float) -> None:
         """Let one finished trip correct the pace; absurd ones are ignored."""
@@ -278,22 +279,31 @@ class Eta:
         )
         return out
 
-    def _path(self, source: int, target: int) -> list[int] | None:
+    def _path(self, source: int, target: int) -> NDArray[np.int32] | None:
+        """The edges of the quickest way."""
         roads = self.roads
         if self._kernels is None:
-            return _path_plain(roads, self.seconds, source, target)
+            plain = _path_plain(roads, self.seconds, source, target)
+            return None if plain is None else np.array(plain, np.int32)
         self._path_generation += 1
-        seconds = self._kernels.path(
-            source, target, self._speed_mps, roads.starts, roads.heads, self.seconds, roads.x, roads.y,
-            self._best, self._seen, self._by_edge, self._path_generation, self._keys, self._items, roads.owners,
+        if self._path_generation > GENERATIONS_MAX:
+            self._ways["seen"], self._path_generation = 0, 1
+        count = self._kernels.way(
+            source, target, self._speed_mps, roads.starts, roads.tails, roads.heads, self.seconds, roads.x, roads.y,
+            self._ways, self._path_generation, roads.owners, self._per_second_of_way, self._ring, self._entries, self._edges,
         )  # fmt: skip
-        if math.isinf(seconds):
-            return None
-        edges = []
-        while (edge := int(self._by_edge[target])) >= 0:
-            edges.append(edge)
-            target = int(roads.tails[edge])
-        return edges[::-1]
+        return None if count < 0 else self._edges[:count].copy()
+
+    def _line(self, edges: NDArray[np.int32]) -> list[tuple[float, float]]:
+        """The points along these edges."""
+        roads, columns = self.roads, self.roads.columns
+        if self._kernels is None or len(edges) == 0:
+            return roads.shape(edges)
+        count = self._kernels.draw(
+            edges, len(edges), roads.tails, roads.heads, roads.lat, roads.lng, columns["shape_count"],
+            columns["shape_at"], columns["shape_lat"], columns["shape_lng"], self._points,
+        )  # fmt: skip
+        return roads.shape(edges) if count < 0 else [tuple(point) for point in self._points[:count].tolist()]
 
 
 def _reach_plain(

@@ -21,6 +21,8 @@ BUCKET = np.dtype(
 # Roads as the ETA walks them: one edge, and what a search knows of a node (`seen`, `wanted`: by which search).
 LINK = np.dtype([("head", "<i4"), ("cost", "<f4")])
 MARK = np.dtype([("best", "<f8"), ("seen", "<i4"), ("wanted", "<i4")])
+# The same for a way towards one place: seconds so far, at least so many more, and the last edge.
+WAY = np.dtype([("best", "<f8"), ("rest", "<f8"), ("seen", "<i4"), ("by", "<i4")])
 # A node that waits in one of a search's buckets, and the next one of that bucket.
 ENTRY = np.dtype([("key", "<f8"), ("node", "<i4"), ("next", "<i4")])
 BUCKET_RING = 256

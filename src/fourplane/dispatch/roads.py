@@ -181,7 +181,7 @@ class Roads:
             )  # fmt: skip
         return found
 
-    def shape(self, edges: Sequence[int]) -> list[tuple[float, float]]:
+    def shape(self, edges: Sequence[int] | NDArray[np.int32]) -> list[tuple[float, float]]:
         """The line along edges that follow each other, as (lat, lng): each edge's bends, then its head."""
         if len(edges) == 0:
             return []
