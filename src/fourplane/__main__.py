@@ -38,6 +38,7 @@ VERBS = (
     Verb("plan", "plan", "what a number of users would take: machines, cost, availability"),
     Verb("simulate", "simulate", "run the real services in virtual time from a seed"),
     Verb("move-store", "move_store", "carry the stores of a deployment to PostgreSQL or S3"),
+    Verb("alerts", "alerts", "see what is wrong, silence it for a while, look after it"),
     Verb("chaos", "chaos", "break a running deployment on purpose, with an end to every fault"),
     Verb("check-config", "check_config", "check the settings and show where each value comes from"),
     Verb("setup", "setup", "set the checkout up again and say what is there"),

@@ -22,7 +22,7 @@ from fourplane.control.otlp_push import OtlpPush, OtlpSettings
 from fourplane.control.traces.collector import TraceCollector, TraceSettings
 from fourplane.control.traces.keeper import TraceDesk, TraceKeeper
 from fourplane.edge import certificate
-from fourplane.edge.routes import Call, Door, Priority, Route
+from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
 from fourplane.foundation import ids
 from fourplane.foundation.lifecycle import Part
 from fourplane.foundation.telemetry import Registry
@@ -33,6 +33,8 @@ from fourplane.state.contracts import Blobs
 
 PROBE_ACCOUNT = "fourplane-probe"
 LOCAL = frozenset({"127.0.0.1", "*"})
+STATIC = Path(__file__).parent / "static"
+PAGES = ("objectives", "alerts", "traces")
 Verb = Callable[[Arguments, Progress], Awaitable[object]]
 T = TypeVar("T")
 
@@ -181,7 +183,7 @@ class Observability:
                     OtlpPush(settings.otlp, registry=self._registry, collect=collect, traces=traces.columns),
                 )
             )
-        self._doors += traces.doors()
+        self._doors += [*traces.doors(), *_pages()]
         self._doors.append(
             Route("GET", "/control/api/probes", self._probe_views, "Probes as users", answer=list,
                   priority=Priority.DEGRADED)
@@ -204,6 +206,18 @@ class Observability:
         if own.host or LOCAL & set(hosts) or not hosts:
             return own
         return msgspec.structs.replace(own, host=hosts[0])
+
+
+def _pages() -> list[Door]:
+    """The pages of all this, whose addresses are short."""
+
+    def page(name: str) -> Route:
+        async def shown(_: Call[None]) -> Reply:
+            return Reply((STATIC / f"{name}.html").read_bytes())
+
+        return Route("GET", f"/control/{name}", shown, f"The page {name}")
+
+    return [*(page(name) for name in PAGES), StaticFolder("/control/static", STATIC, 60)]
 
 
 async def _guest(accounts: Accounts, secrets: Path) -> Guest:

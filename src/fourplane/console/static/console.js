@@ -125,7 +125,7 @@ function tabs(current) {
     link.textContent = name;
     if (id === current || (!id && !state.opening.studies[current])) link.setAttribute("aria-current", "page");
     return link;
-  }), html`<a href="/control/plan">Plan</a>`);
+  }), html`<a href="/control/objectives">Objectives</a><a href="/control/alerts">Alerts</a><a href="/control/traces">Traces</a><a href="/control/plan">Plan</a>`);
 }
 
 function overview() {

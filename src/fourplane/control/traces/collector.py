@@ -162,7 +162,8 @@ class TraceCollector:
             for found in (own, *far):
                 steps.update({span.span: span for span in found.get(one.trace, [])})
             spans = sorted(steps.values(), key=lambda span: (span.start_us, -span.took_us))
-            root = max(one.spans, key=lambda span: span.took_us)
+            begun_outside = [span for span in one.spans if span.parent not in steps] or one.spans
+            root = max(begun_outside, key=lambda span: span.took_us)
             self.columns.add(TraceRecord(one.trace, one.reason, root, spans))
 
     async def _list(self, call: Call[None]) -> list[TraceSummary]:

@@ -26,6 +26,7 @@ class TraceKeeper:
     def __init__(self, registry: Registry, *, process: str) -> None:
         self.process = process
         self._tracer = registry.tracer
+        self._tracer.tell_apart(process)
         self._kept: deque[KeptTrace] = deque(maxlen=WAITING_MAX)
         self._number = 0
         registry.gauge(
