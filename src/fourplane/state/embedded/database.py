@@ -79,6 +79,7 @@ class _Entry(msgspec.Struct, Generic[T], gc=False):
     work: Work[T] | None = None
     weight: int = 1
     savepoint: bool = False
+    lasting: bool = True
     sql: str = ""
     parameters: tuple[SqlValue, ...] = ()
     result: T | None = None
@@ -128,11 +129,16 @@ class Database:
         self._open = True
         return self
 
-    def transact(self, work: Work[T], *, weight: int = 1, savepoint: bool = True) -> "asyncio.Future[T]":
-        """Run `work` inside the next group; the future is done when it is durable. Without `savepoint` it must be atomic."""
+    def transact(
+        self, work: Work[T], *, weight: int = 1, savepoint: bool = True, lasting: bool = True
+    ) -> "asyncio.Future[T]":
+        """Run `work` inside the next group; the future is done when it is durable. Without `savepoint` it must be atomic.
+
+        Not `lasting`: done when it is committed; it becomes durable, and readers see it, with the next group that lasts.
+        """
         loop = self._admitted()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.append(_Entry(future, work, weight, savepoint))
+        self._queue.append(_Entry(future, work, weight, savepoint, lasting))
         return future
 
     def append(self, sql: str, parameters: tuple[SqlValue, ...], answer: T) -> "asyncio.Future[T]":
@@ -142,7 +148,7 @@ class Database:
         """
         loop = self._admitted()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.append(_Entry(future, None, 1, False, sql, parameters, answer))
+        self._queue.append(_Entry(future, None, 1, False, True, sql, parameters, answer))
         return future
 
     def when_undone(self, callback: Callable[[], None]) -> None:
@@ -188,7 +194,7 @@ class Database:
         return rows
 
     async def drain(self) -> None:
-        """Wait until everything that was queued is durable."""
+        """Wait until everything that was queued is committed, and durable where it lasts."""
         while self._busy or self._queue:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
@@ -298,7 +304,7 @@ class Database:
             done = self._worker.submit(self._execute_and_sync, group)
         else:
             error = self._execute(group)
-            if error is not None or not file.log_grew:
+            if error is not None or not file.log_grew or not any(entry.lasting for entry in group):
                 self._settle(group, began, error)
                 return
             done = self._worker.submit(file.sync_log)
@@ -381,7 +387,7 @@ class Database:
         self._busy = False
         if self._failed is not None:
             return
-        if self._file is not None and self._file.log_end >= self._settings.checkpoint_bytes:
+        if self._file is not None and self._file.log_end >= self._settings.checkpoint_bytes and not self._file.log_grew:
             self._checkpoint(self._file)
         elif not self._scheduled:
             self._scheduled = True

@@ -110,6 +110,7 @@ class DatabaseFile:
 
     def close(self) -> None:
         """Fold what is left and let go; the log is removed when nothing in it counts."""
+        self.sync_log()
         if self.log_end > WAL_HEADER_BYTES:
             self.fold_and_settle()
         whole = self._mark_settled

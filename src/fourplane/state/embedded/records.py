@@ -2,10 +2,12 @@
 
 Idea. Rows with random keys land on a page of the tree each, and a page is 20 times a row: 11k rows a second. So a write is
 first part of a frame of the journal (`segments`; one frame, one write and one sync for all who wait) and a row of the *overlay*
-in memory, then its caller hears. At `fold_rows` the overlay is written to the table in key order, some hundred rows a commit;
-several rows share a page then. Folding takes a quarter of the time while the overlay is small, so that a burst runs at the
-speed of the journal, and all it can get once the overlay is half full. The last commit says how far the journal is folded;
-opening reads what lies behind that into the overlay again, and folding it twice does no harm, because rows carry their version.
+in memory, then its caller hears. From `fold_rows` on the overlay is written to the table in key order, a hundred rows a commit;
+several rows share a page then. The journal has these rows, so only one commit in twenty is made durable, and only then the
+overlay lets go of them. Folding waits while writers are busy, so that a burst runs at the speed of the journal; it takes a
+quarter of the time when they are not, and all it can get once the overlay is half full. The last commit says how far the
+journal is folded; opening reads what lies behind that into the overlay again, and folding it twice does no harm, because rows
+carry their version.
 
 A write must know the version before it; `key_filter` spares the look into the tree for keys that were never there.
 
@@ -42,6 +44,8 @@ VALUE_BYTES_MAX = 1 << 20
 CHANGES_MAX = 100
 SCAN_MAX = 10_000
 PURGE_ROWS = 500
+BUSY_PER_S = 5_000  # more writes than this: folding waits
+BUSY_LOOK_S = 0.02
 BATCH_BYTES_MAX = 32 << 20
 SCHEMA_NUMBER = b"\x02"
 _ALONE = b"\x01"
@@ -83,6 +87,7 @@ class RecordsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fold_rows: int = 50_000
     fold_bytes: int = 32 << 20
     fold_rows_at_once: int = 100
+    fold_rows_synced: int = 2_000
     overlay_rows_max: int = 300_000
     overlay_bytes_max: int = 128 << 20
     filter_keys_max: int = 16_000_000
@@ -134,6 +139,7 @@ class EmbeddedRecords:
         self._hurry = False
         self._room: asyncio.Future[None] | None = None
         self._bytes_folding = 0
+        self._written_rows = 0  # since folding last looked
         self._keys = KeyScan(database, self._settings.filter_keys_max)
 
     async def open(self) -> "EmbeddedRecords":
@@ -332,6 +338,7 @@ class EmbeddedRecords:
             for _, sort, cell, state in write:
                 cell.durable = state
                 self._bytes += len(sort) + len(state[0] or b"")
+        self._written_rows += len(writes)
         last = frames[-1]
         self._upto = last.at + last.size
         if (self._rows >= self._fold_rows or self._bytes >= self._settings.fold_bytes) and self._folding is None:
@@ -374,40 +381,54 @@ class EmbeddedRecords:
         return folding
 
     def _fold_some(self, fold: "_Fold") -> None:
-        """Commit the next rows, and again when they are durable."""
+        """Commit the next rows, and again when they are there."""
+        written, self._written_rows = self._written_rows, 0
+        if written > BUSY_PER_S * BUSY_LOOK_S and not self._must_hurry():
+            asyncio.get_running_loop().call_later(BUSY_LOOK_S, self._fold_some, fold)
+            return
         rows = fold.take(self._overlay, self._settings.fold_rows_at_once)
+        fold.committed += rows
         last = fold.upto if fold.at >= len(fold.partitions) else None
+        lasting = last is not None or len(fold.committed) >= self._settings.fold_rows_synced
         self._keys.add([(partition, sort) for partition, sort, _, _ in rows])
         began = clock.monotonic_s()
+        work = partial(_fold, rows, last)
         try:
-            committed = self.database.transact(partial(_fold, rows, last), weight=max(1, len(rows)), savepoint=False)
+            done = self.database.transact(work, weight=max(1, len(rows)), savepoint=False, lasting=lasting)
         except FourplaneError as refused:
             self._fold_failed(refused)
         else:
-            committed.add_done_callback(partial(self._folded_some, fold, rows, began))
+            done.add_done_callback(partial(self._folded_some, fold, began, lasting))
 
-    def _folded_some(self, fold: "_Fold", rows: _Write, began: float, done: "asyncio.Future[None]") -> None:
-        """The table has these rows: the overlay lets go of those that did not change meanwhile."""
+    def _folded_some(self, fold: "_Fold", began: float, lasting: bool, done: "asyncio.Future[None]") -> None:  # noqa: FBT001 - bound above
+        """The table has these rows; when they are durable the overlay lets go of those that did not change meanwhile."""
         error = Unavailable("the loop has ended") if done.cancelled() else done.exception()
         if error is not None:
             self._fold_failed(error)
             return
-        self._folded_rows += len(rows)
-        for partition, sort, cell, state in rows:
-            if cell.durable is state:
-                cell.durable = None
-                if cell.newest is state:
-                    self._let_go(partition, sort, cell)
-        if self._room is not None and self._rows < self._settings.overlay_rows_max:
-            self._room.set_result(None)
-            self._room = None
-        if fold.at >= len(fold.partitions):
-            self._folded(fold.upto)
-        elif self._hurry or self._rows > self._settings.overlay_rows_max // 2:
+        if lasting:
+            rows, fold.committed = fold.committed, []
+            self._folded_rows += len(rows)
+            for partition, sort, cell, state in rows:
+                if cell.durable is state:
+                    cell.durable = None
+                    if cell.newest is state:
+                        self._let_go(partition, sort, cell)
+            if self._room is not None and self._rows < self._settings.overlay_rows_max:
+                self._room.set_result(None)
+                self._room = None
+            if fold.at >= len(fold.partitions):
+                self._folded(fold.upto)
+                return
+        if self._must_hurry():
             self._fold_some(fold)
         else:
             pause_s = 3 * (clock.monotonic_s() - began)
             asyncio.get_running_loop().call_later(pause_s, self._fold_some, fold)
+
+    def _must_hurry(self) -> bool:
+        settings = self._settings
+        return self._hurry or self._rows * 2 > settings.overlay_rows_max or self._bytes * 2 > settings.overlay_bytes_max
 
     def _fold_failed(self, error: BaseException) -> None:
         self._fold_rows = self._rows + self._settings.fold_rows // 10  # not at once again
@@ -447,12 +468,13 @@ class EmbeddedRecords:
 class _Fold:
     """One pass over the overlay: its partitions in order, and how far it got."""
 
-    __slots__ = ("at", "partitions", "upto")
+    __slots__ = ("at", "committed", "partitions", "upto")
 
     def __init__(self, partitions: list[bytes], upto: int) -> None:
         self.partitions = partitions
         self.upto = upto
         self.at = 0
+        self.committed: _Write = []  # not durable in the table yet
 
     def take(self, overlay: dict[bytes, dict[bytes, _Cell]], most: int) -> _Write:
         """The next durable rows in key order: `most`, and what is left of the last partition."""
