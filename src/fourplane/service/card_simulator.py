@@ -129,7 +129,7 @@ class CardSimulator:
         self.on_notice = on_notice
         self._notices: deque[Notice] = deque()
         self._flaky_keys: dict[str, None] = {}
-        self._recent: dict[int, _State] = {}  # authorised here and not touched since: the next step need not read them
+        self._recent: dict[str, _State] = {}  # authorised here and not touched since: the next step need not read them
         self._counts = dict.fromkeys(
             ("authorised", "declined", "captured", "voided", "refunded", "repeated", "failed"), 0
         )
@@ -188,7 +188,7 @@ class CardSimulator:
         if not reason:
             if len(self._recent) >= RECENT_MAX:
                 del self._recent[next(iter(self._recent))]
-            self._recent[state.id] = state
+            self._recent[ids.encode("pay", state.id)] = state
         if method == "card_silent":
             await clock.sleep(self._settings.silent_s)
             raise DeadlineExceeded("the card network did not answer", code="gateway_silent")
@@ -303,9 +303,9 @@ class CardSimulator:
         authorisation_id: str,
         change: Callable[[_State], tuple[_State, list[Transfer]]],
     ) -> Payment:
-        number = ids.decode("pay", authorisation_id)
         _check_key(key)
-        known = self._recent.pop(number, None)
+        known = self._recent.pop(authorisation_id, None)
+        number = ids.decode("pay", authorisation_id) if known is None else known.id
         for _ in range(ATTEMPTS_MAX):
             before, known = known, None
             if before is None:

@@ -88,8 +88,6 @@ payment_ledger = sa.Table(
     sa.Column("account", sa.Text, nullable=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("currency", sa.Text, nullable=False),
-    sa.Index("payment_ledger_payment", "payment_id"),
-    sa.Index("payment_ledger_account", "currency", "account"),
     sqlite_with_rowid=False,
 )
 
@@ -108,7 +106,6 @@ decisions = sa.Table(
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("participants", sa.Text, nullable=False),  # names joined by a space
     sa.Column("decided_us", sa.BigInteger, nullable=False),
-    sa.Index("decisions_coordinator", "coordinator"),
 )
 
 outbox = sa.Table(
