@@ -7,6 +7,7 @@ more keys came than the filter was made for, a larger one is filled in the same 
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 from fourplane.foundation.errors import FourplaneError
@@ -26,6 +27,7 @@ class KeyScan:
         self._database = database
         self._keys_max = keys_max
         self._whole: KeyFilter | None = None
+        self.may_hold: Callable[[Key], bool] = _perhaps  # False: the table has no such key
         self._filling: KeyFilter | None = None
         self._last: Key = (b"", b"")
         self._timer: asyncio.TimerHandle | None = None
@@ -35,11 +37,6 @@ class KeyScan:
     def count(self) -> int:
         """Keys in the whole filter, 0 while there is none."""
         return self._whole.count if self._whole is not None else 0
-
-    def may_hold(self, key: Key) -> bool:
-        """False: the table has no such key."""
-        whole = self._whole
-        return whole is None or whole.may_hold(key)
 
     def add(self, keys: list[Key]) -> None:
         """These keys are about to be in the table."""
@@ -63,6 +60,7 @@ class KeyScan:
     def _fill(self, capacity: int) -> None:
         if capacity > self._keys_max:
             self._whole = self._filling = None
+            self.may_hold = _perhaps
             return
         self._filling, self._last = KeyFilter(capacity), (b"", b"")
         self._step()
@@ -86,3 +84,9 @@ class KeyScan:
             self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._step)
         else:
             self._whole, self._filling = filling, None
+            self.may_hold = filling.may_hold
+
+
+def _perhaps(_key: Key) -> bool:
+    """What is known while there is no filter."""
+    return True

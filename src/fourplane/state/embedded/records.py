@@ -228,21 +228,27 @@ class EmbeddedRecords:
             await self._writer.settle()  # a conflict with a write under way is told when that one is durable
             self._writer.check()
             states = self._judged(partition, changes)
-        if not states:
-            return
+        if states:
+            await self._begin(partition, states)
+
+    def _begin(self, partition: bytes, states: "list[tuple[bytes, State]]") -> "asyncio.Future[None]":
+        """These rows are the newest from now on; the future is done when they are durable."""
         cells = self._overlay.get(partition)
         if cells is None:
             cells = self._overlay[partition] = {}
         write: _Write = []
+        rows = []
         for sort, state in states:
             cell = cells.get(sort)
             if cell is None:
-                cell = cells[sort] = _Cell()
+                cell = cells[sort] = _Cell(state)
                 self._rows += 1
-            cell.newest = state
+            else:
+                cell.newest = state
             write.append((partition, sort, cell, state))
-        body = _ENCODER.encode((partition, [(sort, *state) for sort, state in states]))
-        await self._writer.put(write, 0, len(states), _LENGTH.pack(len(body)) + body)
+            rows.append((sort, *state))
+        body = _ENCODER.encode((partition, rows))
+        return self._writer.put(write, 0, len(states), _LENGTH.pack(len(body)) + body)
 
     async def fold(self) -> None:
         """Wait until every change that was durable when this was called is in the table."""
@@ -294,10 +300,10 @@ class EmbeddedRecords:
 
     def _judged(self, partition: bytes, changes: Sequence[Change]) -> list[tuple[bytes, State]]:
         """What a batch makes of its rows; raises Conflict."""
-        now_us = clock.now_us()
         states: list[tuple[bytes, State]] = []
+        cells = self._overlay.get(partition)
         for change in changes:
-            state = self._after(partition, change, now_us)
+            state = self._after(partition, cells, change)
             if state is not None:
                 states.append((change.sort, state))
         return states
@@ -312,24 +318,23 @@ class EmbeddedRecords:
             self._rows += 1
         return cell
 
-    def _after(self, partition: bytes, change: Change, now_us: int) -> State | None:
+    def _after(self, partition: bytes, cells: "dict[bytes, _Cell] | None", change: Change) -> State | None:
         """The row's state behind a change, None when there is nothing to write; raises Conflict."""
-        cells = self._overlay.get(partition)
         cell = cells.get(change.sort) if cells is not None else None
         current = cell.newest if cell is not None else None
-        if current is None and not self._keys.may_hold((partition, change.sort)):
-            current = _ABSENT
         if current is None:
-            rows = cast("list[State]", self.database.read(_GET, (partition, change.sort)))
-            current = rows[0] if rows else _ABSENT
+            current = _ABSENT
+            if self._keys.may_hold((partition, change.sort)):
+                rows = cast("list[State]", self.database.read(_GET, (partition, change.sort)))
+                current = rows[0] if rows else _ABSENT
         value, version, expires_us = current
-        if value is None or (expires_us is not None and expires_us <= now_us):
+        if value is None or (expires_us is not None and expires_us <= clock.now_us()):
             version = 0
         if change.expect_version is not None and change.expect_version != version:
             raise conflict(change)
         if isinstance(change, Put):
             ttl_s = change.ttl_s
-            return change.value, version + 1, None if ttl_s is None else now_us + int(ttl_s * 1e6)
+            return change.value, version + 1, None if ttl_s is None else clock.now_us() + int(ttl_s * 1e6)
         return None if change.expect_version == 0 else _ABSENT
 
     def _written(self, writes: Sequence[_Write], frames: Sequence[Frame]) -> None:
@@ -499,6 +504,16 @@ _DECODER: msgspec.msgpack.Decoder[tuple[bytes, list[tuple[bytes, bytes | None, i
 
 def check_changes(partition: bytes, changes: Sequence[Change]) -> None:
     """Raise Rejected or TooLarge for a batch past the contract's bounds; shared by all engines."""
+    if len(changes) == 1:  # the way of nearly all
+        change = changes[0]
+        if (
+            isinstance(change, Put)
+            and change.ttl_s is None
+            and 0 < len(change.sort) <= KEY_BYTES_MAX
+            and 0 < len(partition) <= KEY_BYTES_MAX
+            and len(change.value) <= VALUE_BYTES_MAX
+        ):
+            return
     if not 0 < len(partition) <= KEY_BYTES_MAX:
         raise Rejected(f"a partition key has 1 to {KEY_BYTES_MAX} bytes, not {len(partition)}", code="bad_key")
     if not 0 < len(changes) <= CHANGES_MAX:
