@@ -153,6 +153,7 @@ def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
         async with house(tmp_path / "data") as here:
             client = HttpClient("127.0.0.1", here.port)
             announced = {"name": "clip.mp4", "size": len(content)}
+            dropped = {"name": "A clip", "path": "Colours/Season 2/03 clip.mp4"}
             assert (await told(client, "POST", "/streaming/api/uploads", announced))[0] == 401
             status, upload = await told(client, "POST", "/streaming/api/uploads", announced, token=here.operator)
             assert status == 200
@@ -162,12 +163,14 @@ def test_an_upload_in_pieces_becomes_a_title(encoder, tmp_path):
             headers = {"authorization": f"Bearer {here.operator}"}
             sent = [await client.request("PUT", f"{path}/{at}", body=part, headers=headers) for at, part in pieces]
             assert [answer.status for answer in sent] == [200, 409, 200]
-            status, job = await told(client, "POST", f"{path}/import", {"name": "A clip"}, token=here.operator)
+            status, job = await told(client, "POST", f"{path}/import", dropped, token=here.operator)
             assert status == 200
             assert job["file"] == "clip.mp4"
             assert (await here.rooms.jobs.wait_ended(job["id"])).state == "done"
             _, listed = await told(client, "GET", "/streaming/api/titles?q=clip")
             assert [title["name"] for title in listed["titles"]] == ["A clip"]
+            about = listed["titles"][0]["about"]
+            assert (about["series"], about["season"], about["episode"]) == ("Colours", 2, 3)
             assert listed["titles"][0]["height"] == 180
             status, play = await told(
                 client, "POST", "/streaming/api/play", {"title": listed["titles"][0]["id"], "region": "asia"}

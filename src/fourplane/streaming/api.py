@@ -11,6 +11,7 @@ from fourplane.foundation.errors import NotFound, Rejected
 from fourplane.streaming.about import About
 from fourplane.streaming.cmcd import CmcdStatistics
 from fourplane.streaming.encode_plan import CAPTIONS_MAX
+from fourplane.streaming.file_names import named
 from fourplane.streaming.jobs import Job
 from fourplane.streaming.playback import Play
 from fourplane.streaming.positions import resume_at
@@ -21,6 +22,7 @@ from fourplane.streaming.titles import Title
 
 STATIC = Path(__file__).parent / "static"
 REGIONS = ("us", "eu", "asia")
+PATH_MAX = 1_000
 STEERING_TYPE = "application/vnd.apple.steering-list"
 
 
@@ -47,7 +49,8 @@ class CaptionAsked(msgspec.Struct, frozen=True):
 
 
 class ImportAsked(msgspec.Struct, frozen=True):
-    name: str = ""
+    name: str = ""  # empty: what the file's name says
+    path: str = ""  # of the file below the folder it was dropped with, which may say series and season
     captions: list[CaptionAsked] = []
     description: str = ""
     replace: str = ""  # a title whose next version this is
@@ -427,10 +430,15 @@ class Api:
     async def imported(self, call: Call[ImportAsked]) -> Job:
         upload = self._rooms.uploads.finish(call.params["upload"])
         asked = call.body
-        name = asked.name or Path(upload.name).stem
+        path = Path((asked.path or upload.name).lstrip("/")[:PATH_MAX])
+        said = named(path, Path(path.parts[0]) if len(path.parts) > 1 else None)
         for caption in asked.captions[:CAPTIONS_MAX]:
             await self._rooms.uploads.put_beside(upload, caption.language, caption.kind, caption.text)
-        return _told(await self._rooms.submit(upload.path, name, asked.description, replace=asked.replace, owned=True))
+        name = asked.name or said.name
+        job = await self._rooms.submit(upload.path, name, asked.description, replace=asked.replace, owned=True)
+        if not asked.replace and said.about != About():
+            await self._rooms.titles.describe(job.title, name, asked.description, said.about)
+        return _told(job)
 
     async def describe(self, call: Call[DescribeAsked]) -> Title:
         asked = call.body

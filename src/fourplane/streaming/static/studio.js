@@ -18,11 +18,32 @@ function card(name) {
   return { box, show: (share, text) => { bar.style.width = `${100 * share}%`; said.textContent = text; }, end: (kind, text) => { state.className = `pill ${kind}`; state.textContent = kind; said.textContent = text; } };
 }
 
-const TEXT = /\.(vtt|srt)$/i;
+const TEXT = /\.(vtt|srt)$/i, FILM = /\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|mxf|ogv|ts|vob|webm|wmv|y4m)$/i, AT_ONCE = 2;
+let waiting = [], running = 0;
+function next() { while (running < AT_ONCE && waiting.length) { running++; waiting.shift()().finally(() => { running--; next(); }); } }
+const place = (file) => file.place || file.webkitRelativePath || "";
+
+// What was dropped, folders with all that lies in them; of a folder only what looks like a film or its texts.
+async function dropped(items) {
+  const found = [], walk = async (entry, path) => {
+    if (entry.isFile) { const file = await new Promise((done, failed) => entry.file(done, failed)); if (!path || FILM.test(file.name) || TEXT.test(file.name)) { file.place = path ? `${path}/${file.name}` : ""; found.push(file); } return; }
+    const reader = entry.createReader(), inside = [];
+    for (;;) { const some = await new Promise((done, failed) => reader.readEntries(done, failed)); if (!some.length) break; inside.push(...some); }
+    for (const one of inside.filter((e) => !e.name.startsWith(".")).sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }))) await walk(one, path ? `${path}/${entry.name}` : entry.name);
+  };
+  for (const entry of items) await walk(entry, "");
+  return found;
+}
+
 // A text file belongs to the film whose name it begins with: Film.mp4, Film.en.vtt.
 function take(files) {
   const all = [...files], texts = all.filter((f) => TEXT.test(f.name)), films = all.filter((f) => !TEXT.test(f.name));
-  for (const film of films) { const stem = film.name.replace(/\.[^.]+$/, ""); upload(film, texts.filter((t) => t.name.startsWith(`${stem}.`))); }
+  for (const film of films) {
+    const stem = film.name.replace(/\.[^.]+$/, ""), folder = place(film).replace(/[^/]*$/, "");
+    const seen = card(film.name); seen.show(0, "waiting"); get("uploads").append(seen.box);
+    waiting.push(() => upload(film, seen, texts.filter((t) => t.name.startsWith(`${stem}.`) && place(t).replace(/[^/]*$/, "") === folder)));
+  }
+  next();
   if (!films.length && texts.length) card(texts[0].name).end("failed", "Captions are dropped together with their film: Film.mp4 and Film.en.vtt.");
 }
 async function captions(texts) {
@@ -31,8 +52,7 @@ async function captions(texts) {
   return found;
 }
 
-async function upload(file, texts = []) {
-  const seen = card(file.name); get("uploads").prepend(seen.box);
+async function upload(file, seen, texts = []) {
   try {
     let { id, offset } = await call("POST", "/uploads", { name: file.name, size: file.size }), tries = 0;
     const began = performance.now();
@@ -48,7 +68,7 @@ async function upload(file, texts = []) {
       seen.show(offset / file.size, `${size(offset)} of ${size(file.size)}, ${size(pace)}/s, ${span((file.size - offset) / pace)} left`);
     }
     seen.show(1, "Looking at the file…");
-    await call("POST", `/uploads/${id}/import`, { name: file.name.replace(/\.[^.]+$/, "").replace(/[_.]+/g, " "), captions: await captions(texts) });
+    await call("POST", `/uploads/${id}/import`, { path: place(file) || file.name, captions: await captions(texts) });
     seen.box.remove(); refresh();
   } catch (error) { seen.end("failed", error.message); }
 }
@@ -130,6 +150,7 @@ async function refresh() {
 const drop = get("drop");
 for (const kind of ["dragover", "dragenter"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => { event.preventDefault(); take(event.dataTransfer.files); });
+drop.addEventListener("drop", (event) => { event.preventDefault(); const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean), plain = [...event.dataTransfer.files]; if (entries.some((e) => e.isDirectory)) dropped(entries).then(take); else take(plain); });
 get("files").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
+get("folder").addEventListener("change", (event) => { take([...event.target.files].filter((f) => FILM.test(f.name) || TEXT.test(f.name)).sort((a, b) => place(a).localeCompare(place(b), undefined, { numeric: true }))); event.target.value = ""; });
 refresh(); setInterval(refresh, 1000);
