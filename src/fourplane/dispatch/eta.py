@@ -230,12 +230,15 @@ class Eta:
 
     def route(self, lat: float, lng: float, to_lat: float, to_lng: float) -> Route:
         """The quickest way; raises Rejected where either end has no road near."""
-        first, last = self.snap(lat, lng, "the start"), self.snap(to_lat, to_lng, "the destination")
+        nodes, metres = self.snap_many(np.array([lat, to_lat]), np.array([lng, to_lng]))
+        if nodes.min() < 0:
+            self.roads.snap(lat, lng, "the start")
+            self.roads.snap(to_lat, to_lng, "the destination")
         self._routes += 1
-        edges = self._path(first.node, last.node)
+        edges = self._path(int(nodes[0]), int(nodes[1]))
         if edges is None:
             raise Rejected("no road leads there", code="no_route")
-        local = first.metres + last.metres
+        local = float(metres.sum())
         seconds = float(self.seconds[edges].sum(dtype=np.float64)) * self.pace + local / LOCAL_SPEED_MPS
         line = [(lat, lng), *self._line(edges), (to_lat, to_lng)]
         return Route(seconds, float(self.roads.metres[edges].sum(dtype=np.float64)) + local, line, edges.tolist())

@@ -24,7 +24,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.telemetry import Registry
 
-OFFERS_AT_ONCE = 256
+OFFERS_AT_ONCE = 64  # who waited longest is offered first, and is not to wait for the rest
 RETRY_S = 0.25
 AWAITED_MAX, FASTEST_MPS = 3, 25.0
 SPARE = 12  # candidates more than are kept, for those who refused or drive another kind
