@@ -42,7 +42,7 @@ from fourplane.foundation.errors import (
 )
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Counter, Histogram, Registry
-from fourplane.foundation.tracing import Root
+from fourplane.foundation.tracing import Context
 
 if TYPE_CHECKING:
     from fourplane.service.accounts import Accounts
@@ -171,7 +171,7 @@ class Gateway:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         rid = request_id(headers.get("x-request-id"))
         extra: Headers = [(b"x-request-id", rid.encode())]
-        root = self._begin_trace(headers.get("traceparent"), rid, extra)
+        root = self._begin_trace(headers, rid, extra)
         served: _Served | None = None
         try:
             served, params, folder = self._find(scope, headers)
@@ -195,14 +195,15 @@ class Gateway:
         if served is not None:
             self._count(served, root, status, began)
 
-    def _begin_trace(self, traceparent: str | None, rid: str, extra: Headers) -> Root | None:
+    def _begin_trace(self, headers: Mapping[str, str], rid: str, extra: Headers) -> Context | None:
         """Trace a request; whoever sent a trace along hears which span is ours."""
-        root = self._tracer.begin(traceparent, rid)
+        traceparent = headers.get("traceparent")
+        root = self._tracer.begin(traceparent, rid, ours="x-request-id" not in headers)
         if traceparent is not None and root is not None:
             extra.append((b"traceresponse", root.traceresponse.encode()))
         return root
 
-    def _count(self, served: _Served, root: Root | None, status: int, began: float) -> None:
+    def _count(self, served: _Served, root: Context | None, status: int, began: float) -> None:
         """One request of a route is over."""
         ended, failed = clock.monotonic_s(), status >= 500
         served.requests.value += 1

@@ -31,25 +31,26 @@ def test_steps_know_their_caller_and_whether_they_failed():
     root = tracer.begin(None, "00000000000000aa")
     with span(tracer, "outer"), pytest.raises(KeyError), span(tracer, "inner"):
         raise KeyError("x")
-    assert tracing.current_trace() == root.context
+    assert tracing.current_trace() == root.text
     ended(tracer, root)
     inner, outer, whole = tracer.spans
     assert [one[2] for one in (inner, outer, whole)] == ["inner", "outer", "GET /a"]
-    assert inner[0].endswith(f"-{outer[1]:016x}")
-    assert outer[0] == root.context
+    assert inner[0].number == outer[1]
+    assert outer[0] is whole[0] is root
     assert (inner[5], outer[5]) == (True, False)
     assert tracing.current_trace() == ""
 
 
 def test_a_request_id_is_the_end_of_its_trace():
-    assert Tracer().begin(None, "00000000deadbeef").context.startswith("0" * 24 + "deadbeef-")
+    for ours in (True, False):
+        assert Tracer().begin(None, "00000000deadbeef", ours=ours).text.startswith("0" * 24 + "deadbeef-")
     assert tracing.trace_id_of("my own id") == tracing.trace_id_of("my own id") != tracing.trace_id_of("another")
 
 
 def test_a_callers_trace_goes_on():
     root = Tracer().begin(f"00-{CALLER}-01", "1")
-    assert root.caller == CALLER
-    assert root.context.startswith(CALLER[:33])
+    assert root.caller == CALLER[33:]
+    assert root.text.startswith(CALLER[:33])
     assert root.traceresponse.startswith(f"00-{CALLER[:32]}-")
 
 
@@ -57,7 +58,7 @@ def test_a_callers_trace_goes_on():
     "header", ["", "00-zz-00", f"00-{'0' * 32}-00f067aa0ba902b7-01", f"00-{CALLER[:32]}-{'0' * 16}-01"]
 )
 def test_a_malformed_traceparent_begins_a_new_trace(header):
-    assert Tracer().begin(header, "00000000000000bb").context.startswith("0" * 30 + "bb-")
+    assert Tracer().begin(header, "00000000000000bb").text.startswith("0" * 30 + "bb-")
 
 
 def test_what_is_kept_failed_was_slow_was_asked_for_or_drew_the_lot():
@@ -93,5 +94,12 @@ def test_nothing_is_traced_while_tracing_is_off():
 def test_what_is_recorded_is_bounded():
     tracer = Tracer()
     for number in range(tracing.RING + 10):
-        tracer.record("c", "s", clock.monotonic_s(), failed=number % 2 == 0)
+        tracer.record(tracing.Context("c" * 32, 1), "s", clock.monotonic_s(), failed=number % 2 == 0)
     assert len(tracer.spans) == tracing.RING
+
+
+def test_a_context_travels_as_a_text():
+    tracing.set_trace(CALLER)
+    assert tracing.current_trace() == CALLER
+    tracing.set_trace("")
+    assert tracing.current_trace() == ""

@@ -12,7 +12,7 @@ from fourplane.control.traces.model import SPANS_MAX, KeptTrace, SpanRecord
 from fourplane.foundation import clock
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
-from fourplane.foundation.tracing import TRACE_DIGITS, RawSpan
+from fourplane.foundation.tracing import NO_SPAN, SPAN_DIGITS, RawSpan
 from fourplane.service.rpc import idempotent
 
 LOOK_S = 0.5
@@ -62,15 +62,14 @@ class TraceKeeper:
 
     def steps_of(self, traces: Iterable[str]) -> dict[str, list[SpanRecord]]:
         """The steps of these traces that the ring still has, in one pass."""
-        wanted: dict[str, list[SpanRecord]] = {trace: [] for trace in traces}
-        if not wanted:
-            return {}
+        found: dict[str, list[SpanRecord]] = {trace: [] for trace in traces}
+        wanted = found | {trace[SPAN_DIGITS:]: spans for trace, spans in found.items() if trace.startswith(NO_SPAN)}
         offset_s = clock.now_us() / 1e6 - clock.monotonic_s()
-        for raw in list(self._tracer.spans):
-            spans = wanted.get(raw[0][:TRACE_DIGITS])
+        for raw in list(self._tracer.spans) if wanted else ():
+            spans = wanted.get(raw[0].trace)
             if spans is not None and len(spans) < SPANS_MAX:
                 spans.append(_record(raw, self.process, offset_s))
-        return {trace: spans for trace, spans in wanted.items() if spans}
+        return {trace: spans for trace, spans in found.items() if spans}
 
     async def _watch(self) -> None:
         while True:
@@ -96,9 +95,8 @@ class TraceDesk:
 
 
 def _record(raw: RawSpan, process: str, offset_s: float) -> SpanRecord:
-    context, number, name, began_s, ended_s, failed = raw
+    within, number, name, began_s, ended_s, failed = raw
+    parent = within.caller if number == within.number else f"{within.number:016x}"
     took_us = max(0, round((ended_s - began_s) * 1e6))
     start_us = round((began_s + offset_s) * 1e6)
-    return SpanRecord(
-        context[:TRACE_DIGITS], f"{number:016x}", context[TRACE_DIGITS + 1 :], name, process, start_us, took_us, failed
-    )
+    return SpanRecord(within.trace_id, f"{number:016x}", parent, name, process, start_us, took_us, failed)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fourplane.foundation import clock
-from fourplane.foundation.tracing import Tracer, current_trace
+from fourplane.foundation.tracing import Context, Tracer, current
 from fourplane.state.contracts import EventLog, Records, Search, Sql
 from fourplane.state.stores import Stores
 
@@ -50,18 +50,20 @@ class TracedStores(Stores):
 def timed(tracer: Tracer, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """`call` as a step named `name` where something is traced, and as it is elsewhere."""
 
-    async def measured(context: str, *args: Any, **kwargs: Any) -> Any:
-        began_s, failed = clock.monotonic_s(), True
+    async def measured(context: Context, work: Awaitable[Any]) -> Any:
+        began_s = clock.monotonic_s()
         try:
-            answer = await call(*args, **kwargs)
-            failed = False
-            return answer
-        finally:
-            tracer.record(context, name, began_s, failed=failed)
+            answer = await work
+        except BaseException:
+            tracer.record(context, name, began_s, failed=True)
+            raise
+        tracer.record(context, name, began_s, failed=False)
+        return answer
 
     def passed(*args: Any, **kwargs: Any) -> Awaitable[Any]:
-        context = current_trace()
-        return measured(context, *args, **kwargs) if context else call(*args, **kwargs)
+        context = current()
+        work = call(*args, **kwargs)
+        return work if context is None else measured(context, work)
 
     passed.untraced = call  # type: ignore[attr-defined]
     return passed
