@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.journeys.commerce.rig import ADDRESS, CommerceSettings, build, shop
+from tests.journeys.commerce.rig import ADDRESS, COLD, CommerceSettings, build, shop
 
 from fourplane.commerce.checkout import PlaceOrder
 from fourplane.commerce.orders import Address
 from fourplane.foundation.errors import FourplaneError
 from fourplane.state.embedded.vfs import Disk, Faults
 
-SETTINGS = CommerceSettings(generated_products=8, standing_offers=False)
+SETTINGS = CommerceSettings(generated_products=8, standing_offers=False, pages=COLD)
 REQUEST = PlaceOrder(address=Address(**ADDRESS))
 BUYERS = 3
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import msgspec
 import pytest
-from tests.journeys.commerce.rig import ADDRESS, CommerceSettings, shop
+from tests.journeys.commerce.rig import ADDRESS, COLD, CommerceSettings, shop
 
 from fourplane.commerce.checkout import PlaceOrder
 from fourplane.commerce.fulfilment import FulfilmentSettings
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = CommerceSettings(
     generated_products=8,
     standing_offers=False,
+    pages=COLD,
     fulfilment=FulfilmentSettings(pass_s=3_600.0),  # the last look may take a while; nothing is packed meanwhile
 )
 REQUEST = PlaceOrder(address=Address(**ADDRESS))

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fourplane.commerce.app import Commerce, CommerceSettings
+from fourplane.commerce.page_cache import PageCacheSettings
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
@@ -20,7 +21,8 @@ from fourplane.service.accounts import Accounts
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.state.stores import Stores, StoresSettings
 
-QUICK = CommerceSettings(generated_products=40)
+COLD = PageCacheSettings(warm=0)  # pages are rendered when somebody asks
+QUICK = CommerceSettings(generated_products=40, pages=COLD)
 ADDRESS = {
     "name": "Ada Vale",
     "street": "12 Harbour Road",
@@ -30,6 +32,13 @@ ADDRESS = {
     "email": "ada@example.org",
 }
 MEMORY = StoresSettings(sql="memory://", records="memory://", search="memory://")
+
+
+class Undescribed(Gateway):
+    """Without a description of the API, which costs more than all the rest of a start."""
+
+    def _describe(self, version: str) -> None:
+        """Nobody asks for it."""
 
 
 class Shop:
@@ -92,6 +101,7 @@ async def build(
     disk=None,
     shards: int = 2,
     wrap=lambda store: store,
+    described: bool = False,
 ) -> Shop:
     """Open a shop; `wrap` may put something between it and its stores. No shards: stock lies beside the orders."""
     registry, ids = Registry(), IdGenerator()
@@ -113,7 +123,7 @@ async def build(
         registry=registry,
         shards=[wrap(await stores.sql(f"stock-{number}")) for number in range(shards)] or [main],
     )
-    gateway = Gateway(
+    gateway = (Gateway if described else Undescribed)(
         commerce.doors(), accounts, registry=registry, settings=GatewaySettings(hosts=("*",), rate_per_s=1e6)
     )
     server = HttpServer(
@@ -152,7 +162,8 @@ async def shop(**options) -> AsyncIterator[Shop]:
 
 async def serve(data: Path) -> None:
     """A shop in a process of its own, until it is killed; tells its port."""
-    async with shop(data=data, settings=CommerceSettings(generated_products=8, standing_offers=False), shards=0) as s:
+    settings = CommerceSettings(generated_products=8, standing_offers=False, pages=COLD)
+    async with shop(data=data, settings=settings, shards=0) as s:
         sys.stdout.write(f"port {s.server.port}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()

@@ -19,7 +19,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 @pytest.mark.skipif(not TOOL, reason="schemathesis is not installed (pipx install schemathesis)")
 def test_invented_requests_are_answered_as_described():
     async def main():
-        async with shop() as s:
+        async with shop(described=True) as s:
             operator = await s.accounts.create("operator", "a long enough password", roles=("operator",))
             token = await s.accounts.open_session(operator)
             process = await asyncio.create_subprocess_exec(

@@ -4,13 +4,13 @@ import asyncio
 from urllib.parse import quote, urlencode
 
 import pytest
-from tests.journeys.commerce.rig import ADDRESS, shop
+from tests.journeys.commerce.rig import ADDRESS, COLD, shop
 
 from fourplane.commerce.app import CommerceSettings
 from fourplane.foundation import ids
 from fourplane.state.contracts import Statement
 
-ONE = CommerceSettings(generated_products=8, standing_offers=False)
+ONE = CommerceSettings(generated_products=2, standing_offers=False, pages=COLD)
 INJECTIONS = (
     "'; DROP TABLE orders; --",
     '"><script>alert(1)</script>',

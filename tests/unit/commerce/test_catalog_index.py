@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.journeys.commerce.rig import ADDRESS, CommerceSettings, shop
+from tests.journeys.commerce.rig import ADDRESS, COLD, CommerceSettings, shop
 
 from fourplane.commerce.catalog import Catalog, CatalogSettings
 from fourplane.commerce.catalog_index import CatalogIndex, IndexPreparing, IndexSettings
@@ -99,7 +99,7 @@ def test_an_engine_that_fails_is_left_alone_and_tried_again() -> None:
 
 def test_without_an_index_a_search_says_so_and_a_reindex_leaves_newer_things_alone() -> None:
     async def main() -> None:
-        async with shop(settings=CommerceSettings(generated_products=5)) as s:
+        async with shop(settings=CommerceSettings(generated_products=5, pages=COLD)) as s:
             search = MemorySearch()
             catalog = Catalog(CatalogSettings(batch=2), sql=s.stores._open["sql.commerce"], search=search)
             await catalog.open()
@@ -124,7 +124,7 @@ def test_without_an_index_a_search_says_so_and_a_reindex_leaves_newer_things_alo
 
 def test_a_shop_sells_while_its_search_is_prepared() -> None:
     async def main() -> None:
-        async with shop(settings=CommerceSettings(generated_products=5)) as s:
+        async with shop(settings=CommerceSettings(generated_products=5, pages=COLD)) as s:
             sku = await s.some_sku(stock=3)
             s.commerce.catalog.index.ready = False
             status, told = await s.call("GET", "/commerce/api/products?q=lamp")
@@ -139,7 +139,7 @@ def test_a_shop_sells_while_its_search_is_prepared() -> None:
 
 def test_a_silent_card_network_is_not_asked_again_and_again_and_nothing_is_held_for_it() -> None:
     async def main() -> None:
-        async with shop(settings=CommerceSettings(generated_products=5)) as s:
+        async with shop(settings=CommerceSettings(generated_products=5, pages=COLD)) as s:
             sku = await s.some_sku(stock=50)
             payments, holds = s.commerce.payments, s.commerce.inventory
             for _ in range(20):

@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
-from tests.journeys.commerce.rig import shop
+from tests.journeys.commerce.rig import COLD, shop
 
 from fourplane.commerce.app import CommerceSettings
 from fourplane.commerce.fulfilment import FulfilmentSettings
@@ -13,7 +13,8 @@ from fourplane.foundation import ids
 from fourplane.foundation.errors import Conflict, Rejected
 
 AT_SHIPMENT = CommerceSettings(
-    generated_products=10,
+    generated_products=2,
+    pages=COLD,
     standing_offers=False,
     payment=PaymentSettings(capture="shipment"),
     fulfilment=FulfilmentSettings(pass_s=3_600.0, pack_s=0.0, ship_s=0.0),

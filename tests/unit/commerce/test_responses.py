@@ -138,7 +138,7 @@ def test_popular_pages_are_there_before_anybody_asks():
 
 def test_999_of_1000_reads_of_a_zipf_crowd_are_answered_from_memory(tmp_path):
     async def main():
-        async with shop(settings=CommerceSettings(generated_products=1_000)) as s:
+        async with shop(settings=CommerceSettings(generated_products=1_000, pages=PageCacheSettings(warm=0))) as s:
             catalog = Catalog(
                 CatalogSettings(decoded_max=200), sql=s.stores._open["sql.commerce"], search=s.stores._open["search.commerce"],
                 snapshot=tmp_path / "products.snapshot",

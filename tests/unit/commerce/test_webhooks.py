@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
-from tests.journeys.commerce.rig import shop
+from tests.journeys.commerce.rig import COLD, shop
 
 from fourplane.commerce.app import CommerceSettings
 from fourplane.commerce.webhooks import WebhookSettings, sign, verify
@@ -62,7 +62,7 @@ def test_an_order_is_told_signed_and_again_until_it_is_heard() -> None:
 
     async def main() -> None:
         registry = Registry()
-        quiet = CommerceSettings(generated_products=10, webhooks=WebhookSettings(poll_s=3_600))
+        quiet = CommerceSettings(generated_products=2, pages=COLD, webhooks=WebhookSettings(poll_s=3_600))
         async with shop(settings=quiet) as s:
             route = Route("POST", "/hook", hook, "hear", body=bytes)
             gateway = Gateway([route], s.accounts, registry=registry, settings=GatewaySettings(hosts=("*",)))
