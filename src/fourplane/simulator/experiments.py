@@ -94,7 +94,7 @@ class _Run:
             self._states["after"] = self._steady()
             self._note(await stage.people.check() + self._uncaught())
         except Exception as error:  # noqa: BLE001 - whatever ends a run early is what it found
-            self._note([f"run: {type(error).__name__}: {error}"])
+            self._note([f"run: {_told(error)}"])
         finally:
             await stage.close()
         return self._result(start, rollbacks)
@@ -187,6 +187,13 @@ class _Run:
             seed=self._seed, status=status, deviated=deviated, violations=self._violations, digest="", virtual_s=0.0, steps=0,
             messages=0, felt=summary, spans=stage.spans, seconds=seconds, journal=journal, ended=ended,
         )  # fmt: skip
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line; of a group the first one in it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _moment() -> str:

@@ -16,6 +16,7 @@ from fourplane.simulator.setting import EXTENSION
 KINDS_MAX = 3
 FAULTS_MAX = 6
 DURATION_S = 30.0
+ZONES = ("eu-a", "eu-b", "us-a")
 Draw = Callable[[Random], dict[str, Any]]
 
 
@@ -24,7 +25,7 @@ def _lasting(low_s: float, high_s: float) -> Draw:
 
 
 def _zone(chance: Random) -> dict[str, Any]:
-    return {"zone": chance.choice(("eu-a", "eu-b", "us-a"))}
+    return {"zone": chance.choice(ZONES)}
 
 
 def _share(chance: Random) -> dict[str, Any]:
@@ -54,13 +55,17 @@ FAULTS: dict[str, tuple[Draw, ...]] = {
     "slow_dependency": (_lasting(2.0, 10.0), lambda chance: {"delay_s": round(chance.uniform(0.2, 9.0), 2)}),
     "retry_storm": (_lasting(1.0, 4.0), lambda chance: {"factor": chance.choice((3.0, 10.0))}),
 }
+BETWEEN_SITES: tuple[Draw, ...] = (_lasting(1.0, 12.0), _zone, lambda chance: {"one_way": chance.random() < 0.5})
 NEEDS_PAYMENTS = frozenset({"slow_dependency"})
 
 
-def draw(system: str, seed: int, *, people: int = 12, duration_s: float = DURATION_S) -> Experiment:
-    """The experiment of a seed for one system; the same seed draws the same one."""
+def draw(
+    system: str, seed: int, *, people: int = 12, duration_s: float = DURATION_S, sites: tuple[str, ...] = ()
+) -> Experiment:
+    """The experiment of a seed for one system; the same seed draws the same one. At several sites these may be parted too."""
+    faults = FAULTS | ({"service_partition": BETWEEN_SITES} if sites else {})
     chance = Random(f"swarm of {system} {seed}")
-    known = sorted(FAULTS if system in {"commerce", "dispatch"} else FAULTS.keys() - NEEDS_PAYMENTS)
+    known = sorted(faults if system in {"commerce", "dispatch"} else faults.keys() - NEEDS_PAYMENTS)
     kinds = chance.sample(known, chance.randint(1, KINDS_MAX))
     count = chance.randint(len(kinds), FAULTS_MAX)
     chosen = kinds + [chance.choice(kinds) for _ in range(count - len(kinds))]
@@ -69,8 +74,10 @@ def draw(system: str, seed: int, *, people: int = 12, duration_s: float = DURATI
     method, before_s = [], 0.0
     for kind, at_s in zip(chosen, cuts, strict=True):
         arguments: dict[str, Any] = {}
-        for part in FAULTS[kind]:
+        for part in faults[kind]:
             arguments |= part(chance)
+        if sites:
+            arguments = _moved(arguments, sites)
         method.append(_activity(kind, arguments, round(at_s - before_s, 2)))
         before_s = at_s
     return validate(
@@ -81,9 +88,22 @@ def draw(system: str, seed: int, *, people: int = 12, duration_s: float = DURATI
             "steady-state-hypothesis": {"title": f"{system} serves", "probes": [_up(), _served()]},
             "method": method,
             "rollbacks": [_activity("undo_all", {}, 0.0)],
-            "extensions": [{"name": EXTENSION, "system": system, "people": people, "duration_s": duration_s}],
+            "extensions": [
+                {"name": EXTENSION, "system": system, "people": people, "duration_s": duration_s}
+                | ({"sites": list(sites)} if sites else {})
+            ],
         }
     )
+
+
+def _moved(arguments: dict[str, Any], sites: tuple[str, ...]) -> dict[str, Any]:
+    """The same where the system stands: zones and regions that were drawn are those of its sites."""
+    places = {zone: sites[number % len(sites)] for number, zone in enumerate(ZONES)}
+    if "zone" in arguments:
+        return arguments | {"zone": places[arguments["zone"]]}
+    if "region" in arguments:
+        return arguments | {"region": sites[0 if arguments["region"] == "eu" else -1].partition("-")[0]}
+    return arguments
 
 
 def _activity(func: str, arguments: dict[str, Any], before_s: float) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _source(options: argparse.Namespace) -> "Callable[[int], Experiment]":
     named = None if options.swarm else experiment.parse(experiment_file(options.file).read_bytes())
 
     def of(seed: int) -> "Experiment":
-        chosen = named if named is not None else swarm.draw(options.swarm, seed)
+        chosen = named if named is not None else swarm.draw(options.swarm, seed, sites=_zones(options))
         chosen = chosen.sized(people=options.people, duration_s=options.duration, sites=_zones(options))
         return chosen.only(_places(options.only, len(chosen.method))) if options.only else chosen
 

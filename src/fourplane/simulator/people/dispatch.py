@@ -17,6 +17,8 @@ from fourplane.simulator.sites import Sites
 
 EVERY_S = 3.0
 STEP_S = 1.0
+POSITION_EVERY = 3  # steps: about as often as a phone in a car tells where it is
+AFTERWARDS = 1.6  # times as long a step while only rides under way are seen through; shorter than an offer
 NEAR = 0.012
 SETTLE_S = 45.0
 DECLINE_SHARE = 0.2
@@ -142,9 +144,10 @@ class DispatchPeople:
                 return
 
     async def _work(self, place: int, number: int, until_s: float) -> None:
-        home, token = self._places[number], ""
-        while clock.monotonic_s() < until_s:
-            await clock.sleep(STEP_S * (0.5 + clock.random().random()))
+        home, token, steps = self._places[number % len(self._places)], "", 0
+        while (now := clock.monotonic_s()) < until_s:
+            hurry = 1.0 if now < until_s - SETTLE_S else AFTERWARDS
+            await clock.sleep(STEP_S * hurry * (0.5 + clock.random().random()))
             if not token:
                 made = await self._ask(place, "driver", "POST", "/drivers", {}, {"name": f"D{number}", "vehicle": 0})
                 token = str(made["token"]) if made is not None and made["_status"] < 300 else ""
@@ -157,8 +160,10 @@ class DispatchPeople:
                 self.felt.violated(f"rides: driver D{number} was registered and is unknown")
                 return
             await self._step(place, f"D{number}", me, state)
-            spot = {"latitude": home[0], "longitude": home[1]}
-            await self._ask(place, "position", "POST", "/drivers/me/position", me, spot)
+            if steps % POSITION_EVERY == 0:
+                spot = {"latitude": home[0], "longitude": home[1]}
+                await self._ask(place, "position", "POST", "/drivers/me/position", me, spot)
+            steps += 1
 
     async def _step(self, place: int, name: str, me: dict[str, str], state: dict[str, Any]) -> None:
         """Go online, answer an offer, or bring the trip one step further."""
