@@ -89,7 +89,7 @@ export class Player {
       rung: (track) => { this.rung = track; if (this.furnished) this.part("select[data-do=rung] option").textContent = `Auto (${track.height}p)`; },
       reroute: (base) => this.reroute(base),
     };
-    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; setTimeout(() => { this.furnish(); this.beacon(); this.scrub(); }); } };
+    const first = () => { if (this.totals.start_ms === null) { this.totals.start_ms = performance.now() - this.pressed; setTimeout(() => { this.furnish(); this.beacon(); }); this.later = setTimeout(() => this.scrub(), 1000); } };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(first); else this.video.addEventListener("loadeddata", first, { once: true });
     [this.engine, this.core] = await choose(this.wanted, this.video, play, hooks, this.prepared);
     this.node.dataset.engine = this.engine;
@@ -210,5 +210,5 @@ export class Player {
     const inner = document.createElement("div"); inner.append(text, again); box.append(inner); this.node.append(box);
   }
 
-  close() { clearTimeout(this.late); clearInterval(this.timer); clearInterval(this.report); this.beacon(true); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); this.video.removeAttribute("src"); this.video.load(); }  // or its decoders live until the collector comes
+  close() { clearTimeout(this.late); clearTimeout(this.later); clearInterval(this.timer); clearInterval(this.report); this.beacon(true); removeEventListener("pagehide", this.leaving); this.core?.destroy(); this.node.remove(); this.video.removeAttribute("src"); this.video.load(); }  // or its decoders live until the collector comes
 }
