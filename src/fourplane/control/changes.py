@@ -23,7 +23,7 @@ from fourplane.state.contracts import Blobs
 
 VERSIONS_MAX = 500
 KEY = "control/changes"
-AGAIN_S = 5.0
+AGAIN_S = 2.0
 KNOBS: dict[str, tuple[float, float, float]] = {  # pattern: lowest, highest, usual
     "http.in_flight_max": (1, 100_000, 2_000),
     "rehearsal.streaming.delay_s": (0, 10, 0),
@@ -78,7 +78,7 @@ class Changes:
         self._blobs = blobs
         self._registry = registry
         self._tell = tell
-        self._usual = {name: usual.get(name, knob[2]) for name, knob in KNOBS.items()}
+        self.usual = {name: usual.get(name, knob[2]) for name, knob in KNOBS.items()}
         self.versions: list[Change] = []
         self.on_change: list[Callable[[Change], None]] = []
 
@@ -98,7 +98,7 @@ class Changes:
 
     def values(self) -> dict[str, float]:
         """What is in force: the usual values and the changes on top."""
-        return self._usual | {one.name: one.value for one in self.versions}
+        return self.usual | {one.name: one.value for one in self.versions}
 
     def last(self) -> Change | None:
         """The last change that was not taken back and takes nothing back."""
@@ -139,10 +139,8 @@ class Changes:
         return await self.apply(found.name, found.before, who=who, note=note, takes_back=found.version)
 
     async def take_back_lapsing(self) -> None:
-        """Undo the last change if an experiment made it and nobody has undone it yet."""
-        last = self.last()
-        if last is not None and last.lapses_s:
-            await self.rollback(last.version, who="experiment")
+        """Undo what experiments changed and nobody has undone yet."""
+        await self._take_back_lapsed(float("inf"))
 
     def doors(self) -> list[Door]:
         """What is in force, for everybody; changing it, for operators."""
@@ -161,13 +159,25 @@ class Changes:
 
     async def _keep(self) -> None:
         while True:
-            now_s = clock.now_us() / 1e6
-            last = self.last()
-            if last is not None and 0 < last.lapses_s <= now_s:
-                await self.rollback(last.version, who="its time is over")
+            await self._take_back_lapsed(clock.now_us() / 1e6)
             if self.versions:
                 await self._tell(self.values())
             await clock.sleep(AGAIN_S)
+
+    async def _take_back_lapsed(self, now_s: float) -> None:
+        """The newest first; a value that somebody has changed for good since then stays what it is."""
+        undone = {one.takes_back for one in self.versions}
+        for change in reversed(self.versions):
+            if not 0 < change.lapses_s <= now_s or change.version in undone:
+                continue
+            stays = any(
+                later.name == change.name and not (later.lapses_s or later.takes_back)
+                for later in self.versions
+                if later.version > change.version
+            )
+            value = self.values()[change.name] if stays else change.before
+            note = f"takes version {change.version} back"
+            await self.apply(change.name, value, who="its time is over", note=note, takes_back=change.version)
 
     async def _all(self, _: Call[None]) -> ChangesView:
         return ChangesView(self.values(), self.versions[-100:])

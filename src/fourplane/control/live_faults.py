@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from fourplane.control.fault_machine import Machine, Undo
-from fourplane.control.fault_scope import KINDS, OF_PLACES, Fault, FaultState, kind_of, told, wanted_of
+from fourplane.control.fault_scope import KINDS, OF_PLACES, OF_REQUESTS, Fault, FaultState, kind_of, told, wanted_of
 from fourplane.control.places import region_of
 from fourplane.edge.asgi import AsgiApp, Message, Receive, Scope, Send
 from fourplane.edge.gate_checks import session_token
@@ -156,7 +156,7 @@ class LiveFaults:
         groups, status = [], 0
         drawn: list[Fault] = []
         for fault in self._faults.values():
-            if fault.within(scope["path"], tenant):
+            if fault.kind in OF_REQUESTS and fault.within(scope["path"], tenant):
                 is_drawn = fault.draws(caller)
                 groups.append(fault.experiment if is_drawn else fault.control)
                 if is_drawn:

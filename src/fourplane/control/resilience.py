@@ -139,7 +139,8 @@ class Resilience:
         runs = [] if self.runbooks is None else self.runbooks.runs(since_s)
         alerts = [{"at_s": at_s} | msgspec.to_builtins(one) for at_s, one in self._heard if at_s >= since_s]
         found = await self._orders.order({"order": "states"})
-        return found | {"runs": msgspec.to_builtins(runs), "alerts": alerts, "budgets": self.spent()}
+        values = {} if self.changes is None else {"values": self.changes.values(), "usual": self.changes.usual}
+        return found | values | {"runs": msgspec.to_builtins(runs), "alerts": alerts, "budgets": self.spent()}
 
     def help_itself(
         self,

@@ -62,7 +62,8 @@ def cost(system: str, moments: Sequence[Moment], began_s: float, ended_s: float,
         for then, now in disturbed
     )
     counted = [*COUNTED[system], *(fact for fact in last.facts if fact.startswith("sold "))]
-    first = before[0]
+    settled = [one for one in before if one.at_s >= base.at_s / 3]  # everybody has come by then
+    first = settled[0]
     lost = {fact: _lost(fact, first, base, last) for fact in counted}
     errors, tried = last.failed - base.failed, last.served + last.failed - base.served - base.failed
     return Cost(

@@ -24,8 +24,9 @@ from fourplane.simulator.stage import Span
 
 LEASE_S = 5.0
 TICK_S = 1.0
+SERVED_MIN = 10  # before anything is said about how many
+FIRST_S = 60.0  # for clients that must make something first, such as a film
 RECOVER_S = 30.0
-SETTLE_S = 40.0  # runbooks wait for the end of their alert, and undo
 OF_THE_RUNNER = frozenset({"retry_storm", "undo_all", "change"})
 PROBES = frozenset({"availability", "slowest_s", "is_up"})
 
@@ -69,7 +70,13 @@ class LiveRun:
         plan: Plan,
         told: Told,
         halt_below: float = 0.2,
+        baseline_s: float = 2.0,
+        settle_s: float = 0.0,
     ) -> None:
+        """`baseline_s`: how long users are looked at before anything is done; the cost is told against that pace.
+
+        `settle_s`: how long runbooks are waited for at the end, so that the report tells how they ended.
+        """
         self._experiment = experiment
         self._system = experiment.ours.system
         self._target = target
@@ -78,6 +85,8 @@ class LiveRun:
         self._plan = plan
         self._told = told
         self._halt_below = halt_below
+        self._baseline_s = baseline_s
+        self._settle_s = settle_s
         self._tally = Tally()
         self._seconds: list[_Second] = []
         self._spans: list[Span] = []
@@ -103,6 +112,7 @@ class LiveRun:
             self._group = group
             jobs = [group.create_task(self._drive(self._crowd(), self._tally)), group.create_task(self._watch())]
             try:
+                await clock.sleep(self._baseline_s - 2.0)
                 await self._calm("before", ours.warm_up_s)
                 if self._states["before"]["steady_state_met"]:
                     self._told("steady: the method begins")
@@ -129,8 +139,8 @@ class LiveRun:
             return {}
 
     async def _settled(self) -> dict[str, Any]:
-        """The same once no runbook is under way any more, `SETTLE_S` at the longest."""
-        until_s = self._now_s() + SETTLE_S
+        """The same once no runbook is under way any more, `settle_s` at the longest."""
+        until_s = self._now_s() + self._settle_s
         while True:
             found = await self._ask_incident()
             if self._now_s() >= until_s or all(run["ended_s"] for run in found.get("runs", [])):
@@ -180,12 +190,13 @@ class LiveRun:
                 return  # the worker is away: so are its leases
 
     async def _calm(self, when: str, wait_s: float) -> None:
-        """Look until the hypothesis holds, `wait_s` at the longest (and at least two seconds)."""
+        """Look until the hypothesis holds and a few were served, `wait_s` at the longest; longer for who waits for a film."""
         until_s = self._now_s() + max(wait_s, 2.0)
         await clock.sleep(2.0)
         while True:
+            now_s, served = self._now_s(), sum(cell.count for cell in self._tally.latency.values())
             self._states[when] = state = self._steady()
-            if state["steady_state_met"] or self._now_s() >= until_s:
+            if (state["steady_state_met"] and served >= SERVED_MIN) or now_s >= until_s + FIRST_S * (not served):
                 return
             await clock.sleep(0.5)
 

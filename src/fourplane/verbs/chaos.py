@@ -30,6 +30,8 @@ DRILLS = Path(__file__).parents[1] / "simulator" / "drills"
 RECORD = re.compile(r"[a-z0-9-]{3,80}")
 LINES_MAX = 200
 BEAT_S = 2.0
+SETTLE_S = 40.0  # runbooks wait for the end of their alert, and undo
+BASELINE_S = 14.0  # of a drill whose cost is told
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +159,8 @@ async def _live(
     record.told(f"{chosen.title}\n{plan.users} clients of {system} at {target.host}:{target.http_port}")
     live = LiveRun(
         chosen, target, order=order, crowd=lambda: roll_call.crowd(system, accounts), plan=plan, told=record.told,
-        halt_below=options.halt_below,
+        halt_below=options.halt_below, baseline_s=BASELINE_S if options.record else 2.0,
+        settle_s=SETTLE_S if options.record else 0.0,
     )  # fmt: skip
     try:
         result = await live.run()

@@ -84,8 +84,8 @@ function status(process) {
   demo.dataset.running = process.demo;
 }
 
-async function order(path, body) {
-  const answer = await fetch(path, { method: "PUT", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+async function order(path, body, method = "PUT") {
+  const answer = await fetch(path, { method, headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
   if (answer.ok) return true;
   const problem = await answer.json().catch(() => ({}));
   toast(answer.status === 401 || answer.status === 403
@@ -125,7 +125,7 @@ function tabs(current) {
     link.textContent = name;
     if (id === current || (!id && !state.opening.studies[current])) link.setAttribute("aria-current", "page");
     return link;
-  }), html`<a href="/control/objectives">Objectives</a><a href="/control/alerts">Alerts</a><a href="/control/traces">Traces</a><a href="/control/plan">Plan</a>`);
+  }), html`<a href="/control/objectives">Objectives</a><a href="/control/alerts">Alerts</a><a href="/control/drills">Drills</a><a href="/control/traces">Traces</a><a href="/control/plan">Plan</a>`);
 }
 
 function overview() {
@@ -180,6 +180,11 @@ const DRILLS = [
   ["errors", "Fail a tenth", "One caller in ten gets errors, for ten seconds"],
 ];
 
+const WHOLE = [ // drills with clients of their own, runbooks and a report
+  ["zone-down", "Zone down", "Everything that stands in one zone or region is gone for a while"],
+  ["10x", "10× load", "Nine times as many clients come on top for fifteen seconds"],
+];
+
 function drills(system) {
   const holder = $("drills");
   holder.append(html`<span class="muted">Try it:</span>`);
@@ -191,6 +196,17 @@ function drills(system) {
     button.title = what;
     button.addEventListener("click", async () => {
       if (await order(`/console/api/drills/${system}`, { kind })) toast(`${what}. It ends by itself; watch the figures and the events.`);
+    });
+    holder.append(button);
+  }
+  for (const [kind, name, what] of WHOLE) {
+    const button = document.createElement("button");
+    button.className = "button quiet";
+    button.dataset.drill = kind;
+    button.textContent = name;
+    button.title = what;
+    button.addEventListener("click", async () => {
+      if (await order("/control/api/drills", { system, kind }, "POST")) toast(`${what}. Its own clients say what they feel; Drills shows the loop and leaves a report.`);
     });
     holder.append(button);
   }

@@ -177,7 +177,7 @@ class Abilities:
 
     async def _evacuate(self, arguments: Arguments, *, evacuated: bool) -> str:
         region = arguments["region"]
-        await self.api("PUT", f"/streaming/api/regions/{region}", {"evacuated": evacuated})
+        await self.api("POST", f"/streaming/api/regions/{region}", {"evacuated": evacuated})
         return f"steering {'avoids' if evacuated else 'names'} the nodes of {region}"
 
     async def _page_person(self, arguments: Arguments) -> str:

@@ -1,0 +1,178 @@
+"""What drills are made of: places, orders to workers, changes that lapse, the schedule, and what a drill cost."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from fourplane.control.changes import KEY, Changes
+from fourplane.control.chaos_schedule import ScheduleSettings, due
+from fourplane.control.drills import kinds_of
+from fourplane.control.fault_orders import FaultOrders
+from fourplane.control.neighbourhood import Neighbourhood
+from fourplane.control.placement import Placement
+from fourplane.control.places import Places
+from fourplane.foundation import clock
+from fourplane.foundation.errors import Conflict, NotFound, Rejected
+from fourplane.foundation.lifecycle import Lifecycle
+from fourplane.foundation.telemetry import Registry
+from fourplane.simulator import experiment, live
+from fourplane.simulator import loop as simulated
+from fourplane.simulator.aftermath import Moment, cost
+from fourplane.state.embedded.blobs import EmbeddedBlobs
+from fourplane.verbs.chaos import DRILLS
+
+SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
+HOUR_S = 3_600.0
+
+
+def orders(tmp_path, workers=3):
+    """Orders of a deployment whose systems take turns over the workers; nothing is sent."""
+    near = Neighbourhood(Placement(SYSTEMS, workers), 0, tmp_path, {})
+    return FaultOrders(None, near, Places(workers, regions=("us", "eu", "asia")), SYSTEMS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "system", "arguments", "meant"),
+    [
+        ("latency", "dispatch", {}, {1: []}),
+        ("latency", "dispatch", {"zone": "us-a"}, {1: []}),
+        ("zone_loss", "commerce", {"zone": "asia-a"}, {2: []}),
+        ("region_loss", "streaming", {"region": "us"}, {0: [], 1: [], 2: []}),
+        ("service_partition", "streaming", {}, {0: [1, 2], 1: [0], 2: [0]}),
+        ("service_partition", "streaming", {"to": "commerce"}, {0: [2], 2: [0]}),
+        ("service_partition", "streaming", {"to": "commerce", "one_way": True}, {0: [2]}),
+        ("service_partition", "commerce", {"region": "us"}, {1: [0, 2], 0: [1], 2: [1]}),
+    ],
+)
+def test_an_order_goes_to_the_workers_it_is_for(tmp_path, kind, system, arguments, meant):
+    assert orders(tmp_path)._meant(kind, system, arguments) == meant
+
+
+@pytest.mark.parametrize(
+    ("kind", "system", "arguments", "code"),
+    [
+        ("zone_loss", "commerce", {"zone": "mars-a"}, "no_place"),
+        ("region_loss", "commerce", {"region": "mars"}, "no_place"),
+        ("latency", "dispatch", {"zone": "eu-a"}, "no_place"),
+        ("service_partition", "messaging", {"to": "streaming"}, "one_process"),
+        ("service_partition", "messaging", {"to": "nobody"}, "no_service"),
+    ],
+)
+def test_an_order_for_nobody_is_refused(tmp_path, kind, system, arguments, code):
+    with pytest.raises(Rejected) as refused:
+        orders(tmp_path)._meant(kind, system, arguments)
+    assert refused.value.reason == code
+
+
+def changed(tmp_path, main):
+    """Run `main(changes, told)` with a started part in virtual time."""
+
+    async def whole(_world):
+        told = []
+
+        async def tell(values):
+            told.append(dict(values))
+
+        blobs = await EmbeddedBlobs(tmp_path).open()
+        changes = Changes(blobs, registry=Registry(), tell=tell, usual={})
+        lifecycle = Lifecycle(Registry())
+        lifecycle.add("changes", changes)
+        await lifecycle.start()
+        try:
+            return await main(changes, told, blobs)
+        finally:
+            await lifecycle.stop()
+
+    return simulated.run(whole, 1).result
+
+
+SLOW = "rehearsal.commerce.delay_s"
+
+
+def test_the_last_change_is_taken_back_once_and_everything_is_written_down(tmp_path):
+    async def main(changes, told, blobs):
+        await changes.apply("http.in_flight_max", 100, who="robin")
+        await changes.apply(SLOW, 0.5, who="robin", note="release 7")
+        back = await changes.rollback(who="runbook")
+        assert (back.name, back.value, back.takes_back) == (SLOW, 0, 2)
+        with pytest.raises(Conflict):
+            await changes.rollback(2, who="robin")
+        await changes.rollback(who="robin")
+        with pytest.raises(NotFound):
+            await changes.rollback(who="robin")
+        with pytest.raises(Rejected):
+            await changes.apply("data", 1, who="robin")
+        with pytest.raises(Rejected):
+            await changes.apply(SLOW, 99, who="robin")
+        return told[-1], await blobs.get(KEY)
+
+    values, kept = changed(tmp_path, main)
+    assert (values["http.in_flight_max"], values[SLOW]) == (2_000, 0)
+    assert kept.count(b"version") >= 4
+
+
+def test_a_change_that_an_experiment_made_lapses_also_after_a_restart(tmp_path):
+    async def first(changes, _told, _blobs):
+        await changes.apply(SLOW, 0.5, who="experiment", lapses_s=clock.now_us() / 1e6 + 30.0)
+        await clock.sleep(10.0)
+        return changes.values()[SLOW]
+
+    async def second(changes, _told, _blobs):
+        before = changes.values()[SLOW]
+        await clock.sleep(60.0)
+        return before, changes.values()[SLOW]
+
+    assert changed(tmp_path, first) == 0.5
+    assert changed(tmp_path, second) == (0.5, 0)
+
+
+def at(day, hour):
+    return datetime(2026, 11, day, hour, tzinfo=UTC).timestamp()
+
+
+def test_the_schedule_breaks_things_only_while_people_work_and_not_too_often():
+    chosen = ScheduleSettings(enabled=True, opt_out=("messaging",))
+    always = dict.fromkeys(SYSTEMS, 0.0)
+
+    def asked(now_s, last_s=None, settings=chosen, draw=always):
+        return due(settings, SYSTEMS, last_s or {}, now_s, looked_s=60.0, draw=draw)
+
+    monday, sunday = 23, 22
+    assert asked(at(monday, 10)) == ["streaming", "dispatch", "commerce"]
+    assert asked(at(monday, 8)) == asked(at(monday, 15)) == asked(at(sunday, 10)) == []
+    assert asked(at(monday, 10), {"dispatch": at(monday, 10) - HOUR_S}) == ["streaming", "commerce"]
+    assert asked(at(monday, 10), settings=ScheduleSettings()) == []
+    odds = 60.0 / (chosen.mean_days * 6 * HOUR_S)
+    assert asked(at(monday, 10), draw=dict.fromkeys(SYSTEMS, odds * 1.01)) == []
+    assert ScheduleSettings().leashed
+
+
+def test_what_a_drill_cost_is_what_was_missing_at_the_pace_before():
+    def moment(second):
+        """Two orders a second of ten each; for ten seconds half of everything fails."""
+        good = min(second, 10) + max(0, min(second, 20) - 10) * 0.5 + max(0, second - 20)
+        bad = max(0, min(second, 20) - 10)
+        return Moment(second, int(10 * good), 5 * bad, {"orders": 2 * good, "sold USD": 20 * good})
+
+    found = cost("commerce", [moment(second) for second in range(41)], 10.0, 20.0)
+    assert found.minutes_down == pytest.approx(5 / 60, rel=0.01)
+    assert (found.errors, found.last_failure_s) == (50, 10.0)
+    assert found.lost == {"orders": pytest.approx(10.0), "sold USD": pytest.approx(100.0)}
+    assert found.study_money == pytest.approx(83_333, rel=0.01)
+
+
+@pytest.mark.parametrize(("leaves", "moved_s"), [(18, 7.0), (45, 34.0), (60, None)])
+def test_players_have_moved_when_nobody_is_left_at_a_dark_node(leaves, moved_s):
+    moments = [
+        Moment(second, 10 * second, 0, {"at EDGE1": 3.0 if second < leaves else 0.0, "at EDGE2": 5.0})
+        for second in range(60)
+    ]
+    assert cost("streaming", moments, 10.0, 50.0, dark=["EDGE1"]).moved_s == moved_s
+
+
+def test_every_drill_of_the_console_is_a_file_that_a_running_deployment_can_take():
+    wanted = {f"{system}-{kind}" for system in SYSTEMS for kind in kinds_of(system)}
+    files = {file.stem: file for file in DRILLS.glob("*.json")}
+    assert set(files) == wanted
+    for file in files.values():
+        live.check_possible(experiment.parse(file.read_bytes()))
