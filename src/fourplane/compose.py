@@ -5,7 +5,6 @@ payments, ids), builds the chosen systems, and puts one HTTP server with one gat
 starts all of it in this order and stops it in reverse. The parent process calls `up`, each worker runs `_serve`.
 """
 
-import importlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from fourplane.control import exporters
 from fourplane.control import takeover as takeovers
 from fourplane.control.colleagues import Colleagues
 from fourplane.control.desk import Desk
-from fourplane.control.fleet import Fleet, Say, Worker, serve_until_asked
+from fourplane.control.fleet import Fleet, Say, Worker, preload, serve_until_asked
 from fourplane.control.live_faults import FaultDesk, stay_away
 from fourplane.control.metrics.store import MetricsStore
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
@@ -66,7 +65,7 @@ from fourplane.streaming.app import Streaming
 CONTROL_SOCKET = "control.sock"
 NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, inside the data folder
 CHECKOUT = Path(__file__).resolve().parents[2]
-PRELOAD = ("numpy", "msgspec", "apsw")
+PRELOAD = ("numpy", "msgspec", "apsw", "tantivy", "tomllib", "uvloop")  # what is only imported where it is used
 TAKEOVER_EXTRA_S = 15.0  # a step more than the drain of the version before
 
 T = TypeVar("T")
@@ -174,18 +173,25 @@ class Deployment:
             for_others = self._http_server(gateway, inherited=self.sockets.get("requests"), name="neighbours")
             self.lifecycle.add("neighbours", for_others)
         self.lifecycle.add("http", self.server)
+        self._use_the_doors()
+        return self
+
+    def _use_the_doors(self) -> None:
+        """The parts that start behind the HTTP server: whoever waits for a killed worker does not wait for these."""
+        settings, near = self.settings, self.neighbourhood
         if self._passing is not None:
             passing = self.server.passing = HttpPassing(self._passing, self.server, near.placement.of_path, near.slot)
             self.lifecycle.add("passing", passing)
             self.lifecycle.add("passed", self._passing)
         self.lifecycle.add("watchdog", self._watchdog)
+        if self._metrics is not None:
+            self.lifecycle.add("metrics", self._metrics)
         for name, part in [*self._observability.parts(), *self._resilience.parts]:
             self.lifecycle.add(name, part)
         if near.owns(CONSOLE):
             self.lifecycle.add("demonstration", self.demo)
             verbs = self.orders.verbs() | self._observability.verbs()
             self.lifecycle.add("control", ControlServer(settings.data / CONTROL_SOCKET, verbs))
-        return self
 
     async def _make_resilient(self) -> None:
         """What lets a worker be broken on purpose, and the deployment help itself."""
@@ -226,7 +232,6 @@ class Deployment:
             doors += [*console.doors(), *_browser_libraries()]
             doors += plan_doors(lambda: bench_results(CHECKOUT / "benchmarks" / "results"))
             if self._metrics is not None:
-                self.lifecycle.add("metrics", self._metrics)
                 doors += self._metrics.doors()
         doors += [*self._observability.doors(), *self._resilience.doors]
         metrics = None if others is None else others.metrics
@@ -402,8 +407,8 @@ def up(
 
     `takeover`: from the deployment that runs there, with its sockets (control/takeover.py).
     """
-    for module in PRELOAD if takeover else ():
-        importlib.import_module(module)  # before the other one stops
+    if takeover:
+        preload(PRELOAD)  # before the other one stops
     wait_s = settings.fleet.drain_s + TAKEOVER_EXTRA_S
     folder, inherited = takeovers.hold(settings.data, takeover=takeover, wait_s=wait_s, say=say)
     try:

@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 import pytest
-from tests.journeys.console.deployment import deployment, stopped, worker_of
+from tests.journeys.console.deployment import deployment, stopped, worker_of, workers_of
 
 BOUND_S = 20
 
@@ -127,10 +127,11 @@ def test_a_killed_worker_comes_back_on_the_same_ports(shop):
     while time.monotonic() < ends:
         try:
             assert fetched(shop["address"] + "readyz") == {"status": "ready"}
-            break
         except OSError:
             continue
-    assert worker_of(shop["pid"]) != before
+        if before not in workers_of(shop["pid"]):  # with several workers another one may answer first
+            break
+    assert before not in workers_of(shop["pid"])
 
 
 def test_a_second_start_in_the_same_folder_is_refused_with_pid_and_address(shop, tmp_path):

@@ -16,6 +16,7 @@ a second signal, SIGKILL. A worker whose parent died gets SIGTERM from the kerne
 """
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -190,8 +191,7 @@ class Fleet:
         }
         self._slots = [_Slot(number, sockets) for number, sockets in enumerate(bound)]
         try:
-            for name in self._preload:
-                importlib.import_module(name)
+            preload(self._preload)
             gc.collect()
             gc.freeze()
             with Parent() as parent:
@@ -324,6 +324,13 @@ class Fleet:
                 self._say(f"worker {slot.number} (pid {slot.pid}) stood still for {now - beat_s:.1f} s")
                 PULSE.pack_into(slot.pulse, 0, 0.0)
                 parent.send(slot.pid, signal.SIGKILL)
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Import what every worker will need, as far as it is installed: a worker that starts again finds it there."""
+    for name in modules:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
 
 
 class SettledHeap:

@@ -78,5 +78,10 @@ def listening_ports(pid):
 
 def worker_of(pid):
     """The pid of the first worker of a deployment."""
+    return workers_of(pid)[0]
+
+
+def workers_of(pid):
+    """The pids of the workers of a deployment, oldest first."""
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return int(file.read().split()[0])
+        return [int(child) for child in file.read().split()]
