@@ -90,6 +90,7 @@ class Death:
         self.killed_s = self.paged_s = 0.0
         self.errors: dict[str, int] = {}
         self.slowest_s = 0.0
+        self.page = ""
 
     def figures(self) -> dict[str, float]:
         return {
@@ -114,6 +115,7 @@ async def death() -> Death:
             names = {one["labels"]["alertname"] for one in body["alerts"] if one["status"] == "firing"}
             if seen.killed_s and not seen.paged_s and "WorkerDown" in names:
                 seen.paged_s = time.monotonic()
+                seen.page = body["alerts"][0]["annotations"]["summary"]
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
     def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None]:
@@ -145,7 +147,8 @@ async def death() -> Death:
 def _up(folder: str, hook: str) -> "subprocess.Popen[str]":
     receivers = f'[{{name = "ops", url = "{hook}"}}]'
     settings = {f"FOURPLANE_{name}": "0" for name in PORTS} | {
-        "FOURPLANE_FLEET__WORKERS": "2", "FOURPLANE_OBSERVABILITY__ALERTS__RECEIVERS": receivers,
+        "FOURPLANE_FLEET__WORKERS": "2", "FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}",
+        "FOURPLANE_OBSERVABILITY__ALERTS__RECEIVERS": receivers,
     }  # fmt: skip
     command = [sys.executable, "-P", "-m", "fourplane", "up", "commerce", "messaging", "--port", "0", "--json"]
     return subprocess.Popen(

@@ -75,6 +75,14 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     print(f"{'numpy addition by index (probe)':<44}{medians['numpy_add'] / 1e6:>12.2f} M")
     print(f"{'counter + histogram per request':<44}{telemetry:>11.0f} ns{'1000 ns':>15}")
     print(f"{'sum by label, 1M series, 20 steps':<44}{group_s * 1e3:>11.0f} ms")
+    sys.path.insert(0, str(Path(__file__).parent))
+    import _control_watch  # noqa: PLC0415 - a neighbour of this file, which is loaded by its path
+
+    traced, plain = asyncio.run(_control_watch.request_ns())
+    print(f"{'the same traced, two calls of stores inside':<44}{traced - plain:>11.0f} ns{'5000 ns':>15}")
+    died = asyncio.run(_control_watch.death()).figures()
+    print(f"{'worker killed under load: page out':<44}{died['paged_after_s']:>12.1f} s{'10 s':>15}")
+    print(f"{'errors users saw meanwhile':<44}{died['failed_share'] * 100:>12.3f} %{'0.1 %':>15}")
     law, predicted, reached = saturation(rounds)
     print(
         f"{'plan: saturation at 32 from sizes to 16':<44}{predicted:>9,.0f} /s foretold, {reached:,.0f} /s measured: "
@@ -83,6 +91,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     return {
         **medians,
         "telemetry_ns": telemetry,
+        "traced_ns": traced - plain,
+        "request_ns": plain,
+        "death": died,
         "group_by_s": group_s,
         "scalability": msgspec.to_builtins(law),
         "foretold_per_s": predicted,
