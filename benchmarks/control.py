@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     print(f"{'counter + histogram per request':<44}{telemetry:>11.0f} ns{'1000 ns':>15}")
     print(f"{'sum by label, 1M series, 20 steps':<44}{group_s * 1e3:>11.0f} ms")
     sys.path.insert(0, str(Path(__file__).parent))
-    import _control_watch  # noqa: PLC0415 - a neighbour of this file, which is loaded by its path
+    import _control_watch
 
     traced, plain = asyncio.run(_control_watch.request_ns())
     print(f"{'the same traced, two calls of stores inside':<44}{traced - plain:>11.0f} ns{'5000 ns':>15}")
