@@ -120,7 +120,21 @@ def test_the_switch_waits_for_the_first_figures(page, shop):
     assert page.locator("#switch").is_disabled()
 
 
-def test_a_killed_worker_comes_back_on_the_same_ports(shop):
+def test_what_was_promised_what_is_wrong_and_what_was_slow_have_pages(page, shop):
+    traced = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    asked = urllib.request.Request(shop["address"] + "commerce/api/products?limit=2", headers={"traceparent": traced})
+    urllib.request.urlopen(asked, timeout=BOUND_S).close()
+    page.goto(shop["address"] + "control/objectives")
+    page.wait_for_selector(".objective")
+    assert page.locator(".objective").count() == len(fetched(shop["address"] + "control/api/objectives"))
+    page.goto(shop["address"] + "control/alerts")
+    page.wait_for_selector("#receivers .empty")
+    page.goto(f"{shop['address']}control/traces#id={'ab' * 16}")
+    page.wait_for_selector(".step")
+    assert "GET /commerce/api/products" in page.locator(".step").first.text_content()
+
+
+def test_a_killed_worker_comes_back_on_the_same_ports_and_somebody_is_paged(shop):
     before = worker_of(shop["pid"])
     os.kill(before, signal.SIGKILL)
     ends = time.monotonic() + BOUND_S
@@ -132,6 +146,9 @@ def test_a_killed_worker_comes_back_on_the_same_ports(shop):
         if before not in workers_of(shop["pid"]):  # with several workers another one may answer first
             break
     assert before not in workers_of(shop["pid"])
+    while not (active := fetched(shop["address"] + "control/api/alerts")["active"]):
+        assert time.monotonic() < ends
+    assert ("WorkerDown", "page") in [(one["alert"]["name"], one["alert"]["severity"]) for one in active]
 
 
 def test_a_second_start_in_the_same_folder_is_refused_with_pid_and_address(shop, tmp_path):
