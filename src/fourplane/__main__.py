@@ -37,6 +37,7 @@ VERBS = (
     Verb("operator", "operator", "print a fresh one-time link for an operator's browser"),
     Verb("plan", "plan", "what a number of users would take: machines, cost, availability"),
     Verb("simulate", "simulate", "run the real services in virtual time from a seed"),
+    Verb("reshard", "reshard", "move systems between the workers of a running deployment"),
     Verb("move-store", "move_store", "carry the stores of a deployment to PostgreSQL or S3"),
     Verb("alerts", "alerts", "see what is wrong, silence it for a while, look after it"),
     Verb("chaos", "chaos", "break a running deployment on purpose, with an end to every fault"),

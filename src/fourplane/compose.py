@@ -5,6 +5,7 @@ payments, ids), builds the chosen systems, and puts one HTTP server with one gat
 starts all of it in this order and stops it in reverse. The parent process calls `up`, each worker runs `_serve`.
 """
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from fourplane.control.desk import Desk
 from fourplane.control.fleet import Fleet, Say, Worker, preload, serve_until_asked
 from fourplane.control.live_faults import FaultDesk, stay_away
 from fourplane.control.metrics.store import MetricsStore
+from fourplane.control.moves import decide
 from fourplane.control.neighbourhood import PAYMENTS, Neighbourhood
 from fourplane.control.nodes import Node
 from fourplane.control.observability import Observability, Place, Public
-from fourplane.control.placement import ACCOUNTS, CONSOLE
+from fourplane.control.placement import ACCOUNTS, CONSOLE, Placement
 from fourplane.control.plan.doors import doors as plan_doors
 from fourplane.control.plan.results import bench_results
 from fourplane.control.resilience import Resilience
@@ -40,6 +42,7 @@ from fourplane.edge.passing import HttpPassing, Passing
 from fourplane.edge.routes import Door, StaticFolder
 from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.foundation import processes
+from fourplane.foundation.errors import Misconfigured, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle, Tasks
 from fourplane.foundation.processes import memory_mb, run_loop
@@ -56,14 +59,14 @@ from fourplane.service.control_socket import ControlServer
 from fourplane.service.key_ring import KeyRing
 from fourplane.service.shards import ShardedRecords, ShardMap
 from fourplane.service.tokens import Signer
-from fourplane.settings import SYSTEMS, Settings, has_embedded_records, placed, placement, ports_of
+from fourplane.settings import NEIGHBOURS, SYSTEMS, Settings, has_embedded_records, placed, placement, ports_of
 from fourplane.simulator.crowds import Target
 from fourplane.state.contracts import Records
 from fourplane.state.format import ensure_format
 from fourplane.streaming.app import Streaming
 
 CONTROL_SOCKET = "control.sock"
-NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, inside the data folder
+ANSWER_S = 0.1  # for the answer to leave before its worker does
 CHECKOUT = Path(__file__).resolve().parents[2]
 PRELOAD = ("numpy", "msgspec", "apsw", "tantivy", "tomllib", "uvloop")  # what is only imported where it is used
 TAKEOVER_EXTRA_S = 15.0  # a step more than the drain of the version before
@@ -83,7 +86,10 @@ class Deployment:
         sockets: Mapping[str, socket.socket] | None = None,
         ports: Mapping[str, int] | None = None,
         demo: bool = False,
+        move: Callable[[], None] | None = None,
     ) -> None:
+        """`move`: starts all workers again, wherever the systems are by then."""
+        self._chosen, self._move = settings.fleet.placement, move
         self.settings = settings = placed(settings)
         self.neighbourhood = Neighbourhood(placement(settings), slot, settings.data / NEIGHBOURS, ports or {})
         self.sockets = sockets or {}
@@ -151,10 +157,12 @@ class Deployment:
                 collect=self._all_cells,
             )  # fmt: skip
         await self._make_resilient()
+        nodes = self._resilience.nodes(nodes)
         gateway = self._gateway(nodes)
         self.orders = Orders(
             settings, accounts=self.accounts, demo=self.demo, systems=self.systems, near=near, target=self.target,
             statistics=self._statistics, others=self._others, faults=self._resilience.order,
+            reshard=self._reshard,
         )  # fmt: skip
         self.server = self._http_server(gateway, inherited=self.sockets.get("http"))
         self.lifecycle.add("gateway", gateway)
@@ -300,6 +308,22 @@ class Deployment:
         """The figures of the systems in other workers."""
         return {} if self._colleagues is None else await self._colleagues.statistics()
 
+    def _reshard(self, slots: dict[str, int]) -> dict[str, int]:
+        """Where the systems are; with `slots`, they will be there in a moment. Raises Rejected for what cannot be."""
+        near, settings = self.neighbourhood, self.settings
+        here = {name: near.placement.slot_of(name) for name in settings.systems}
+        if all(here.get(name) == slot for name, slot in slots.items()):
+            return here
+        if self._move is None or near.alone:
+            raise Rejected("there is one worker and nowhere to move to", code="one_worker")
+        try:
+            Placement(settings.systems, settings.fleet.workers, here | slots)
+        except Misconfigured as error:
+            raise Rejected(error.message, code="bad_slots") from None
+        decide(settings.data / NEIGHBOURS, self._chosen, here | slots)
+        asyncio.get_running_loop().call_later(ANSWER_S, self._move)
+        return here
+
     def target(self) -> Target:
         """Where the doors of this deployment really are."""
         found: dict[str, int] = {"http_port": self.server.port} | self._far_ports()
@@ -413,14 +437,14 @@ def up(
     folder, inherited = takeovers.hold(settings.data, takeover=takeover, wait_s=wait_s, say=say)
     try:
         ensure_format(settings.data, program=f"fourplane {__version__}")
-        settings = placed(settings)
+        given, settings = settings, placed(settings)
         address = f"http://{settings.http.listener.host}:{settings.http.listener.port}"
         folder.announce(address)
         if "messaging" in settings.systems:
             certificate.ensure_certificate(settings.data / "secrets")  # once, for all workers
         fleet = Fleet(
             ports_of(settings),
-            lambda worker: run_loop(_serve(worker, settings, demo=demo)),
+            lambda worker: run_loop(_serve(worker, given, demo=demo)),
             say=say,
             settings=settings.fleet,
             preload=PRELOAD,
@@ -428,6 +452,7 @@ def up(
             neighbours=settings.data / NEIGHBOURS if settings.fleet.workers > 1 else None,
             inherited=inherited,
             give=lambda slots: takeovers.give(settings.data, slots),
+            ports_moved=lambda: ports_of(placed(given)),
         )
         return fleet.run()
     finally:
@@ -437,7 +462,7 @@ def up(
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
     await stay_away(settings.data, worker.slot)
     deployment = await Deployment(
-        settings, slot=worker.slot, sockets=worker.sockets, ports=worker.ports, demo=demo
+        settings, slot=worker.slot, sockets=worker.sockets, ports=worker.ports, demo=demo, move=worker.move
     ).build()
     facts: dict[str, str] = {}
 

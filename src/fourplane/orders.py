@@ -50,8 +50,9 @@ class Orders:
         statistics: Callable[[], dict[str, object]],
         others: Callable[[], Awaitable[Figures]],
         faults: Callable[[Arguments], Awaitable[Figures]],
+        reshard: Callable[[dict[str, int]], dict[str, int]],
     ) -> None:
-        """`others`: the figures of the systems in other workers."""
+        """`others`: the figures of the systems in other workers; `reshard` moves systems to slots."""
         self._settings = settings
         self._accounts = accounts
         self._demo = demo
@@ -61,6 +62,7 @@ class Orders:
         self._statistics = statistics
         self._others = others
         self._faults = faults
+        self._reshard = reshard
 
     def verbs(self) -> dict[str, Callable[[Arguments, Progress], Awaitable[object]]]:
         """By name, for the control socket."""
@@ -73,6 +75,7 @@ class Orders:
             "demo": self._order_demo,
             "crowd": self._crowd_accounts,
             "faults": self._order_faults,
+            "reshard": self._order_reshard,
         }
 
     async def operator_link(self) -> str:
@@ -135,6 +138,14 @@ class Orders:
 
     async def _order_faults(self, arguments: Arguments, _: Progress) -> Figures:
         return await self._faults(arguments)
+
+    async def _order_reshard(self, arguments: Arguments, _: Progress) -> dict[str, int]:
+        """Where every system will be; the workers end and start again right after this answer."""
+        try:
+            wanted = msgspec.convert(arguments.get("slots", {}), dict[str, int])
+        except msgspec.ValidationError as error:
+            raise Rejected(f"slots: {error}", code="bad_slots") from None
+        return self._reshard(wanted)
 
     async def _crowd_accounts(self, arguments: Arguments, _: Progress) -> list[tuple[str, str]]:
         """Names and passwords of `count` accounts for a crowd, made on first use; the password lies in data/secrets."""

@@ -12,6 +12,7 @@ from fourplane.commerce.app import CommerceSettings
 from fourplane.console.app import ConsoleSettings
 from fourplane.control.fleet import ANY_SLOT, FleetSettings, Port
 from fourplane.control.metrics.store import MetricsSettings
+from fourplane.control.moves import moved
 from fourplane.control.observability import ObservabilitySettings
 from fourplane.control.placement import Placement
 from fourplane.control.resilience import ChaosSettings
@@ -27,6 +28,7 @@ from fourplane.service.shards import kept_count
 from fourplane.state.stores import StoresSettings
 from fourplane.streaming.app import Streaming, StreamingSettings
 
+NEIGHBOURS = "workers"  # folder of the sockets and locks of several workers, inside the data folder
 SYSTEMS = ("streaming", "dispatch", "commerce", "messaging")
 
 
@@ -83,11 +85,14 @@ def _sharded(settings: Settings) -> Settings:
 
 
 def placed(settings: Settings) -> Settings:
-    """The same settings with every folder of a system inside the data folder, unless it was given whole."""
+    """The same settings with every folder of a system inside the data folder, unless it was given whole, and moves (control/moves)."""
     here, own = settings.data.absolute(), settings.streaming
     cache = None if own.cache_folder is None else here / own.cache_folder
     own = msgspec.structs.replace(own, folder=here / own.folder, cache_folder=cache)
-    return _sharded(msgspec.structs.replace(settings, streaming=own))
+    fleet = settings.fleet
+    slots = moved(settings.data / NEIGHBOURS, fleet.placement, fleet.workers)
+    fleet = msgspec.structs.replace(fleet, placement=slots)
+    return _sharded(msgspec.structs.replace(settings, streaming=own, fleet=fleet))
 
 
 def ports_of(settings: Settings) -> list[Port]:

@@ -229,3 +229,44 @@ async def forwarded(pair):
     return sum(
         int(n) for n in re.findall(r'http_requests_total\{server="neighbours",worker="\d"\} (\d+)', text.decode())
     )
+
+
+class Anew:
+    """Connects for every request, as visitors do who come and go."""
+
+    def __init__(self, pair):
+        self.pair = pair
+
+    async def request(self, *arguments, **named):
+        client = fresh_client(self.pair, connections=1)
+        try:
+            return await client.request(*arguments, **named)
+        finally:
+            client.close()
+
+
+def test_a_system_moves_to_another_worker_while_its_callers_wait(pair):
+    made, over = [], []
+
+    async def buyer(client, skus, name):
+        while not over:
+            made.append(await _order(client, f"{name}-{len(made)}", skus))
+
+    async def main():
+        client = Anew(pair)
+        skus = await _skus(client)
+        buyers = [asyncio.ensure_future(buyer(client, skus, name)) for name in ("Ada", "Grace")]
+        for slot in (0, 1):  # there, and back
+            before = len(made)
+            where = await asyncio.to_thread(verb, pair, "reshard", f"commerce={slot}")
+            assert where == {"commerce": slot, "messaging": 0}
+            assert (owner_of(pair, "commerce") == owner_of(pair, "messaging")) is (slot == 0)
+            while len(made) < before + 4 and not any(one.done() for one in buyers):
+                await asyncio.sleep(0.02)
+        over.append(True)
+        await asyncio.gather(*buyers)
+        for order, cart in made:
+            status, told = await call(client, "GET", f"/commerce/api/orders/{order}", x_cart=cart)
+            assert (status, told["id"]) == (200, order)
+
+    asyncio.run(main())

@@ -12,7 +12,8 @@ A worker says through a pipe that it is ready. One that ends before its first re
 (starting again would not help); later ends are restarts, within an intensity; past it the fleet stops and says so.
 A worker whose loop stands still for `hung_s` (its pulse in shared memory stops) is killed and started again: its callers
 wait no longer than for one that died. SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or
-a second signal, SIGKILL. A worker whose parent died gets SIGTERM from the kernel.
+a second signal, SIGKILL. A worker whose parent died gets SIGTERM from the kernel. SIGUSR2: systems have moved between slots
+(moves.py): all workers end as above, get the sockets of what they own now, and start again.
 """
 
 import asyncio
@@ -113,6 +114,10 @@ class Worker:
         if self._pulse is not None:
             PULSE.pack_into(self._pulse, 0, clock.monotonic_s())
 
+    def move(self) -> None:
+        """Ask the parent to start all workers again where the systems are now."""
+        os.kill(self.parent_pid, signal.SIGUSR2)
+
     def stop_fleet(self) -> None:
         """Ask the parent to stop everything in order, as a `stop` verb does."""
         os.kill(self.parent_pid, signal.SIGTERM)
@@ -152,10 +157,12 @@ class Fleet:
         neighbours: Path | None = None,
         inherited: Sequence[Mapping[str, socket.socket]] = (),
         give: Callable[[Sequence[dict[str, socket.socket]]], bool] | None = None,
+        ports_moved: Callable[[], Sequence[Port]] | None = None,
     ) -> None:
         """`neighbours`: a folder for the Unix sockets over which workers reach each other; None without any.
 
         `inherited`: sockets of the version before, by slot and name; `give` passes ours to the next one (takeover.py).
+        `ports_moved`: whose ports are whose after a move of systems between slots.
         """
         self._settings = settings or FleetSettings()
         if self._settings.workers < 1:
@@ -168,6 +175,8 @@ class Fleet:
         self._neighbours = neighbours
         self._inherited = inherited
         self._give = give
+        self._ports_moved = ports_moved
+        self._moving_since: float | None = None
         self._numbers: dict[str, int] = {}
         self._slots: list[_Slot] = []
         self._intensity = RestartIntensity(self._settings.restarts)
@@ -208,12 +217,14 @@ class Fleet:
     def _step(self, parent: Parent) -> None:
         starting = any(slot.ready >= 0 for slot in self._slots)
         stopping = self._stopping_since is not None
-        match parent.wait(POLL_S if starting else 0.2 if stopping else self._idle_s):
+        match parent.wait(POLL_S if starting else 0.2 if stopping or self._moving_since else self._idle_s):
             case Ended(pid=pid, code=code):
                 self._read_readiness()
                 self._ended(parent, next(slot for slot in self._slots if slot.pid == pid), code)
             case Asked(signal=signal.SIGUSR1):
                 self._hand_over(parent)
+            case Asked(signal=signal.SIGUSR2):
+                self._move(parent)
             case Asked():
                 self._stop(parent, again=stopping)
             case None:
@@ -258,7 +269,9 @@ class Fleet:
             if code not in {0, -signal.SIGTERM}:
                 self._say(f"worker {slot.number} (pid {pid}) ended with {how} while stopping")
             return
-        if not slot.was_ready:
+        if self._moving_since is not None:
+            self._moved(parent)
+        elif not slot.was_ready:
             self._say(f"worker {slot.number} (pid {pid}) could not start: {how}")
             self._exit_code = code if code > 0 else 1
             self._stop(parent, again=False)
@@ -283,6 +296,28 @@ class Fleet:
             self._stop(parent, again=False)
         else:
             self._say("somebody asked to take over and did not take the sockets; going on")
+
+    def _move(self, parent: Parent) -> None:
+        """Systems belong to other slots from now on: end all workers, so that no two of them differ about it."""
+        if self._ports_moved is None or self._stopping_since is not None or self._moving_since is not None:
+            return
+        self._moving_since = clock.monotonic_s()
+        for slot in self._slots:
+            if slot.pid:
+                parent.send(slot.pid, signal.SIGTERM)
+
+    def _moved(self, parent: Parent) -> None:
+        """Once the last worker has ended: every slot gets the sockets of what it owns, and all start again."""
+        if any(slot.pid for slot in self._slots) or self._ports_moved is None:
+            return
+        self._moving_since = None
+        for port in self._ports_moved():
+            for slot in self._slots if port.slot >= 0 else ():
+                if port.name in slot.sockets and slot.number != port.slot:
+                    self._slots[port.slot].sockets[port.name] = slot.sockets.pop(port.name)
+        self._say("the systems have moved; starting their workers")
+        for slot in self._slots:
+            self._start(parent, slot)
 
     def _stop(self, parent: Parent, *, again: bool) -> None:
         if self._stopping_since is None:
@@ -314,6 +349,11 @@ class Fleet:
         if self._stopping_since is not None:
             if now - self._stopping_since > self._settings.drain_s:
                 self._stop(parent, again=True)
+            return
+        if self._moving_since is not None:
+            if now - self._moving_since > self._settings.drain_s:
+                for slot in self._slots:
+                    parent.send(slot.pid, signal.SIGKILL)
             return
         for slot in self._slots:
             if slot.ready >= 0 and now - slot.started_s > self._settings.ready_s:

@@ -28,7 +28,7 @@ from fourplane.foundation.errors import NotFound, Unavailable
 LINE_MAX = 64 * 1024  # a longer line is cut: a program's output must not fill our memory
 CHUNK = 64 * 1024
 GRACE_S = 5.0
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 MIB = 1 << 20
 
