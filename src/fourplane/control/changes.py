@@ -10,7 +10,7 @@ every worker again and again, so a worker that was restarted, or was away, comes
 Invariant: the values in force are those of the versions, applied in order.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Change(msgspec.Struct, frozen=True):
     before: float
     note: str = ""
     takes_back: int = 0  # the version it undoes
-    lapses_s: float = 0.0  # on the wall clock: taken back then, if it was not before; 0: it stays
+    lapse_after_s: float = 0.0  # taken back then, if it was not before; 0: it stays
 
 
 class ChangeOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +80,7 @@ class Changes:
         self._tell = tell
         self.usual = {name: usual.get(name, knob[2]) for name, knob in KNOBS.items()}
         self.versions: list[Change] = []
+        self._lapses: dict[int, float] = {}  # versions that are taken back, on the steady clock
         self.on_change: list[Callable[[Change], None]] = []
 
     async def start(self, tasks: Tasks) -> None:
@@ -88,6 +89,11 @@ class Changes:
             self.versions = msgspec.json.decode(await self._blobs.get(KEY), type=list[Change])
         except NotFound:
             self.versions = []
+        now_s, steady_s = clock.now_us() / 1e6, clock.monotonic_s()
+        for one in self.versions:
+            if one.lapse_after_s:  # the wall clock may have been wrong when it was made
+                left_s = min(one.lapse_after_s, max(0.0, one.at_s + one.lapse_after_s - now_s))
+                self._lapses[one.version] = steady_s + left_s
         tasks.start(self._keep(), "changes")
 
     async def drain(self) -> None:
@@ -106,7 +112,7 @@ class Changes:
         return next((one for one in reversed(self.versions) if not one.takes_back and one.version not in undone), None)
 
     async def apply(
-        self, name: str, value: float, *, who: str, note: str = "", takes_back: int = 0, lapses_s: float = 0.0
+        self, name: str, value: float, *, who: str, note: str = "", takes_back: int = 0, lapse_after_s: float = 0.0
     ) -> Change:
         """Make a new version and carry it out. Raises Rejected for what cannot be changed, or not to that."""
         knob = KNOBS.get(name)
@@ -116,16 +122,8 @@ class Changes:
             )
         if not knob[0] <= value <= knob[1]:
             raise Rejected(f"{name} is {knob[0]:g} to {knob[1]:g}", code="bad_value")
-        number = self.versions[-1].version + 1 if self.versions else 1
-        before = self.values()[name]
-        change = Change(number, clock.now_us() / 1e6, who[:80], name, value, before, note[:200], takes_back, lapses_s)
-        self.versions = [*self.versions, change][-VERSIONS_MAX:]
-        await self._blobs.put(KEY, msgspec.json.encode(self.versions), media_type="application/json")
-        await self._tell(self.values())
-        what = f"version {number}: {name} is {value:g} now, was {before:g}"
-        self._registry.event("warning" if takes_back else "info", "changes", f"{what} ({who})")
-        for heard in self.on_change:
-            heard(change)
+        change = self._made(name, value, who=who, note=note, takes_back=takes_back, lapse_after_s=lapse_after_s)
+        await self._carry_out([change])
         return change
 
     async def rollback(self, version: int = 0, *, who: str) -> Change:
@@ -140,7 +138,7 @@ class Changes:
 
     async def take_back_lapsing(self) -> None:
         """Undo what experiments changed and nobody has undone yet."""
-        await self._take_back_lapsed(float("inf"))
+        await self._take_back([change for change in self.versions if change.lapse_after_s])
 
     def doors(self) -> list[Door]:
         """What is in force, for everybody; changing it, for operators."""
@@ -159,25 +157,52 @@ class Changes:
 
     async def _keep(self) -> None:
         while True:
-            await self._take_back_lapsed(clock.now_us() / 1e6)
+            over = {version for version, until_s in self._lapses.items() if until_s <= clock.monotonic_s()}
+            await self._take_back([change for change in self.versions if change.version in over])
             if self.versions:
                 await self._tell(self.values())
             await clock.sleep(AGAIN_S)
 
-    async def _take_back_lapsed(self, now_s: float) -> None:
+    def _made(
+        self, name: str, value: float, *, who: str, note: str, takes_back: int = 0, lapse_after_s: float = 0.0
+    ) -> Change:
+        """The next version, not carried out yet."""
+        number = self.versions[-1].version + 1 if self.versions else 1
+        now_s, before = clock.now_us() / 1e6, self.values()[name]
+        change = Change(number, now_s, who[:80], name, value, before, note[:200], takes_back, lapse_after_s)
+        if lapse_after_s:
+            self._lapses[number] = clock.monotonic_s() + lapse_after_s
+        self.versions = [*self.versions, change][-VERSIONS_MAX:]
+        return change
+
+    async def _carry_out(self, made: Sequence[Change]) -> None:
+        """Write versions down, then let all workers be so."""
+        await self._blobs.put(KEY, msgspec.json.encode(self.versions), media_type="application/json")
+        await self._tell(self.values())
+        for change in made:
+            what = f"version {change.version}: {change.name} is {change.value:g} now, was {change.before:g}"
+            self._registry.event("warning" if change.takes_back else "info", "changes", f"{what} ({change.who})")
+            for heard in self.on_change:
+                heard(change)
+
+    async def _take_back(self, lapsing: Sequence[Change]) -> None:
         """The newest first; a value that somebody has changed for good since then stays what it is."""
         undone = {one.takes_back for one in self.versions}
-        for change in reversed(self.versions):
-            if not 0 < change.lapses_s <= now_s or change.version in undone:
+        made = []
+        for change in reversed(lapsing):
+            self._lapses.pop(change.version, None)
+            if change.version in undone:
                 continue
             stays = any(
-                later.name == change.name and not (later.lapses_s or later.takes_back)
+                later.name == change.name and not (later.lapse_after_s or later.takes_back)
                 for later in self.versions
                 if later.version > change.version
             )
             value = self.values()[change.name] if stays else change.before
             note = f"takes version {change.version} back"
-            await self.apply(change.name, value, who="its time is over", note=note, takes_back=change.version)
+            made.append(self._made(change.name, value, who="its time is over", note=note, takes_back=change.version))
+        if made:
+            await self._carry_out(made)
 
     async def _all(self, _: Call[None]) -> ChangesView:
         return ChangesView(self.values(), self.versions[-100:])

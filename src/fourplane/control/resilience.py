@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from fourplane.control import chaos_nodes
 from fourplane.control.alerts.book import Condition
 from fourplane.control.alerts.model import Alert
 from fourplane.control.changes import Changes
@@ -22,6 +23,7 @@ from fourplane.control.fault_orders import FaultOrders
 from fourplane.control.live_faults import FaultDesk, LiveFaults
 from fourplane.control.metrics.store import MetricsStore
 from fourplane.control.neighbourhood import Neighbourhood
+from fourplane.control.nodes import Node
 from fourplane.control.objectives.ledger import Ledger
 from fourplane.control.placement import CONSOLE
 from fourplane.control.places import Places
@@ -128,9 +130,9 @@ class Resilience:
         """A change as an experiment wishes it: it lapses. No lease, so no id."""
         if self.changes is None:
             raise Rejected("nothing can be changed here", code="no_knob")
-        lapses_s = clock.now_us() / 1e6 + min(float(wanted.get("duration_s", 60.0)), CHANGE_S_MAX)
+        lapse_after_s = min(float(wanted.get("duration_s", 60.0)), CHANGE_S_MAX)
         name, value = str(wanted.get("name", "")), float(wanted.get("value", 0.0))
-        await self.changes.apply(name, value, who="experiment", lapses_s=lapses_s)
+        await self.changes.apply(name, value, who="experiment", lapse_after_s=lapse_after_s)
         return {"ids": []}
 
     async def _incident(self, since_s: float) -> dict[str, Any]:
@@ -194,6 +196,17 @@ class Resilience:
         )
         self.doors = [*changes.doors(), *runbooks.doors(), *drills.doors()]
         self.parts = [("changes", changes), ("watch", watch), ("runbooks", runbooks), ("drills", drills)]
+
+    def nodes(self, known: Mapping[str, Sequence[Node]]) -> dict[str, Sequence[Node]]:
+        """The boxes of all systems, with those of the study's chaos diagram alive."""
+        if "streaming" not in known or self.runbooks is None:
+            return dict(known)
+        runs = self.runbooks.runs
+        own = chaos_nodes.nodes(
+            lambda: [*self.faults.states(), *self.faults.over()], runs,
+            lambda: sum(alert.state == "firing" for _, alert in self._heard), self.places,
+        )  # fmt: skip
+        return {**known, "streaming": chaos_nodes.with_chaos(known["streaming"], own)}
 
     async def _tell(self, values: Mapping[str, float]) -> None:
         await self.order({"order": "tune", "values": dict(values)})

@@ -196,7 +196,9 @@ class LiveRun:
         while True:
             now_s, served = self._now_s(), sum(cell.count for cell in self._tally.latency.values())
             self._states[when] = state = self._steady()
-            if (state["steady_state_met"] and served >= SERVED_MIN) or now_s >= until_s + FIRST_S * (not served):
+            if (state["steady_state_met"] and served >= SERVED_MIN) or now_s >= until_s + FIRST_S * (
+                served < SERVED_MIN
+            ):
                 return
             await clock.sleep(0.5)
 

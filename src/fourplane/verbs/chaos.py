@@ -164,7 +164,9 @@ async def _live(
     )  # fmt: skip
     try:
         result = await live.run()
-        return result, live.cost(await _dark_nodes(chosen, target))
+        cost = live.cost(await _dark_nodes(chosen, target))
+        result.journal["x-fourplane"]["cost"] = msgspec.to_builtins(cost)
+        return result, cost
     except ExceptionGroup as group:
         expected, rest = group.split(FourplaneError)
         if rest is not None or expected is None:

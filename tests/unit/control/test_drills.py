@@ -113,7 +113,7 @@ def test_the_last_change_is_taken_back_once_and_everything_is_written_down(tmp_p
 
 def test_a_change_that_an_experiment_made_lapses_also_after_a_restart(tmp_path):
     async def first(changes, _told, _blobs):
-        await changes.apply(SLOW, 0.5, who="experiment", lapses_s=clock.now_us() / 1e6 + 30.0)
+        await changes.apply(SLOW, 0.5, who="experiment", lapse_after_s=30.0)
         await clock.sleep(10.0)
         return changes.values()[SLOW]
 

@@ -1,7 +1,7 @@
 """What runbooks act on and budgets are too slow to see: a region without an answering node, a zone without a worker, and
 answers that became slow when the configuration was changed. Conditions for the alerts; a few looks, no history.
 
-Regions: every second each cache node is asked as a player would; a region is dark when none of its nodes answers two looks
+Regions: every two seconds each cache node is asked as a player would; a region is dark when none of its nodes answers two looks
 running. Zones: dark while all their workers are down. Slowness: a probe's median against what it was before the last change.
 """
 
@@ -16,7 +16,7 @@ from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
-LOOK_S = 1.0
+LOOK_S = 2.0
 DARK_LOOKS = 2
 SLOW_RATIO = 2.0
 SLOW_MORE_S = 0.1
@@ -47,7 +47,7 @@ class Watch:
         self._slow: dict[str, int] = {}
 
     async def start(self, tasks: Tasks) -> None:
-        """Look once a second."""
+        """Look again and again."""
         tasks.start(self._look_forever(), "watch")
 
     async def drain(self) -> None:
