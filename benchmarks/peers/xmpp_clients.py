@@ -189,7 +189,7 @@ def converse(clients: list[Client], window: int, seconds: float, *, sm: bool = F
     return arrived
 
 
-def drain(clients: list[Client], quiet_s: float = 0.3, *, sm: bool = False, patience_s: float = 20) -> None:
+def drain(clients: list[Client], quiet_s: float = 0.2, *, sm: bool = False, patience_s: float = 20) -> None:
     """Wait until every client's ping behind all it said was answered, and then until nothing comes any more."""
     loop, waiting = Loop(clients), set(clients)
     for client in clients:

@@ -19,14 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.xmpp_clients import Client, Steps, converse, following
 from benchmarks.peers.xmpp_servers import Fourplane
 
 PER_PROCESS = 18_000
-AT_ONCE = 200
+AT_ONCE = 100
 STEP = 3_000  # sessions between two points of the curve
 AVAILABLE_MIN = 2 << 30  # bytes of memory that stay free: the machine is not only ours
 POLLS = ("MemAvailable", "Slab", "SUnreclaim")
@@ -104,10 +106,33 @@ def hold(port: int, first: int, count: int, local: list[str]) -> None:
     """Log `count` clients in, tell how far it is, let some talk, and hold them until the input is closed."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    poll, held, running, begun = select.epoll(), [], {}, 0
+
+    def told(held: int) -> None:
+        if held % STEP == 0 or held == count:
+            print(json.dumps({"held": held}), flush=True)
+
+    held = come(port, first, count, local=local, told=told)
+    some = held[: min(count // 2 * 2, 100)]
+    print(json.dumps({"exchanged": converse(some, 1, 0.5)}), flush=True)
+    sys.stdin.read()
+
+
+def come(
+    port: int,
+    first: int,
+    count: int,
+    *,
+    local: list[str],
+    plain: bool = False,
+    told: Callable[[int], None] | None = None,
+) -> list[Client]:
+    """Clients that have logged in and shown themselves, `AT_ONCE` at a time; `told` how many are there."""
+    poll, begun = select.epoll(), 0
+    held: list[Client] = []
+    running: dict[int, list[Any]] = {}
     while len(held) < count:
         while len(running) < AT_ONCE and begun < count:
-            client = Client(port, f"u{first + begun}", later=True, local=local[begun % len(local)])
+            client = Client(port, f"u{first + begun}", later=True, plain=plain, local=local[begun % len(local)])
             begun += 1
             steps: Steps = client.login()
             data, until = next(steps)
@@ -126,15 +151,13 @@ def hold(port: int, first: int, count: int, local: list[str]) -> None:
             if following_step is None:
                 poll.unregister(fd)
                 held.append(running.pop(fd)[0])
-                if len(held) % STEP == 0 or len(held) == count:
-                    print(json.dumps({"held": len(held)}), flush=True)
+                if told is not None:
+                    told(len(held))
                 continue
             entry[0].sock.send(following_step[0])
             entry[2:] = [following_step[1], b""]
     poll.close()
-    some = held[: min(count // 2 * 2, 100)]
-    print(json.dumps({"exchanged": converse(some, 1, 0.5)}), flush=True)
-    sys.stdin.read()
+    return held
 
 
 def main() -> None:

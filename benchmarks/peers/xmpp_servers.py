@@ -124,6 +124,19 @@ class Fourplane(Server):
         self.tls_port = told["tls_port"]
 
 
+class Forwarder(Server):
+    """No server at all: what hands messages on and does nothing else."""
+
+    name = "floor"
+
+    def __init__(self) -> None:
+        command = ["taskset", "-c", "0", sys.executable, "-m", "benchmarks.peers.forwarder"]
+        environment = {**os.environ, "PYTHONPATH": "src:."}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        assert process.stdout is not None
+        super().__init__(process, json.loads(process.stdout.readline())["port"])
+
+
 class Prosody(Server):
     name = "prosody"
 

@@ -1,4 +1,4 @@
-"""The messaging system in a process whose memory is watched: its store folds early, so that what it keeps is seen coming back.
+"""The messaging system in a process whose memory is watched, with a store that soon holds as much in memory as it ever will.
 
 python -m tests.failure.messaging.soaked_server DATA NAME ...
 """
@@ -9,17 +9,23 @@ import json
 import sys
 from pathlib import Path
 
-from tests.journeys.messaging.house import house
+from tests.journeys.messaging import house
 
 from fourplane.state import stores
+from fourplane.state.embedded.database import DatabaseSettings
+from fourplane.state.embedded.database_file import FileSettings
 from fourplane.state.embedded.records import EmbeddedRecords, RecordsSettings
+from fourplane.state.stores import Stores, StoresSettings
 
-FOLD_ROWS = 1_000  # 50,000 otherwise, which few people take an hour to write
+FOLD_ROWS = 1_000  # 50,000 otherwise, which a dozen people take an hour to write
+CACHE_MIB = 1  # of pages, in each of two connections
 
 
 async def serve(data: Path, users: tuple[str, ...]) -> None:
     stores.EmbeddedRecords = functools.partial(EmbeddedRecords, settings=RecordsSettings(fold_rows=FOLD_ROWS))
-    async with house(data, users) as here:
+    small = StoresSettings(database=DatabaseSettings(file=FileSettings(cache_mib=CACHE_MIB)))
+    house.Stores = functools.partial(Stores, small)
+    async with house.house(data, users) as here:
         sys.stdout.write(json.dumps({"port": here.messaging.port}) + "\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
