@@ -40,6 +40,13 @@ class DrillOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Kind
 
 
+class Line(msgspec.Struct, frozen=True):
+    """Something the runner told."""
+
+    at_s: float
+    text: str
+
+
 class DrillRecord(msgspec.Struct, frozen=True):
     """What is known of a drill; the runner writes it."""
 
@@ -49,7 +56,7 @@ class DrillRecord(msgspec.Struct, frozen=True):
     status: str  # running, completed, failed, interrupted, lost
     began_s: float
     updated_s: float
-    lines: list[str] = []
+    lines: list[Line] = []
     told: dict[str, str] = {}  # the figures of its report, by name
 
 

@@ -102,10 +102,9 @@ class _Record:
         """Say how it stands."""
         if self.base is None:
             return
-        kept = [*self._state.lines, *lines][-LINES_MAX:]
-        self._state = msgspec.structs.replace(
-            self._state, status=status, lines=kept, updated_s=clock.now_us() / 1e6, told=told or {}
-        )
+        now_s = clock.now_us() / 1e6
+        kept = [*self._state.lines, *(drills.Line(now_s, line) for line in lines)][-LINES_MAX:]
+        self._state = msgspec.structs.replace(self._state, status=status, lines=kept, updated_s=now_s, told=told or {})
         self.base.parent.mkdir(parents=True, exist_ok=True)
         draft = self.base.with_suffix(".draft")
         draft.write_bytes(msgspec.json.encode(self._state))

@@ -14,6 +14,7 @@ which pages long before an error budget is spent. Bounded: one attempt of a syst
 """
 
 import asyncio
+import contextlib
 import re
 import ssl
 from collections import deque
@@ -102,6 +103,7 @@ class _Titles(msgspec.Struct):
 
 class _Play(msgspec.Struct):
     base: str
+    session: str
 
 
 class _City(msgspec.Struct):
@@ -246,10 +248,15 @@ class Probes:
         if not titles:
             return
         asked = msgspec.json.encode({"title": titles[0].id})
-        base = msgspec.json.decode(await self._ask("POST", "/streaming/api/play", asked), type=_Play).base
-        track_url = urljoin(base, _VARIANT.findall((await self._fetch(base + "master.m3u8")).decode())[0])
-        track = (await self._fetch(track_url)).decode()
-        await self._fetch(urljoin(track_url, _SEGMENT.findall(track)[0]))
+        play = msgspec.json.decode(await self._ask("POST", "/streaming/api/play", asked), type=_Play)
+        try:
+            track_url = urljoin(play.base, _VARIANT.findall((await self._fetch(play.base + "master.m3u8")).decode())[0])
+            track = (await self._fetch(track_url)).decode()
+            await self._fetch(urljoin(track_url, _SEGMENT.findall(track)[0]))
+        finally:  # an account may watch a few streams at one time: a probe closes its player
+            ended = msgspec.json.encode({"session": play.session, "ended": True})
+            with contextlib.suppress(FourplaneError):
+                await self._ask("POST", "/streaming/api/beacons", ended)
 
     async def _chat(self) -> None:
         doors, guest = self._doors(), await self._account()

@@ -41,7 +41,7 @@ function now(view, runs, alerts) {
     $("now").replaceChildren(html`<p class="empty">No drill is under way. Begin one above; “zone down” for streaming shows the whole loop in about a minute and a half.</p>`);
     return;
   }
-  const rows = drill.lines.filter((line) => !line.includes(" to ")).slice(0, 12).map((line, at) => ({ at: drill.began_s + at * 1e-3, kind: "drill", said: line.split("\n")[0] }));
+  const rows = drill.lines.slice(1, 30).map((line) => ({ at: line.at_s, kind: "drill", said: line.text.split("\n").filter((one) => !one.startsWith("  ")).join(" · ") }));
   for (const alert of [...alerts.active.map((one) => ({ ...one.alert, ended: 0 })), ...alerts.history.map((one) => ({ ...one.alert, ended: one.ended_s }))]) {
     if (alert.started_s < drill.began_s) continue;
     rows.push({ at: alert.started_s, kind: "alert", said: `${alert.name}: ${alert.summary}` });
