@@ -30,9 +30,7 @@ class MessagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     no_delay: bool = True  # TCP_NODELAY: a stanza leaves at once
     socket_buffer: int = 0  # SO_SNDBUF and SO_RCVBUF of every connection; 0 lets the kernel grow them as needed
-    compression: int = (
-        0  # XEP-0138: zlib's level for clients that ask, 1 to 9; 0 offers none (see docs/concepts/messaging.md)
-    )
+    compression: int = 0  # XEP-0138, a risk (stream_compression.py): zlib's level for clients that ask; 0 offers none
     keepalive_idle_s: int = 300  # TCP keepalive: first probe of a silent peer; 0 sends none
     keepalive_interval_s: int = 30
     keepalive_count: int = 4
