@@ -288,11 +288,10 @@ class Dispatch:
         self.estimates += 1
 
     def heat(self) -> list[tuple[int, int, Surge]]:
-        """Surge cells with free drivers and factor."""
-        free = heat_cells(self)
-        return [
-            (cell, free.get(cell, 0), self.surge.at(cell)) for cell in sorted(free.keys() | self.surge.cells.keys())
-        ]
+        """Surge cells with free drivers, asks and factor."""
+        free, surge = heat_cells(self), self.surge
+        cells = sorted(free.keys() | surge.cells.keys() | surge.demand.keys())
+        return [(cell, free.get(cell, 0), surge.seen(cell, free.get(cell, 0))) for cell in cells]
 
     async def _statistics(self, _call: Call[None]) -> DispatchStatistics:
         return self.statistics()

@@ -44,7 +44,7 @@ class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_max: int = 10_000
     verbs_waiting_max: int = 20_000
     workers: int = 32
-    socket_buffer: int = 1 << 20  # bytes of positions the kernel holds per connection
+    socket_buffer: int = 1 << 18  # bytes of positions the kernel holds per connection: what waits there is old
     hello_s: float = 10.0
     sample_max: int = 2_000  # positions per event on the log
     event_s: float = 1.0

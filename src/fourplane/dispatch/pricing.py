@@ -140,10 +140,18 @@ class SurgeMap:
         self._asks: deque[tuple[int, int]] = deque(maxlen=settings.demand_max)
         self._exact: dict[int, float] = {}
         self.cells: dict[int, Surge] = {}
+        self.demand: dict[int, int] = {}  # asks of the window per cell, none without
 
     def asked(self, cell: int, now_us: int) -> None:
         """A rider asked for a ride in this cell."""
+        if len(self._asks) == self._settings.demand_max:
+            self._forget_one()
         self._asks.append((now_us, cell))
+        self.demand[cell] = self.demand.get(cell, 0) + 1
+
+    def seen(self, cell: int, free: int) -> Surge:
+        """A cell as it looks now, surging or not."""
+        return self.cells.get(cell) or Surge(1.0, self.demand.get(cell, 0), free)
 
     def at(self, cell: int) -> Surge:
         """The present factor of a cell."""
@@ -153,10 +161,8 @@ class SurgeMap:
         """Move every factor towards what demand and supply say; `free` counts the free drivers per cell."""
         oldest = now_us - int(self._settings.demand_window_s * 1e6)
         while self._asks and self._asks[0][0] < oldest:
-            self._asks.popleft()
-        asks: dict[int, int] = {}
-        for _, cell in self._asks:
-            asks[cell] = asks.get(cell, 0) + 1
+            self._forget_one()
+        asks = self.demand
         told: dict[int, Surge] = {}
         for cell in sorted(asks.keys() | self._exact.keys()):
             wanted = asks.get(cell, 0)
@@ -172,3 +178,11 @@ class SurgeMap:
             if factor > 1:
                 told[cell] = Surge(factor, wanted, free.get(cell, 0))
         self.cells = told
+
+    def _forget_one(self) -> None:
+        _, cell = self._asks.popleft()
+        left = self.demand[cell] - 1
+        if left:
+            self.demand[cell] = left
+        else:
+            del self.demand[cell]

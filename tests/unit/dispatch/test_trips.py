@@ -157,6 +157,17 @@ def test_a_fare_adds_up_and_says_why() -> None:
         find_product("rocket")
 
 
+def test_demand_is_seen_where_drivers_are_ample_and_ends_with_its_window() -> None:
+    surge = SurgeMap(msgspec.structs.replace(SETTINGS, demand_max=3))
+    for n in range(4):
+        surge.asked(7 if n else 5, n)
+    surge.refresh({7: 50}, 10)
+    assert surge.demand == {7: 3}, "the oldest was forgotten at the bound"
+    assert (surge.seen(7, 50).factor, surge.seen(7, 50).asks) == (1.0, 3)
+    surge.refresh({7: 50}, 400 * S)
+    assert surge.demand == {}
+
+
 def test_surge_rises_with_demand_is_capped_and_falls_again() -> None:
     surge = SurgeMap(SETTINGS)
     for n in range(500):

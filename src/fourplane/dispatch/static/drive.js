@@ -116,8 +116,8 @@ function render() {
   const button = (text, verb, more) => el("button", { class: "main", onclick: () => act(verb, more) }, text);
   const quiet = (text, verb) => el("button", { class: "quiet", onclick: () => act(verb) }, text);
   if (!me) {
-    const kind = el("div", { class: "products" }, ...KINDS.map((name, n) => el("label", { class: "field" },
-      el("input", { type: "radio", name: "vehicle", value: n, checked: n === 0, style: "width:auto;margin-right:8px" }), name)));
+    const kind = el("fieldset", { class: "kinds" }, el("legend", {}, "Your car"), ...KINDS.map((name, n) => el("label", {},
+      el("input", { type: "radio", name: "vehicle", value: n, checked: n === 0 }), name)));
     show(el("h2", {}, "Drive in ", info.name), el("form", { onsubmit: register },
       el("label", { class: "field" }, "Your name", el("input", { name: "name", required: true, maxlength: 40, autocomplete: "given-name" })), kind, trouble,
       el("button", { class: "main", type: "submit" }, "Start driving")));

@@ -9,7 +9,7 @@ const WORDS = { processing: "searching", offered: "asking", accepted: "on the wa
   completed: "done", rider_canceled: "cancelled", driver_canceled: "given back", no_drivers_available: "nobody free" };
 const FIRST = ["in_progress", "arriving", "accepted"]; // what is worth a look comes first
 const CLASSES = { processing: "wait", offered: "wait", accepted: "busy", arriving: "busy", in_progress: "ride", completed: "free" };
-let view, live, info, replay = null, heatTimer = 0, listTimer = 0, before = null;
+let view, live, info, replay = null, heatTimer = 0, listTimer = 0, before = null, note = "";
 
 start().catch((error) => show(el("h2", {}, "The city is not here"), el("p", { class: "error" }, error.message)));
 
@@ -31,7 +31,7 @@ async function start() {
   setInterval(figures, 2000);
   let frames = 0;
   setInterval(() => {
-    $("smooth").textContent = `${view.cars.size.toLocaleString()} cars, ${(view.frames || 0) - frames} frames/s, ${(view.drawMs || 0).toFixed(1)} ms each`;
+    $("smooth").textContent = `${view.cars.size.toLocaleString()} cars, ${(view.frames || 0) - frames} frames/s, ${(view.drawMs || 0).toFixed(1)} ms each${note && ` · ${note}`}`;
     frames = view.frames || 0;
   }, 1000);
   await list();
@@ -44,10 +44,14 @@ async function heat(chosen) {
   clearInterval(heatTimer);
   const mode = (view.heatMode = chosen.dataset.heat || "all");
   view.overlays.heat = [];
+  note = "";
   if (mode === "all") return;
   const load = async () => {
     const { cells } = await call("GET", "/heat");
-    if (view.heatMode === mode) view.overlays.heat = cells;
+    if (view.heatMode !== mode) return;
+    view.overlays.heat = cells;
+    const told = { supply: (cell) => cell.free, demand: (cell) => cell.asks, surge: (cell) => cell.surge > 1 }[mode];
+    note = cells.some(told) ? "" : { supply: "no free car", demand: "nobody asked lately", surge: "no surge now" }[mode];
   };
   heatTimer = setInterval(() => load().catch(() => {}), 3000);
   await load();
