@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from fourplane.commerce.catalog import FACETS, SORTS, Product
+from fourplane.commerce.catalog import FACETS, SORTS, Product, plain
 from fourplane.commerce.checkout import CartView, PlaceOrder
 from fourplane.commerce.orders import Order, OrderEvent
 from fourplane.commerce.pricing import Market, Quote, market_of
@@ -210,7 +210,7 @@ class Api:
         """One product; 304 when the client's copy is still right."""
         product = await self._store.product(call.params["product_id"])
         stock, _, _ = await self._store.around(product)
-        return _tagged(call, msgspec.json.encode(ProductDetail(product, stock)))
+        return _tagged(call, msgspec.json.encode(ProductDetail(plain(product), stock)))
 
     async def stock(self, call: Call[None]) -> Level:
         """What is available now."""

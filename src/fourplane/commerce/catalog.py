@@ -120,6 +120,18 @@ class Product(msgspec.Struct, frozen=True, gc=False):
         return Item(sku, name, quantity, unit, self.tax_class, self.department, variant.weight_g)
 
 
+class SharedProduct(Product, frozen=True, gc=False, array_like=True):
+    """A product as the shared table holds it: without the names of its fields, which take half the time to read.
+
+    Whoever writes a product anywhere else writes `plain` of it.
+    """
+
+
+def plain(product: Product) -> Product:
+    """The same product in the form that rows and clients know."""
+    return product if type(product) is Product else Product(*msgspec.structs.astuple(product))
+
+
 class CatalogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the catalog."""
 
@@ -159,6 +171,7 @@ class Catalog:
         self._decoded: dict[str, Product] = {}
         self._by_sku: dict[str, str] = {}
         self._decoder = msgspec.msgpack.Decoder(Product)
+        self._shared = msgspec.msgpack.Decoder(SharedProduct)
         self._encoder = msgspec.msgpack.Encoder()
         self._stock: dict[str, int] = {}
         self._hits = self._shared_hits = self._misses = self._searches = 0
@@ -197,7 +210,7 @@ class Catalog:
             found = self._snapshot.find(product_id)
             if found is not None:
                 self._shared_hits += 1
-                return self._remember(self._decoder.decode(found))
+                return self._remember(self._shared.decode(found))
         now = clock.monotonic_s()
         if self._absent.get(product_id, 0.0) > now:
             self._hits += 1
@@ -229,13 +242,13 @@ class Catalog:
                 "SELECT id, body FROM products WHERE id > ?1 AND active = 1 ORDER BY id LIMIT 500", after
             ):
                 chunk = [(str(name), body) for name, body in rows if isinstance(body, bytes)]
-                await self._disk.run(lambda chunk=chunk: writer.add(chunk))
+                await self._disk.run(lambda chunk=chunk: writer.add([(name, _for_all(body)) for name, body in chunk]))
                 after = chunk[-1][0]
             count = await self._disk.run(writer.finish)
         except BaseException:
             writer.give_up()
             raise
-        self._snapshot = Snapshot(path)
+        self._snapshot = await self._disk.run(lambda: Snapshot(path))
         self._newer = self._newer_while
         self._newer_while = set()
         self._snapshot_at_s = clock.monotonic_s()
@@ -282,7 +295,7 @@ class Catalog:
         now = clock.now_us()
         rows: list[Row] = []
         for product in products:
-            body = self._encoder.encode(product)
+            body = self._encoder.encode(plain(product))
             values = (product.id, product.reference, product.department, product.style, int(product.active), now, body)
             rows.append(Row(_PUT, values))
             rows += [Row(_PUT_VARIANT, (variant.sku, product.id)) for variant in product.variants]
@@ -447,3 +460,14 @@ class Catalog:
         product = self._decoder.decode(body)
         assert product.schema == 1, "a product of a newer schema"
         return product
+
+
+def _for_all(body: bytes) -> bytes:
+    """A row's body as the shared table holds it."""
+    product = _PRODUCT.decode(body)
+    assert product.schema == 1, "a product of a newer schema"
+    return _BODY.encode(SharedProduct(*msgspec.structs.astuple(product)))
+
+
+_PRODUCT = msgspec.msgpack.Decoder(Product)
+_BODY = msgspec.msgpack.Encoder()

@@ -207,7 +207,9 @@ def _load(shop: "Commerce") -> list[Node]:
         s = door()
         if s is None:
             return Figures()
-        return Figures(sum(s.shed) + s.stale, facts={f"shed, {one.name.lower()}": s.shed[one] for one in Priority})
+        facts: dict[str, float | int | str] = {"turned away": sum(s.shed) + s.stale}
+        facts |= {f"shed, {one.name.lower()}": s.shed[one] for one in Priority}
+        return Figures(sum(s.shed) + s.stale, facts=facts)
 
     def queue() -> Figures:
         s = door()

@@ -414,7 +414,7 @@ class InventoryShard:
                 rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", want.sku)
                 levels = {str(warehouse): int(count or 0) for warehouse, count in rows}
                 self._shelf.put(want.sku, levels)
-            free[want.sku] = levels
+            free[want.sku] = dict(levels)  # the shelf's own changes while another sku is read from a far store
             left = sum(levels.values())
             if left < want.quantity:
                 self.refused += 1

@@ -211,7 +211,7 @@ class WaitingRoom:
         """What a person whose page was just shed is told: the way to a place. None for everything that is not a page."""
         if not target.startswith(self._raw_prefixes) or b"text/html" not in data or len(target) > TARGET_MAX:
             return None
-        if PASS.encode() in data:
+        if PASS.encode() in data or b"\r\nwaiting-pass:" in data.lower():
             return None  # it has waited already: another place would send it round in a circle
         self.turn(crowded=True)
         if not self.line.active:

@@ -7,9 +7,13 @@ import pytest
 from tests.journeys.commerce.rig import build, shop
 
 from fourplane.commerce.app import CommerceSettings
-from fourplane.commerce.catalog import Catalog, CatalogSettings
+from fourplane.commerce.catalog import Catalog, CatalogSettings, Product, plain
 from fourplane.commerce.page_cache import PageCacheSettings
+from fourplane.edge.waiting_room import WaitingRoom, WaitingRoomSettings
 from fourplane.foundation.errors import NotFound, Unavailable
+from fourplane.foundation.telemetry import Registry
+from fourplane.service.key_ring import KeyRing
+from fourplane.service.tokens import Signer
 
 PAGES = (
     "/commerce/",
@@ -169,6 +173,44 @@ def test_the_snapshot_never_shows_an_old_price(tmp_path):
             await catalog.fetch(second.id)  # pushes the first one out of memory
             assert (await catalog.fetch(first.id)).variants[0].prices["USD"] == 4_242
             catalog.close()
+
+    asyncio.run(main())
+
+
+def test_a_product_of_the_shared_table_is_told_and_changed_like_any_other(tmp_path):
+    async def main():
+        async with shop() as s:
+            catalog = s.commerce.catalog
+            product = (await catalog.page("", 1))[0]
+            path = f"/commerce/api/products/{product.id}"
+            before = await s.call("GET", path)
+            catalog._snapshot_path = tmp_path / "products.snapshot"
+            await catalog.renew_snapshot()
+            catalog._decoded.clear()
+            shared = await catalog.fetch(product.id)
+            assert catalog.statistics().shared_hits == 1
+            assert plain(shared) == product
+            assert await s.call("GET", path) == before
+            await catalog.change_price(product.variants[0].sku, "USD", 4_242)
+            assert type((await catalog.page("", 1))[0]) is Product
+
+    asyncio.run(main())
+
+
+def test_every_box_of_the_diagrams_has_figures_and_the_door_tells_who_waits():
+    async def main():
+        async with shop() as s:
+            room = WaitingRoom(WaitingRoomSettings(), Signer(KeyRing.in_memory()), Registry())
+            s.commerce.behind(s.server.admission, room)
+            boxes = {node.id: node.figures() for node in s.commerce.nodes()}
+            assert {"PRIORITY", "SHED", "QUEUE", "CIRCUIT", "ELASTICSEARCH"} <= boxes.keys()
+            assert boxes["QUEUE"].facts["waiting room"] == "closed"
+            room.turn()
+            room.turn(crowded=True)
+            room.line.join()
+            waiting = next(node for node in s.commerce.nodes() if node.id == "QUEUE").figures()
+            assert (waiting.facts["waiting room"], waiting.facts["people waiting"]) == ("open", 1)
+            assert boxes["CIRCUIT"].facts["card network"] == boxes["CIRCUIT"].facts["search"] == "closed"
 
     asyncio.run(main())
 

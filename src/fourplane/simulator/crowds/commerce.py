@@ -3,8 +3,9 @@
 One loop draws the next action over all shoppers at the plan's rate, so the load does not slow down with the shop (an open
 loop); at most `OPEN_MAX` actions run at once, what comes on top is counted as `missed`. Shapes: `steady`; `flash-sale`, quiet for
 a fifth of the time, then ten times the rate on a handful of products, then quiet again. Every order carries an idempotency
-key; an order whose answer was lost is asked for again, as an honest client does. Where a waiting room opens, a shopper takes a
-place, asks again from time to time without doing anything else, and goes on with the pass it is let in with.
+key; an order whose answer was lost is asked for again, as an honest client does. Whoever is turned away opens a page next, as
+people do. Where that leads into the waiting room, a shopper takes a place, asks again from time to time without doing anything
+else, and goes on with the pass it is let in with.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ CARDS = ("card_ok",) * 24 + ("card_declined",)
 FLASH_FACTOR = 10.0
 FLASH_PRODUCTS = 5
 ROOM_POLL_S = 2.0
+PAGE = {"accept": "text/html"}
 ADDRESS = {
     "name": "Robin Shopper",
     "street": "7 Market Square",
@@ -63,6 +65,7 @@ class Shopper:
         self.place = ""
         self.entry = ""  # what the room let it in with
         self.asks_at_s = 0.0
+        self.turned_away = False
 
 
 class CommerceCrowd:
@@ -134,6 +137,8 @@ class CommerceCrowd:
         dice = chance.random()
         if shopper.room:
             await self._wait(client, shopper, tally)
+        elif shopper.turned_away:
+            await self._browse(client, shopper, tally)
         elif not self._products:
             await self._look(client, tally)
         elif shopper.filled and dice < (0.4 if flash else 0.2):
@@ -141,13 +146,17 @@ class CommerceCrowd:
         elif dice < 0.5:
             await self._add(client, shopper, tally, flash=flash)
         elif dice < 0.7:
-            word = chance.choice(WORDS)
-            await self._ask(client, tally, "search", "GET", f"/commerce/search?q={word}", shopper=shopper)
+            await self._browse(client, shopper, tally)
         elif dice < 0.93:
             path = f"/commerce/p/{chance.choice(self._products)}"
-            await self._ask(client, tally, "product", "GET", path, shopper=shopper)
+            await self._ask(client, tally, "product", "GET", path, headers=PAGE, shopper=shopper)
         else:
-            await self._ask(client, tally, "home", "GET", "/commerce/", shopper=shopper)
+            await self._ask(client, tally, "home", "GET", "/commerce/", headers=PAGE, shopper=shopper)
+
+    async def _browse(self, client: HttpClient, shopper: Shopper, tally: Tally) -> None:
+        """A page of search results, which a busy shop shows last."""
+        path = f"/commerce/search?q={clock.random().choice(WORDS)}"
+        await self._ask(client, tally, "search", "GET", path, headers=PAGE, shopper=shopper)
 
     async def _wait(self, client: HttpClient, shopper: Shopper, tally: Tally) -> None:
         """Ask for the way in, no more often than the room wants."""
@@ -161,9 +170,9 @@ class CommerceCrowd:
             return
         told = msgspec.json.decode(answer.body, type=dict[str, object])
         if told.get("state") == "enter":
+            tally.facts["waiting"] -= bool(shopper.room)
+            tally.facts["let_in"] += bool(shopper.room)
             shopper.entry, shopper.room, shopper.place = str(told.get("pass", "")), "", ""
-            tally.facts["waiting"] -= 1
-            tally.facts["let_in"] += 1
         else:
             shopper.place = str(told.get("place", shopper.place))
 
@@ -230,11 +239,13 @@ class CommerceCrowd:
         except FourplaneError as error:
             tally.failed(error.reason)
             return None
-        if answer.status == 503 and shopper is not None and b'"waiting_room"' in answer.body:
-            shopper.room = msgspec.json.decode(answer.body)["error"]["fields"]["place"]
-            shopper.entry = ""
-            tally.facts["waiting"] += 1
-        elif answer.status >= 500 or answer.status == 429:
+        if shopper is not None:
+            shopper.turned_away = answer.status == 503
+            if room := _room_of(answer):
+                tally.facts["waiting"] += not shopper.room  # another of its requests may have told so already
+                shopper.room, shopper.entry, shopper.turned_away = room, "", False
+                return answer
+        if answer.status >= 500 or answer.status == 429:
             tally.failed(f"http_{answer.status}")
         else:
             tally.done(action, clock.monotonic_s() - began)
@@ -246,6 +257,16 @@ def _count_money(tally: Tally, order: bytes) -> None:
     told = msgspec.json.decode(order, type=_Ordered)
     fact = f"sold {told.currency}"
     tally.facts[fact] = tally.facts.get(fact, 0.0) + told.total / 100
+
+
+def _room_of(answer: HttpResponse) -> str:
+    """Where this answer sends a shopper to take a place; nothing for any other answer."""
+    if answer.status == 303:
+        room = answer.headers.get("location", "").partition("?")[0]
+        return f"{room}/place" if room.endswith("/waiting-room") else ""
+    if answer.status == 503 and b'"waiting_room"' in answer.body:
+        return str(msgspec.json.decode(answer.body)["error"]["fields"]["place"])
+    return ""
 
 
 def _flash(plan: Plan, elapsed_s: float) -> bool:
