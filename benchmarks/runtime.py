@@ -1,7 +1,8 @@
 """The runtime's own costs: actors, calls, policies, timers, two-phase commits, tokens; killed workers, two cores against one.
 
 Each figure alternates with a bare probe in the same round (a bare await, the loop's `call_later`), so that a noisy machine
-moves both; the medians of all rounds are shown. Work that waits for nothing is measured in CPU time, commits in both.
+moves both; the medians of all rounds are shown. Work that waits for nothing is measured in CPU time, commits in both. Records and
+the cache on Redis are measured by benchmarks/state.py.
 
     ./fourplane bench runtime        python -m benchmarks.runtime [--rounds 5] [--actors 1000000]
 """
@@ -35,6 +36,7 @@ from fourplane.state.embedded.sql import EmbeddedSql
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import runtime_cores as cores
 from benchmarks import runtime_processes as processes
+from benchmarks import state
 from benchmarks.peers import rpc_peers
 
 BARS = {
@@ -45,6 +47,8 @@ BARS = {
     "calls_50_in_flight_per_s": ("at least", 100_000),
     "calls_50_in_flight_p50_ms": ("at most", 1.0),
     "call_alone_us": ("at most", 100),
+    "records_random_per_s": ("at least", 40_000),
+    "cache_redis_per_s": ("at least", 60_000),
     "killed_worker_first_answer_ms": ("at most", 1_000),
     "killed_worker_errors_until_then": ("at most", 0),
     "killed_shard_first_answer_ms": ("at most", 1_000),
@@ -242,9 +246,13 @@ def run(options: argparse.Namespace) -> dict:
         processes.killed_worker(figures)
         cores.killed_shard(figures)
         cores.two_cores(figures)
+    for kind, values in state.rows(rounds, present=50_000 if getattr(options, "quick", False) else 1_000_000).items():
+        figures[kind.replace(" ", "_") + "_per_s"] = values
     medians = {name: statistics.median(values) for name, values in figures.items()}
     bars = {}
     for name, (kind, bar) in BARS.items():
+        if name not in medians:  # no Redis here
+            continue
         reached = medians[name] <= bar if kind == "at most" else medians[name] >= bar
         bars[name] = {"bar": f"{kind} {bar}", "median": medians[name], "reached": reached}
     machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "machine": platform.machine()}

@@ -3,9 +3,10 @@
 Every round measures each probe and each engine once, in turn, for `--seconds`; files stay and grow over the rounds, so
 folding the log into the main file is part of every figure. Probes: SQLite through apsw with the system's own file layer, WAL and
 synchronous=FULL, committing as many rows at a time as the engine's writers are; SQLite point reads; write and
-fdatasync of the same batches to a plain file. `--present` rows with random keys are there before records are written to; a
-Redis server, where one is installed, is started for the cache's 50 callers. A bar holds by its absolute figure or by its share of
-the probe (the median of the rounds' shares). On a busy machine the figures per second of CPU time are the steadier ones.
+fdatasync of the same batches to a plain file. `--present` rows with random keys are there before records are written to, and at
+the end `--sustained` seconds of such writes show what is left when folding can no longer wait. A Redis server, where one is
+installed, is started for the cache's 50 callers. A bar holds by its absolute figure or by its share of the probe (the median of
+the rounds' shares). On a busy machine the figures per second of CPU time are the steadier ones.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +37,8 @@ WRITERS = 50
 PRODUCERS = 8
 READ_ROWS = 100_000
 PRESENT = 1_000_000
+FILLS = 4
+SUSTAINED = 8.0
 VALUE = b"x" * 200
 BATCH = [b"x" * 100] * 1_000
 CREATE = "CREATE TABLE item (id BIGINT PRIMARY KEY, v BLOB)"
@@ -105,14 +109,22 @@ class Bench:
         await self.start_redis()
 
     async def fill(self):
-        """Rows with random keys, in the records and in the raw table."""
-        for start in range(0, self.present, 2_000):
-            keys = sorted(self.rng.randbytes(16) for _ in range(min(2_000, self.present - start)))
-            await asyncio.gather(*[self.records.write(key, [Put(b"s", VALUE)]) for key in keys])
+        """Rows with random keys, in the records and in the raw table, a quarter of them at a time in key order."""
+        began = time.perf_counter()
+        for _ in range(FILLS):
+            keys = sorted(self.rng.randbytes(16) for _ in range(self.present // FILLS))
+            waiting = iter(keys)
+
+            async def writer(waiting=waiting):
+                for key in waiting:
+                    await self.records.write(key, [Put(b"s", VALUE)])
+
+            await asyncio.gather(*[writer() for _ in range(WRITERS * 10)])
+            await self.records.fold()
             self.raw.execute("BEGIN").fetchall()
             self.raw.executemany("INSERT INTO pair VALUES (?1, ?2)", [(key, VALUE) for key in keys]).fetchall()
             self.raw.execute("COMMIT").fetchall()
-        await self.records.fold()
+        self.filled_s = time.perf_counter() - began
 
     async def start_redis(self):
         binary = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -251,12 +263,26 @@ class Bench:
         return await self.together(until, PRODUCERS, one)
 
 
-async def measured(rounds, seconds, present):
+def rows(rounds, present=PRESENT):
+    """The two kinds that the runtime's table names too, by round."""
+    found, _ = _loop_run(measured(rounds, SECONDS, present, 0.0, kinds=("raw random", "records random", "cache redis")))
+    return {kind: [wall for wall, _ in figures] for kind, figures in found.items()}
+
+
+def _loop_run(work):
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+async def measured(rounds, seconds, present, sustained, kinds=()):
     folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
     try:
         bench = Bench(folder, seconds, present)
         await bench.prepare()
-        found = {kind: [] for kind in bench.kinds}
+        found = {kind: [] for kind in bench.kinds if not kinds or kind in kinds}
         for _ in range(rounds):
             for kind, figures in found.items():
                 figures.append(await bench.measure(kind))
@@ -266,6 +292,9 @@ async def measured(rounds, seconds, present):
         groups = {
             key: {"p50_ms": each.group_s_p50 * 1e3, "p99_ms": each.group_s_p99 * 1e3} for key, each in counted.items()
         }
+        bench.seconds = sustained
+        found["records sustained"] = [await bench.measure("records random")] if sustained else []
+        print(f"filled in {bench.filled_s:.0f} s", file=sys.stderr)
         await bench.close()
     finally:
         shutil.rmtree(folder)
@@ -274,13 +303,9 @@ async def measured(rounds, seconds, present):
 
 def run(options: argparse.Namespace) -> dict:
     rounds, seconds = getattr(options, "rounds", ROUNDS), getattr(options, "seconds", SECONDS)
-    present = getattr(options, "present", PRESENT)
-    try:
-        import uvloop
-    except ImportError:
-        found, groups = asyncio.run(measured(rounds, seconds, present))
-    else:
-        found, groups = uvloop.run(measured(rounds, seconds, present))
+    present, sustained = getattr(options, "present", PRESENT), getattr(options, "sustained", SUSTAINED)
+    found, groups = _loop_run(measured(rounds, seconds, present, sustained))
+    found = {kind: figures for kind, figures in found.items() if figures}
     per_cpu = {kind: statistics.median(cpu for _, cpu in figures) for kind, figures in found.items()}
     found = {kind: [wall for wall, _ in figures] for kind, figures in found.items()}
     medians = {kind: statistics.median(figures) for kind, figures in found.items()}
@@ -323,6 +348,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--present", type=int, default=PRESENT, help="rows with random keys before the first round")
+    parser.add_argument("--sustained", type=float, default=SUSTAINED, help="seconds of random writes on end")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result = run(options)
