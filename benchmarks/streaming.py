@@ -270,28 +270,30 @@ def run(options):
     rows = {
         "cache": lambda: throughput(options),
         "first frame": lambda: plays.first_frame(10 if quick else 100),
-        "rebuffer": lambda: plays.rebuffer(8 if quick else 36),
         "ladder": tree.ladder,
         "validators": rules.validators,
         "fill": lambda: tree.fill(requests=600 if quick else 6_000),
+        "rebuffer": lambda: plays.rebuffer(8 if quick else 32),
         "region loss": lambda: tree.region(users=8 if quick else 24, seconds=16.0 if quick else 36.0),
         "cache suite": rules.suite,
         "per title": tree.per_title,  # no bar of its own: only when asked for
     }
     wanted = getattr(options, "rows", None) or [name for name in rows if name != "per title"]
-    together = {"region loss", "cache suite"} <= set(wanted)  # the suite does little but wait, and so does a crowd
-    found = {}
-    with ThreadPoolExecutor(1) as beside:
+    calm = {"rebuffer", "region loss"}  # rows that do little but wait, as the suite does
+    beside = "cache suite" in wanted and bool(calm & set(wanted))
+    found, suite = {}, None
+    with ThreadPoolExecutor(1) as pool:
         for name in wanted:
-            if together and name == "cache suite":
+            if beside and name == "cache suite":
                 continue
-            suite = beside.submit(row, rows, "cache suite") if together and name == "region loss" else None
+            if beside and suite is None and name in calm:
+                suite = pool.submit(row, rows, "cache suite")
             cores = os.sched_getaffinity(0)
             told = row(rows, name)
             os.sched_setaffinity(0, cores)
             found |= told if name == "cache" else {name: told}
-            if suite is not None:
-                found["cache suite"] = suite.result()
+        if suite is not None:
+            found["cache suite"] = suite.result()
     return found
 
 
@@ -308,7 +310,7 @@ def row(rows, name):
 def throughput(options):
     """Alternate rounds over node and peers (where installed); medians and ratios."""
     origin_port = origin()
-    seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 1.2)
+    seconds = getattr(options, "seconds", None) or (0.3 if getattr(options, "quick", False) else 1.0)
     names = ["node", *(["nginx"] if shutil.which("nginx") else [])]
     if getattr(options, "peers", False) and shutil.which("varnishd"):
         names.append("varnish")
@@ -358,7 +360,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", nargs=4, metavar=("PORT", "ORIGIN", "FOLDER", "KIND"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.2)
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="which loads (default: all)")
     parser.add_argument("--rows", nargs="*", help="which rows (default: all): cache, first frame, rebuffer, ...")
     parser.add_argument("--peers", action="store_true", help="varnish too")

@@ -13,6 +13,9 @@ Fields = list[tuple[bytes, bytes]]
 Directives = dict[str, str | None]
 
 SECONDS_MAX = 1 << 31
+KEPT_IN_304 = frozenset(
+    b"cache-control cdn-cache-control content-location date etag expires vary last-modified".split()
+)
 _MONTHS = {name: number + 1 for number, name in enumerate(b"jan feb mar apr may jun jul aug sep oct nov dec".split())}
 _DAYS = rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LONG_DAYS = rb"(?:Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"

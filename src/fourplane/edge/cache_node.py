@@ -21,7 +21,7 @@ import msgspec
 
 from fourplane.edge import http_cache as rules
 from fourplane.edge.cache_fetch import CacheFetch
-from fourplane.edge.cache_fields import parse_range
+from fourplane.edge.cache_fields import KEPT_IN_304, parse_range
 from fourplane.edge.cache_fill import Fill, Uncacheable
 from fourplane.edge.cache_hot import BODY_MAX, HotAnswer, HotAnswers
 from fourplane.edge.cache_origin import OriginPool, OriginSettings
@@ -363,7 +363,7 @@ class CacheNode:
             return None
         ranged = request.value(b"range") if request.special else None
         for entry in entries:
-            if entry.part is not None and (ranged is None or not _part_answers(entry, ranged)):
+            if entry.part is not None and (ranged is None or not entry.answers_part(ranged)):
                 continue
             if not entry.freshness.vary or self.store.matches(entry, request.fields):
                 return entry
@@ -381,7 +381,7 @@ class CacheNode:
 
     def _not_modified(self, entry: CacheEntry, now_s: float, how: bytes) -> bytes:
         lines = [b"HTTP/1.1 304 Not Modified\r\n"]
-        lines += [b"%s: %s\r\n" % field for field in entry.fields if field[0] in _KEPT_IN_304]
+        lines += [b"%s: %s\r\n" % field for field in entry.fields if field[0] in KEPT_IN_304]
         return self._timed(entry, now_s, how, b"".join(lines))
 
     def _serve_range(
@@ -578,26 +578,4 @@ class CacheNode:
         connection.transport.write(head + label + b"\r\n" + (b"" if request.method == b"HEAD" else body))
 
 
-_KEPT_IN_304 = frozenset(
-    {
-        b"cache-control",
-        b"cdn-cache-control",
-        b"content-location",
-        b"date",
-        b"etag",
-        b"expires",
-        b"vary",
-        b"last-modified",
-    }
-)
 _NOT_IN_PART = rules.NOT_STORED | {b"content-length", b"content-range"}
-
-
-def _part_answers(entry: CacheEntry, ranged: bytes) -> bool:
-    """Whether a stored part holds what a Range asks for."""
-    if entry.asked_range == ranged:
-        return True
-    if entry.part is None or entry.part[2] is None or entry.size < entry.part[1] - entry.part[0]:
-        return False
-    span = parse_range(ranged, entry.part[2])
-    return isinstance(span, tuple) and entry.part[0] <= span[0] and span[1] <= entry.part[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from fourplane.edge.cache_fields import Fields
+from fourplane.edge.cache_fields import Fields, parse_range
 from fourplane.edge.http_cache import NOT_STORED, Freshness, selects
 from fourplane.foundation import ids
 from fourplane.foundation.blocking import Worker
@@ -112,6 +112,15 @@ class CacheEntry:
         self.turn += 1
         kept = freshness
         self.fresh_until_s = -1.0 if kept.must_validate else kept.stored_s + kept.lifetime_s - kept.age_s
+
+    def answers_part(self, ranged: bytes) -> bool:
+        """Whether this stored part holds what a Range asks for."""
+        if self.asked_range == ranged:
+            return True
+        if self.part is None or self.part[2] is None or self.size < self.part[1] - self.part[0]:
+            return False
+        span = parse_range(ranged, self.part[2])
+        return isinstance(span, tuple) and self.part[0] <= span[0] and span[1] <= self.part[1]
 
     def build_head(self) -> None:
         """Write the head again after its fields changed."""

@@ -4,6 +4,8 @@ Its rooms: `jobs` encode, `packaging` publishes, `origin` answers paths, `delive
 addresses, `quality` listens to players. This module makes them a part of the process and tells the console what they are.
 """
 
+import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +29,7 @@ from fourplane.streaming.about import About
 from fourplane.streaming.api import Api
 from fourplane.streaming.diagram import nodes_of
 from fourplane.streaming.file_names import Named, films, named
-from fourplane.streaming.jobs import JobStatistics
+from fourplane.streaming.jobs import ENDED, JobStatistics
 from fourplane.streaming.playback import Entitlement
 from fourplane.streaming.quality import QualityStatistics
 from fourplane.streaming.schema import METADATA, MIGRATIONS
@@ -204,16 +206,17 @@ class Streaming:
         job = await self.rooms.submit(file, said.name, replace="" if before is None else before.id)
         if before is None and said.about != About():
             await self.rooms.titles.describe(job.title, said.name, "", said.about)
-        while True:
+        while job.state not in ENDED:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TELL_EVERY_S):
+                    job = await self.rooms.jobs.wait_ended(job.id)
+                    break
             job = await self.rooms.jobs.get(job.id)
-            if job.state in {"done", "failed", "cancelled"}:
-                break
             now = job.progress
             if now is not None:
                 left = f", {now.remaining_s:.0f} s left" if now.remaining_s is not None else ""
                 pace = f", {now.speed:.1f}x" if now.speed else ""
                 progress({"share": now.share, "text": f"{now.step}{pace}{left}"})
-            await clock.sleep(TELL_EVERY_S)
         if job.state != "done":
             raise Rejected(job.said or f"the import was {job.state}", code=job.error or job.state)
         title = await self.rooms.titles.get(job.title)

@@ -41,7 +41,7 @@ def encode(encoder, file, folder, settings=WHOLE):
 
 
 def test_a_file_that_is_cut_off_is_named(encoder, tmp_path):
-    film = make(encoder, tmp_path / "film.mp4", *PICTURE, "-t", "30", *FAST, "-movflags", "+faststart")
+    film = make(encoder, tmp_path / "film.mp4", *PICTURE, "-t", "12", *FAST, "-movflags", "+faststart")
     content = film.read_bytes()
     film.write_bytes(content[: len(content) * 6 // 10])
     with pytest.raises(Rejected, match="is cut off") as caught:
@@ -102,7 +102,7 @@ def test_a_turned_film_stands_upright(encoder, tmp_path):
 
 def test_surround_sound_is_mixed_for_two_ears(encoder, tmp_path):
     six = ("-filter_complex", "[1:a]pan=5.1|c0=c0|c1=c0|c2=c0|c3=c0|c4=c0|c5=c0[a]", "-map", "0:v", "-map", "[a]")
-    film = make(encoder, tmp_path / "film.mp4", *PICTURE, *SOUND, *six, "-t", "2", *FAST, "-c:a", "aac")
+    film = make(encoder, tmp_path / "film.mp4", *PICTURE, *SOUND, *six, "-t", "1", *FAST, "-c:a", "aac")
     index, encoded = encode(encoder, film, tmp_path)
     assert encoded.plan.source.audio[0].channels == 6
     assert index.audio[0].channels == 2

@@ -9,7 +9,6 @@ from fourplane.edge.http_client import HttpClient
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Misconfigured
 from fourplane.streaming import ffmpeg
-from fourplane.streaming.clip import generate_clip
 from fourplane.streaming.packaging import MediaSegment, TitleIndex, Track
 from fourplane.streaming.proactive_fill import plan
 
@@ -44,7 +43,24 @@ def test_after_a_fill_the_first_viewer_of_an_isp_costs_the_origin_nothing(tmp_pa
             pytest.skip("no ffmpeg on this machine")
         async with house(tmp_path, encoding=QUICK) as here:
             clip = tmp_path / "film.mp4"
-            await generate_clip(encoder, clip, duration_s=4.0, size="160x90")
+            picture, sound = "testsrc2=size=160x90:rate=24", "sine=frequency=440:sample_rate=48000"
+            made = (
+                "-f",
+                "lavfi",
+                "-i",
+                picture,
+                "-f",
+                "lavfi",
+                "-i",
+                sound,
+                "-t",
+                "4",
+                "-c:v",
+                "libx264",
+                "-preset",
+                "ultrafast",
+            )
+            await encoder.run([*made, "-pix_fmt", "yuv420p", "-g", "24", "-c:a", "aac", str(clip)])
             job = await here.rooms.submit(clip, "A film")
             assert (await here.rooms.jobs.wait_ended(job.id)).state == "done"
             play = await here.rooms.playback.play(job.title, None, host="127.0.0.1", region="us", isp="ISP1")
