@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -52,10 +53,12 @@ COMERS = 400  # accounts from here on only log in and go
 Row = dict[str, float]
 
 
-async def serve(folder: Path, users: int, *, archive: bool, first: int) -> None:
+async def serve(folder: Path, users: int, *, archive: bool, first: int, changed: list[str]) -> None:
     registry, ids, stores = Registry(), IdGenerator(0), Stores(data=folder)
     accounts = Accounts(await stores.sql("accounts"), ids=ids)
     settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=archive, offline_max=10_000_000)
+    wanted = dict(one.split("=", 1) for one in changed)
+    settings = msgspec.convert({**msgspec.to_builtins(settings), **wanted}, MessagingSettings, strict=False)
     paths = certificate.ensure_certificate(folder / "secrets")
     messaging = Messaging(
         settings,
@@ -247,7 +250,7 @@ def started(kind: type, ends: ExitStack, options: argparse.Namespace, *, archive
     folder = _folder(ends)
     server: Server
     if kind is Fourplane:
-        server = Fourplane(folder, USERS, profile=options.profile, archive=archive)
+        server = Fourplane(folder, USERS, profile=options.profile, archive=archive, changed=options.set)
     else:
         server = kind(folder, PEER_USERS, archive=archive)
     ends.callback(server.stop)
@@ -316,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--many", type=int, default=0, help="so many sessions at once, a process per 18,000 on both sides"
     )
+    made.add_argument("--set", action="append", default=[], help="a setting of our server, such as no_delay=false")
     made.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     made.add_argument("--profile", default="", help="write a cProfile of the server there")
     made.add_argument(
@@ -333,7 +337,10 @@ def main() -> None:
     options = parser().parse_args()
     if options.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(options.serve, options.users, archive=options.archive, first=options.first))
+            work = serve(
+                options.serve, options.users, archive=options.archive, first=options.first, changed=options.set
+            )
+            runner.run(work)
         return
     result = run(options)
     target = Path("benchmarks/results/messaging.json")

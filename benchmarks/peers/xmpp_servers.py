@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PASSWORD = "bench"
@@ -111,13 +112,21 @@ class Fourplane(Server):
     name = "fourplane"
 
     def __init__(
-        self, folder: Path, users: int, *, profile: str = "", archive: bool = False, core: str = "0", first: int = 0
+        self,
+        folder: Path,
+        users: int,
+        *,
+        profile: str = "",
+        archive: bool = False,
+        first: int = 0,
+        changed: Sequence[str] = (),
     ) -> None:
         wrap = [sys.executable, *(["-m", "cProfile", "-o", profile] if profile else [])]
         command = [*wrap, "benchmarks/messaging.py", "--serve", str(folder), "--users", str(users)]
         command += ["--first", str(first), *(["--archive"] if archive else [])]
+        command += [word for one in changed for word in ("--set", one)]
         environment = {**os.environ, "PYTHONPATH": "src:."}
-        process = subprocess.Popen(["taskset", "-c", core, *command], stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         super().__init__(process, told["port"])
