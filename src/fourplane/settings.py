@@ -85,7 +85,7 @@ def _sharded(settings: Settings) -> Settings:
 
 
 def placed(settings: Settings) -> Settings:
-    """The same settings with every folder of a system inside the data folder, unless it was given whole, and moves (control/moves)."""
+    """The same settings with the folders of systems inside the data folder, unless given whole, and with what was moved."""
     here, own = settings.data.absolute(), settings.streaming
     cache = None if own.cache_folder is None else here / own.cache_folder
     own = msgspec.structs.replace(own, folder=here / own.folder, cache_folder=cache)
