@@ -134,7 +134,7 @@ class Changes:
         if any(one.takes_back == found.version for one in self.versions):
             raise Conflict(f"version {found.version} is taken back already", code="taken_back")
         note = f"takes version {found.version} back"
-        return await self.apply(found.name, found.before, who=who, note=note, takes_back=found.version)
+        return await self.apply(found.name, self._without(found), who=who, note=note, takes_back=found.version)
 
     async def take_back_lapsing(self) -> None:
         """Undo what experiments changed and nobody has undone yet."""
@@ -163,6 +163,21 @@ class Changes:
                 await self._tell(self.values())
             await clock.sleep(AGAIN_S)
 
+    def _without(self, change: Change) -> float:
+        """What its value would be without this version: the last change that nobody has undone, or the usual value.
+
+        Versions are not undone in the order in which they were made, so what was before it may be long gone.
+        """
+        undone = {one.takes_back for one in self.versions} | {change.version}
+        return next(
+            (
+                one.value
+                for one in reversed(self.versions)
+                if one.name == change.name and not one.takes_back and one.version not in undone
+            ),
+            self.usual[change.name],
+        )
+
     def _made(
         self, name: str, value: float, *, who: str, note: str, takes_back: int = 0, lapse_after_s: float = 0.0
     ) -> Change:
@@ -186,21 +201,16 @@ class Changes:
                 heard(change)
 
     async def _take_back(self, lapsing: Sequence[Change]) -> None:
-        """The newest first; a value that somebody has changed for good since then stays what it is."""
+        """The oldest first, all in one step."""
         undone = {one.takes_back for one in self.versions}
         made = []
-        for change in reversed(lapsing):
+        for change in lapsing:
             self._lapses.pop(change.version, None)
-            if change.version in undone:
-                continue
-            stays = any(
-                later.name == change.name and not (later.lapse_after_s or later.takes_back)
-                for later in self.versions
-                if later.version > change.version
-            )
-            value = self.values()[change.name] if stays else change.before
-            note = f"takes version {change.version} back"
-            made.append(self._made(change.name, value, who="its time is over", note=note, takes_back=change.version))
+            if change.version not in undone:
+                note, value = f"takes version {change.version} back", self._without(change)
+                made.append(
+                    self._made(change.name, value, who="its time is over", note=note, takes_back=change.version)
+                )
         if made:
             await self._carry_out(made)
 

@@ -177,7 +177,7 @@ class Resilience:
             medians=abilities.medians,
         )  # fmt: skip
         abilities.watch, abilities.changes = watch, changes
-        changes.on_change.append(lambda change: None if change.takes_back else watch.changed())
+        changes.on_change.append(lambda change: watch.taken_back() if change.takes_back else watch.changed())
         alerts.watchers += [watch.conditions, runbooks.conditions]
 
         def heard(alert: Alert) -> None:

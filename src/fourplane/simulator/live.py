@@ -24,6 +24,7 @@ from fourplane.simulator.stage import Span
 
 LEASE_S = 5.0
 TICK_S = 1.0
+STILL_S = 15.0  # nobody is answered at all: longer than a restart takes
 SERVED_MIN = 10  # before anything is said about how many
 FIRST_S = 60.0  # for clients that must make something first, such as a film
 RECOVER_S = 30.0
@@ -172,9 +173,10 @@ class LiveRun:
             self._seconds.append(_Second(self._now_s(), self._tally))
             if self._leases:
                 self._states["during"].append(self._steady())
-                share = self._availability(5.0)
-                if share < self._halt_below and not self._halted:
-                    self._halted = f"only {share:.0%} was served for five seconds"
+                span_s = 5.0 if self._answered(5.0) else STILL_S  # who waits for a restart has not failed yet
+                share = self._availability(span_s)
+                if share < self._halt_below and not self._halted and self._now_s() >= span_s:
+                    self._halted = f"only {share:.0%} was served for {span_s:g} seconds"
                     self._told(f"halted: {self._halted}")
                 await self._renew()
 
@@ -300,6 +302,11 @@ class LiveRun:
                 before, now = self._since(3.0)
                 return now.served > before.served
         raise Rejected(f"the probe {probe.name} cannot be asked of a running deployment", code="experiment")
+
+    def _answered(self, window_s: float) -> bool:
+        """Whether anybody was served or refused."""
+        before, now = self._since(window_s)
+        return now.served + now.failed > before.served + before.failed
 
     def _availability(self, window_s: float) -> float:
         before, now = self._since(window_s)

@@ -126,6 +126,21 @@ def test_a_change_that_an_experiment_made_lapses_also_after_a_restart(tmp_path):
     assert changed(tmp_path, second) == (0.5, 0)
 
 
+def test_changes_that_lapse_in_any_order_leave_what_somebody_chose(tmp_path):
+    async def main(changes, _told, _blobs):
+        for seconds in (5.0, 50.0, 20.0):
+            await changes.apply(SLOW, seconds / 10, who="experiment", lapse_after_s=seconds)
+        await changes.apply("http.in_flight_max", 9, who="experiment", lapse_after_s=5.0)
+        await changes.apply("http.in_flight_max", 100, who="robin")
+        seen = []
+        for _ in range(4):
+            await clock.sleep(15.0)
+            seen.append(changes.values()[SLOW])
+        return seen, changes.values()["http.in_flight_max"]
+
+    assert changed(tmp_path, main) == ([2.0, 5.0, 5.0, 0], 100)
+
+
 def at(day, hour):
     return datetime(2026, 11, day, hour, tzinfo=UTC).timestamp()
 

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from fourplane.control.fault_machine import Machine
 from fourplane.control.live_faults import AWAY_S_MAX, FAULTS_MAX, FaultDesk, LiveFaults, away_file, stay_away
 from fourplane.foundation import clock
-from fourplane.foundation.errors import NotFound, Overloaded, Rejected
+from fourplane.foundation.errors import Conflict, NotFound, Overloaded, Rejected
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 from fourplane.simulator import loop as simulated
@@ -172,3 +173,55 @@ def test_a_gate_without_faults_calls_the_application_itself(tmp_path):
     called = faults.gate(app)({"type": "http", "path": "/"}, None, None)
     assert called.cr_code is app.__code__
     asyncio.run(called)
+
+
+def test_who_has_no_session_is_drawn_each_time_and_both_groups_are_counted(tmp_path):
+    async def main(faults, ask):
+        faults.begin("errors", "commerce", {"percent": 25, "status": 503, "route": "/commerce/api"}, 60.0)
+        for number in range(400):
+            await ask("/commerce/api/products", str(number))
+            await ask("/commerce/p/1", str(number))
+        state = faults.states()[0]
+        return state.experiment, state.control
+
+    experiment, control = lived(main, tmp_path)
+    assert experiment.requests + control.requests == 400
+    assert 60 < experiment.requests < 140
+    assert (experiment.errors, control.errors) == (experiment.requests, 0)
+
+
+def test_sick_disks_wrong_clocks_and_dark_regions_are_whole_again(tmp_path):
+    class Part:
+        def __init__(self):
+            self.told = []
+
+        def part(self, *, parted):
+            self.told.append(parted)
+
+        def vanish(self, *, gone):
+            self.told.append(gone)
+
+        def spoil(self, *, free_bytes=None, stall_s=0.0):
+            self.told.append((free_bytes, stall_s))
+
+        def heal(self):
+            self.told.append("healed")
+
+    async def main(_faults, _ask):
+        peer, node, disk = Part(), Part(), Part()
+        machine = Machine(disk=disk, peers={1: peer}, regions=lambda: {"us": [node]})
+        faults = LiveFaults(Registry(), data=tmp_path, slot=0, zone="eu-a", machine=machine)
+        before_us = clock.now_us()
+        faults.begin("clock_skew", "commerce", {"skew_s": -3600}, 5.0)
+        assert clock.now_us() < before_us
+        for kind, arguments in (("disk_full", {}), ("region_loss", {"region": "us"})):
+            faults.begin(kind, "commerce", arguments, 5.0)
+        faults.begin("service_partition", "commerce", {}, 5.0, parted=[1])
+        for kind in ("disk_full", "disk_stall", "clock_skew"):
+            with pytest.raises(Conflict):
+                faults.begin(kind, "commerce", {}, 5.0)
+        assert faults.undo_all() == 4
+        assert clock.now_us() >= before_us
+        return peer.told, node.told, disk.told
+
+    assert lived(main, tmp_path) == ([True, False], [True, False], [(0, 0.0), "healed"])

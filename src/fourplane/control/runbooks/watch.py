@@ -18,9 +18,9 @@ from fourplane.foundation.telemetry import Registry
 
 LOOK_S = 2.0
 DARK_LOOKS = 2
-SLOW_RATIO = 2.0
-SLOW_MORE_S = 0.1
-SLOW_LOOKS = 2
+SLOW_RATIO = 3.0
+SLOW_MORE_S = 0.2
+SLOW_LOOKS = 3
 CHANGE_S = 900.0
 
 Answers = Callable[[int], Awaitable[bool]]  # whether the server on a port answers
@@ -66,6 +66,12 @@ class Watch:
         """The configuration was changed: what is slow from now on is measured against now."""
         self._before, self._changed_s = dict(self._medians()), clock.now_us() / 1e6
         self._slow.clear()
+
+    def taken_back(self) -> None:
+        """The last change was taken back: what is not slow by now will not be because of it."""
+        self._before = {
+            system: seconds for system, seconds in self._before.items() if self._slow.get(system, 0) >= SLOW_LOOKS
+        }
 
     def nodes_up(self, region: str) -> int:
         """How many nodes of a region answered the last look."""
