@@ -4,6 +4,7 @@ Every worker tells how long it has been up and keeps its traces; the worker with
 `Observability` a worker and asks it for its parts, doors, calls and verbs; nothing else is to be wired.
 """
 
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,6 @@ from fourplane.control.objectives.settings import ObjectiveSettings
 from fourplane.control.otlp_push import OtlpPush, OtlpSettings
 from fourplane.control.traces.collector import TraceCollector, TraceSettings
 from fourplane.control.traces.keeper import TraceDesk, TraceKeeper
-from fourplane.edge import certificate
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
 from fourplane.foundation import ids
 from fourplane.foundation.lifecycle import Part
@@ -122,7 +122,7 @@ class Observability:
             doors=self._where,
             ready=public.ready,
             guest=lambda: _guest(accounts, secrets),
-            tls=once(lambda: certificate.client_context(secrets / "tls-certificate.pem")),
+            tls=once(lambda: _own_tls(secrets / "tls-certificate.pem")),
         )
         lookout = Lookout(
             store=store,
@@ -233,6 +233,14 @@ async def _guest(accounts: Accounts, secrets: Path) -> Guest:
         keys = await accounts.derive_keys(password)
         (account,) = await accounts.create_many([NewAccount(PROBE_ACCOUNT, keys=keys)])
     return Guest(PROBE_ACCOUNT, password, await accounts.open_session(account))
+
+
+def _own_tls(own: Path) -> ssl.SSLContext:
+    """A client's context that believes this deployment's certificate alone; reads one file, not the system's hundred."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # also when an authority signed it
+    context.load_verify_locations(own)
+    return context
 
 
 def once(make: Callable[[], T]) -> Callable[[], T]:
