@@ -73,12 +73,15 @@ async def send_many(house, sender, receiver, tag, count):
 
 
 async def arrived(house, name, wanted):
-    """Everything that waits for a user, until all that is wanted came; how often each."""
+    """Everything that waits for a user, until all that is wanted came; how often each.
+
+    The reader says what it has (stream management): what was on its way to one that left too early is sent again.
+    """
     found = Counter()
     until = time.monotonic() + BOUND_S
     while set(wanted) - set(found) and time.monotonic() < until:
         try:
-            async with online(house, name, resource="reader") as client:
+            async with online(house, name, resource="reader", manage=True) as client:
                 while set(wanted) - set(found):
                     found[body_of(await client.next(wait_s=3))] += 1
         except (FourplaneError, TimeoutError, OSError):
