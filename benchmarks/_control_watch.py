@@ -2,8 +2,8 @@
 
 `request_ns`: CPU time of a request through the gateway with tracing on and off, in the same process by turns, with two calls of
 stores inside. `death`: a deployment of two workers sells to clients; the worker of the shop is killed; a receiver of
-Alertmanager's webhook notes when the page is there; clients count what they were not given after what any browser does: an
-idempotent request on a kept connection that broke is sent again.
+Alertmanager's webhook notes when the page is there; clients search and fill their carts, and count what they were not given
+after what any browser does: an idempotent request on a kept connection that broke is sent again.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ READY_S = 60.0
 WARM_S, AFTER_S = 8.0, 12.0
 CLIENTS = 16
 PAUSE_S = 0.04
+JSON = {"content-type": "application/json"}
 PORTS = (
     "MESSAGING__PORT",
     "MESSAGING__TLS_PORT",
@@ -147,6 +148,7 @@ async def death() -> Death:
 def _up(folder: str, hook: str) -> "subprocess.Popen[str]":
     receivers = f'[{{name = "ops", url = "{hook}"}}]'
     settings = {f"FOURPLANE_{name}": "0" for name in PORTS} | {
+        "FOURPLANE_GATEWAY__RATE_PER_S": "100000",  # all clients come from one address
         "FOURPLANE_FLEET__WORKERS": "2", "FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}",
         "FOURPLANE_OBSERVABILITY__ALERTS__RECEIVERS": receivers,
     }  # fmt: skip
@@ -163,17 +165,22 @@ async def _sell(port: int, parent: int, seen: Death) -> None:
 
     async def client(number: int) -> None:
         http = HttpClient("127.0.0.1", port)
+        listed = json.loads((await http.request("GET", "/commerce/api/products?limit=20")).body)["products"]
+        product = json.loads((await http.request("GET", f"/commerce/api/products/{listed[number]['id']}")).body)
+        sku = max(product["stock"], key=product["stock"].get)
+        cart = json.loads((await http.request("POST", "/commerce/api/carts")).body)["id"]
         turn = 0
         while time.monotonic() < ends_s:
             turn += 1
             began_s = time.monotonic()
             seen.asked += 1
-            method, path = (
-                ("POST", "/commerce/api/carts") if turn % 5 == 0 else ("GET", "/commerce/api/products?limit=5")
-            )
+            method, path, body = "GET", "/commerce/api/products?limit=5", b""
+            if turn % 5 == 0:
+                method, path = "PUT", f"/commerce/api/carts/{cart}/lines/{sku}"
+                body = b'{"quantity":%d}' % (1 + turn % 3)
             try:
-                answer = await http.request(method, path, timeout_s=10.0)
-                error = f"http {answer.status}" if answer.status >= 500 else ""
+                answer = await http.request(method, path, body=body, headers=JSON, timeout_s=10.0)
+                error = f"http {answer.status}" if answer.status >= 400 else ""
             except FourplaneError as failed:
                 error = failed.reason
             if error:
