@@ -203,7 +203,8 @@ def compare(row: str, courses: list[Course], options: argparse.Namespace) -> dic
     medians = {name: _median(several) for name, several in found.items()}
     if len(courses) > 1:
         best = max(medians[course.server.name]["per_cpu_s"] for course in courses[1:])
-        medians["fourplane"]["times_best_peer"] = round(medians["fourplane"]["per_cpu_s"] / max(1, best), 2)
+        if best:  # a peer may get nothing done in so short a time on a busy machine
+            medians["fourplane"]["times_best_peer"] = round(medians["fourplane"]["per_cpu_s"] / best, 2)
     print(f"{row}: {json.dumps(medians)}", file=sys.stderr, flush=True)
     return medians
 
