@@ -1,6 +1,7 @@
 """The simulated world: virtual time, in-memory sockets, and runs that repeat."""
 
 import asyncio
+import contextvars
 import os
 import subprocess
 import sys
@@ -253,3 +254,23 @@ def test_datagrams_arrive_or_are_lost():
         return protocol.seen
 
     assert 60 < simulator.run(main, 5).result < 140
+
+
+def test_what_a_crashed_task_leaves_behind_does_not_reach_the_next_run():
+    mood = contextvars.ContextVar("mood", default="calm")
+
+    async def main(world):
+        async def works():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                mood.set("upset")
+
+        with world.on("server"):
+            task = asyncio.get_running_loop().create_task(works())
+        await clock.sleep(1)
+        world.crash("server")
+        return task.done()
+
+    assert simulator.run(main, 1).result is False
+    assert mood.get() == "calm"

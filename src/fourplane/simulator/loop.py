@@ -20,7 +20,7 @@ import warnings
 from asyncio import events
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar, cast
 
@@ -257,7 +257,7 @@ class SimulatorLoop(asyncio.BaseEventLoop):
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - they are meant to be pending
             with suppress(BaseException):  # their finally blocks run now, when nothing they touch matters any more
-                task.get_coro().close()
+                copy_context().run(task.get_coro().close)  # what they set there must not reach the next run
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What asyncio would log; that nobody awaits what a crashed host began is the point of crashing it."""

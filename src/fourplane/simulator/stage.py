@@ -87,6 +87,7 @@ class Stage:
         self.chance = Random(f"scope of {seed}")
         shared = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
         self._folder = Path(tempfile.mkdtemp(prefix="fourplane-simulated-", dir=shared))
+        world.network.private = str(self._folder).encode()
         self._leases: list[Lease] = []
         self.users = users_in(tuple(dict.fromkeys(ours.sites))) if ours.sites else USERS
         for user in self.users:

@@ -21,6 +21,7 @@ POSITION_EVERY = 3  # steps: about as often as a phone in a car tells where it i
 AFTERWARDS = 1.6  # times as long a step while only rides under way are seen through; shorter than an offer
 NEAR = 0.012
 SETTLE_S = 45.0
+LATE_S = 40.0  # a clock that was set back makes a rider wait longer for the end of a search
 DECLINE_SHARE = 0.2
 IGNORE_SHARE = 0.1
 NEXT = {"accepted": "arrive", "arriving": "start", "in_progress": "finish"}
@@ -67,10 +68,12 @@ class DispatchPeople:
                         group.create_task(self._ride(place, until_s))
 
     async def settle(self) -> None:
+        until_s = clock.monotonic_s() + LATE_S
         for trip, (place, token) in self._rides.items():
-            for _ in range(6):
+            while True:
                 answer = await self._ask(place, "status", "GET", f"/requests/{trip}", {"x-rider-token": token})
-                if answer is not None:
+                ended = answer is not None and (answer["_status"] == 404 or answer.get("status") in OVER)
+                if ended or clock.monotonic_s() > until_s:
                     break
                 await clock.sleep(2.0)
             if answer is not None and answer.get("_status") == 404:
