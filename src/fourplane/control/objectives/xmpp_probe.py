@@ -2,7 +2,8 @@
 
 It speaks the public port and knows nothing of the server (RFC 6120, RFC 5802): what it does not find in the bytes that come
 within its time is a failure with the name of the step. The salted password is remembered, so that a probe costs the
-server what a returning client costs. Bounded: BUFFER_MAX bytes, the caller's deadline.
+server what a returning client costs; its message asks not to be kept (XEP-0334), so that probes fill no archive. Bounded:
+BUFFER_MAX bytes, the caller's deadline.
 """
 
 import asyncio
@@ -52,7 +53,8 @@ class XmppProbe(asyncio.Protocol):
         self._send(f"<iq type='set' id='bind'>{bind}</iq>")
         jid = (await self._until("bind", rb"<jid>([^<]+)</jid>")).decode()
         word = clock.token_bytes(8).hex()
-        self._send(f"<presence/><message type='chat' to='{jid}' id='{word}'><body>{word}</body></message>")
+        hint = "<no-store xmlns='urn:xmpp:hints'/>"
+        self._send(f"<presence/><message type='chat' to='{jid}' id='{word}'><body>{word}</body>{hint}</message>")
         await self._until("own message", b"<body>(" + word.encode() + b")</body>")
         self._send("</stream:stream>")
 
