@@ -10,6 +10,8 @@ rider given to one of them just waits on. `fifo` serves riders in the order they
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import msgspec
 import numpy as np
@@ -120,26 +122,33 @@ def candidates(
     return requests[near], cars[near], seconds[near]
 
 
+_city: list[City] = []  # of a process that runs evenings
+
+
+def _take_city(city: City) -> None:
+    _city[:] = [city]
+
+
+def _run(job: tuple[str, float, int]) -> Evening:
+    name, per_hour, seed = job
+    settings = MatchingSettings()
+    horizon_s = settings.horizon_s if name == "horizon" else 0.0
+    return evening(_city[0], per_hour, rule_named(name, settings), settings, seed, horizon_s)
+
+
 def compare(roads: Roads, *, seeds: int = 5) -> dict[str, dict[str, float]]:
-    """Means of every rule, and what the auction adds to the cheapest pair, evening by evening, with standard errors."""
-    city, settings = City(roads), MatchingSettings()
+    """Means of every rule, and what the auction adds to the cheapest pair, evening by evening, with standard errors.
+
+    Evenings run on all cores: nothing in them depends on how long they take.
+    """
+    city = City(roads)
     capacity = CARS * 3_600 / (city.ride_s + 60 + EMPTY_S)
     figures = {}
+    jobs = [(name, capacity * share, seed) for share in DEMANDS.values() for name in RULES for seed in range(seeds)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_take_city, initargs=(city,)) as pool:
+        done = dict(zip(jobs, pool.map(_run, jobs), strict=True))
     for demand, share in DEMANDS.items():
-        runs = {
-            name: [
-                evening(
-                    city,
-                    capacity * share,
-                    rule_named(name, settings),
-                    settings,
-                    seed,
-                    settings.horizon_s if name == "horizon" else 0.0,
-                )
-                for seed in range(seeds)
-            ]
-            for name in RULES
-        }
+        runs = {name: [done[name, capacity * share, seed] for seed in range(seeds)] for name in RULES}
         for name, evenings in runs.items():
             figures[f"match {demand} {name}"] = {
                 field: float(np.mean([getattr(one, field) for one in evenings])) for field in Evening.__struct_fields__

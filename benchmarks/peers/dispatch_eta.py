@@ -114,6 +114,8 @@ async def ask(target: dict, seconds: float, cars: int, cpu: Callable[[], float],
         waits.append(ticks.get_nowait())
     for one in made:
         one.transport.close()
+    gate.send(frames.VERBS, msgspec.json.encode({"verb": "offline", "driver": fleet["first"], "count": cars}))
+    await asyncio.sleep(0.5)  # who asks next finds no car of this fleet
     gate.close()
     client.close()
     return {
