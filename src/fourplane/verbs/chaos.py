@@ -154,7 +154,6 @@ async def _live(
         answer: dict[str, Any] = await deployment.ask(folder, "faults", {"order": what, **arguments})
         return answer
 
-    beating = asyncio.get_running_loop().create_task(_beat(record))
     record.told(f"{chosen.title}\n{plan.users} clients of {system} at {target.host}:{target.http_port}")
     live = LiveRun(
         chosen, target, order=order, crowd=lambda: roll_call.crowd(system, accounts), plan=plan, told=record.told,
@@ -162,17 +161,24 @@ async def _live(
         settle_s=SETTLE_S if options.record else 0.0,
     )  # fmt: skip
     try:
-        result = await live.run()
-        cost = live.cost(await _dark_nodes(chosen, target))
-        result.journal["x-fourplane"]["cost"] = msgspec.to_builtins(cost)
-        return result, cost
-    except ExceptionGroup as group:
-        expected, rest = group.split(FourplaneError)
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(_beat(record))
+            result = await live.run()
+            beating.cancel()
+    except ExceptionGroup as failed:
+        expected, rest = failed.split(FourplaneError)
         if rest is not None or expected is None:
             raise
-        raise expected.exceptions[0] from None
-    finally:
-        beating.cancel()
+        raise _first(expected) from None
+    cost = live.cost(await _dark_nodes(chosen, target))
+    result.journal["x-fourplane"]["cost"] = msgspec.to_builtins(cost)
+    return result, cost
+
+
+def _first(errors: ExceptionGroup[FourplaneError]) -> FourplaneError:
+    """The first of them, however deep it lies."""
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, ExceptionGroup) else found
 
 
 async def _beat(record: _Record) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from fourplane.control.alerts.book import Condition
 from fourplane.control.alerts.model import Alert
-from fourplane.control.runbooks import core
+from fourplane.control.runbooks import course
 from fourplane.control.runbooks.abilities import Abilities
 from fourplane.control.runbooks.model import Action, Question, Run, Runbook, Step, filled
 from fourplane.edge.routes import Call, Door, Reply, Route
@@ -160,23 +160,23 @@ class Runbooks:
 
     async def _carry_out(self, book: Runbook, run: Run) -> None:
         await self._write(run)
-        while (effect := core.due(book, run, _now_s())) is not None:
+        while (effect := course.due(book, run, _now_s())) is not None:
             match effect:
-                case core.Ask(question=question):
+                case course.Ask(question=question):
                     value, told = await self._ask(question, run.alert)
-                    again = core.answered(book, run, _now_s(), value=value, told=told)
-                    if isinstance(again, core.Wait):
+                    again = course.answered(book, run, _now_s(), value=value, told=told)
+                    if isinstance(again, course.Wait):
                         await clock.sleep(again.seconds)
                         continue
-                case core.Do(action=action):
+                case course.Do(action=action):
                     ok, told = await self._do(action, run.alert)
-                    core.done(book, run, _now_s(), ok=ok, told=told)
+                    course.done(book, run, _now_s(), ok=ok, told=told)
                     self._registry.event("info" if ok else "warning", "runbooks", f"{book.name}: {action.name}: {told}")
-                case core.Wait(seconds=seconds):
+                case course.Wait(seconds=seconds):
                     await self._write(run)
                     await self._await_end(run, seconds)
             await self._write(run)
-        core.check(book, run)
+        course.check(book, run)
         await self._write(run)
         del self._runs[run.id], self._woken[run.id]
         self._past.append(run)

@@ -1,11 +1,11 @@
 """Runbooks in virtual time: the studies' chains, what happens when they do not help, and what is left when a process dies."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fourplane.control.alerts.model import Alert
-from fourplane.control.runbooks import core
+from fourplane.control.runbooks import course
 from fourplane.control.runbooks.desk import PREFIX, Runbooks
 from fourplane.control.runbooks.model import LIBRARY, Action, Question, Run, Runbook, load, parse
 from fourplane.foundation import clock
@@ -198,16 +198,16 @@ def test_every_way_through_a_runbook_ends_and_does_nothing_twice(sizes, verify, 
     )  # fmt: skip
     run, now_s, given_answers = Run("r", "b", "t", DARK, 0.0), 0.0, iter(answers)
     for _ in range(60):
-        effect = core.due(book, run, now_s)
+        effect = course.due(book, run, now_s)
         if effect is None:
             break
         now_s += 1.0
-        if isinstance(effect, core.Wait):
+        if isinstance(effect, course.Wait):
             run.resolved = resolved
             now_s += effect.seconds
-        elif isinstance(effect, core.Ask):
-            core.answered(book, run, now_s, value=float(next(given_answers, True)), told="")
+        elif isinstance(effect, course.Ask):
+            course.answered(book, run, now_s, value=float(next(given_answers, True)), told="")
         else:
-            core.done(book, run, now_s, ok=next(given_answers, True), told="")
+            course.done(book, run, now_s, ok=next(given_answers, True), told="")
     assert run.over
-    core.check(book, run)
+    course.check(book, run)
