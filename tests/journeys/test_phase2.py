@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.contracts.conftest import free_port, new_postgres, new_redis, running
-from tests.journeys.console.deployment import deployment
+from tests.journeys.console.deployment import SHORT_FILM, deployment, said
 from tests.journeys.test_shards import heard, online
 from tests.journeys.test_workers import _order, _skus, call, fresh_client
 
@@ -57,6 +57,7 @@ def phase2(tmp_path_factory, postgres, redis, s3):
         "FOURPLANE_STORES__BLOBS": s3,
         "FOURPLANE_GATEWAY__RATE_PER_S": "100000",
         "FOURPLANE_MESSAGING__TLS_REQUIRED": "false",
+        **SHORT_FILM,
     }
     with deployment(folder, settings=settings, extra=("--config", str(FILE))) as facts:
         accounts = asyncio.run(control_socket.ask(folder / "control.sock", "crowd", {"count": 4}))
@@ -109,6 +110,24 @@ def test_a_message_waits_for_its_reader_on_the_database(phase2):
             await heard(other, "kept by PostgreSQL")
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_a_film_is_encoded_kept_in_s3_and_played_also_after_its_worker_was_killed(phase2, s3, shared_data):
+    film = shared_data / "video" / "big_buck_bunny_trailer_720p.mp4"
+    made = said(phase2["folder"], "import", "video", str(film), "--json")
+    assert made.returncode == 0, made.stderr
+    assert not list((phase2["folder"] / "blobs").glob("streaming/**/*.m4s")), "segments are in S3"
+    for killed in (False, True):
+        if killed:
+            os.kill(owner_of(phase2, "streaming"), signal.SIGKILL)
+            while said(phase2["folder"], "operator").returncode:  # the door of the verbs is in that worker too
+                time.sleep(0.1)
+        played = said(phase2["folder"], "load", "streaming", "--users", "2", "--seconds", "5", "--json")
+        assert played.returncode == 0, played.stderr
+        report = json.loads(played.stdout)["streaming"]
+        assert report["actions"]["start"]["count"] >= 1, report
+        assert killed or not report["errors"], report
 
 
 def test_the_database_is_killed_and_comes_back(phase2, postgres):
