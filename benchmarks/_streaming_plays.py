@@ -1,8 +1,8 @@
 """Plays in a real Chromium: the first painted picture of many starts, and waiting over throttled networks.
 
-Both use the page's own player and the deployment's own ports. Networks are shaped inside the browser (DevTools' network
-emulation); the traces are written here, after the shapes that field studies describe: a bus on 3G, a walk on 4G, a
-satellite's hand-overs every 15 s, a crowded Wi-Fi, a tunnel, an evening's congestion. Kilobits per second, one value a second.
+Both use the page's own player and the deployment's own ports. Each viewer has a line of its own (`_streaming_line`); the
+traces are written here, after the shapes that field studies describe: a bus on 3G, a walk on 4G, a satellite's hand-overs
+every 15 s, a crowded Wi-Fi, a tunnel, an evening's congestion. Kilobits per second, one value a second.
 """
 
 import contextlib
@@ -12,6 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _streaming_line import lines
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = [
@@ -148,41 +151,31 @@ def rebuffer(seconds=40, film=None):
     import msgspec
     from tests.journeys.streaming.rig import QUICK
 
-    encoding = msgspec.structs.replace(QUICK, rungs_max=4, height_max=720, duration_s_max=seconds + 8.0)
+    encoding = msgspec.structs.replace(
+        QUICK, preset="veryfast", rungs_max=3, height_max=540, duration_s_max=seconds + 8.0
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         house(folder, file=file, encoding=encoding) as (here, title),
+        lines(TRACES, LATENCY_MS / 1e3) as held,
         browser() as opened,
     ):
         pages = {}
-        for name in TRACES:
-            page = opened.new_page()
+        for name, line in held.items():
+            proxy = {"server": f"http://127.0.0.1:{line.port}", "bypass": "<-loopback>"}
+            page = pages[name] = opened.new_context(proxy=proxy).new_page()
             page.goto(f"{here.address}/streaming/")
-            session = page.context.new_cdp_session(page)
-            session.send("Network.enable")
-            pages[name] = (page, session)
-        began = time.monotonic()
-        for name, (page, session) in pages.items():
-            shape(session, TRACES[name][0])
+            page.wait_for_load_state("networkidle")
+        for name, page in pages.items():
+            held[name].start()
             page.evaluate(PLAY, title)
-        for second in range(1, seconds):
-            pause = began + second - time.monotonic()
-            if pause > 0:
-                time.sleep(pause)
-            for name, (_, session) in pages.items():
-                shape(session, TRACES[name][second % len(TRACES[name])])
-        seen = {name: page.evaluate(SEEN) for name, (page, _) in pages.items()}
+        time.sleep(seconds)
+        seen = {name: page.evaluate(SEEN) for name, page in pages.items()}
     played, stalled = sum(one["played"] for one in seen.values()), sum(one["stalled"] for one in seen.values())
     ratio = stalled / (played + stalled)
     result = {
-        name: f"{one['played']:.0f} s, {one['stalls']} stalls ({one['stalled']:.2f} s), {one['height']}p"
+        name: f"{one['played']:.0f} s, {one['stalls']} stalls ({one['stalled']:.2f} s), {one['height']}p, {held[name].bytes / 1e6:.1f} MB"
         for name, one in seen.items()
     }
     failed = sum(1 for one in seen.values() if one["failed"])
     return {**result, "ratio": round(ratio, 5), "bar": "< 0.005", "met": ratio < 0.005 and not failed}
-
-
-def shape(session, kbps):
-    """Give a page a network of so many kilobits a second."""
-    wanted = {"offline": False, "latency": LATENCY_MS, "downloadThroughput": kbps * 125, "uploadThroughput": 125_000}
-    session.send("Network.emulateNetworkConditions", wanted)

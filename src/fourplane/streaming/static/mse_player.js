@@ -2,7 +2,7 @@
 // It starts with init and first segment of the smallest rung fetched in parallel, and climbs as soon as the measured
 // throughput and the buffer allow. Buffer-aware rate rule: never above 0.7 of the throughput, none up below 4 s of buffer.
 
-const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4, HOLD_MS = 300;
+const AHEAD_S = 24, BEHIND_S = 30, SAFE = 0.7, RETRIES = 4, HOLD_MS = 300, QUICK_BPS = 5e6;
 
 function joined(a, b) { const bytes = (part) => (part instanceof Uint8Array ? part : new Uint8Array(part)), whole = new Uint8Array(a.byteLength + b.byteLength); whole.set(bytes(a)); whole.set(bytes(b), a.byteLength); return whole; }
 
@@ -24,8 +24,9 @@ export class MsePlayer {
     this.sounds = play.tracks.filter((t) => t.kind === "audio");
     const liked = (hooks.language && this.sounds.find((t) => t.language === hooks.language)) || this.sounds[0];
     this.sound = liked; const from = play.resume_s || 0;
-    this.fixed = null; this.rate = play.rate || 0; this.bytes = 0; this.pieces = play.pieces || new Map(); this.rung = this.rungs[0]; this.dead = false;
-    this.held = this.pieces.size > 0;  // what follows the first seconds waits for the first picture, which it would delay
+    this.fixed = null; this.rate = 0; this.bytes = 0; this.pieces = play.pieces || new Map(); this.rung = this.rungs[0]; this.dead = false;
+    // What follows the first seconds waits for the first picture, which it would delay; a slow line must not rest for that.
+    this.held = this.pieces.size > 0 && play.rate > QUICK_BPS;
     this.inits = new Map(play.tracks.filter((t) => t.init).map((t) => [t.name, Promise.resolve(Uint8Array.from(atob(t.init), (c) => c.charCodeAt(0)).buffer)]));
     this.source = prepared || MsePlayer.prepare(video);
     this.lanes = [];
