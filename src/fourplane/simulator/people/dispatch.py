@@ -17,6 +17,7 @@ from fourplane.simulator.sites import Sites
 
 EVERY_S = 3.0
 STEP_S = 1.0
+HUNG_S = 30.0  # what a call between sites may hang on a connection to a host that vanished, before a ride begins late
 POSITION_EVERY = 3  # steps: about as often as a phone in a car tells where it is
 AFTERWARDS = 1.6  # times as long a step while only rides under way are seen through; shorter than an offer
 NEAR = 0.012
@@ -68,6 +69,8 @@ class DispatchPeople:
                         group.create_task(self._ride(place, until_s))
 
     async def settle(self) -> None:
+        if len(self._sites.all) > 1:
+            await clock.sleep(HUNG_S)
         until_s = clock.monotonic_s() + LATE_S
         for trip, (place, token) in self._rides.items():
             while True:
