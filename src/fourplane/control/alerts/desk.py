@@ -69,6 +69,16 @@ class AlertsView(msgspec.Struct, frozen=True):
     notified_total: int
 
 
+class AlertStatistics(msgspec.Struct, frozen=True):
+    """What fires, and what was told."""
+
+    firing: int
+    silences: int
+    fired_total: int
+    dropped_total: int
+    notified_total: int
+
+
 class SilenceOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A silence somebody wants."""
 
@@ -178,6 +188,12 @@ class Alerts:
             self._book.fired_total,
             self._told.value,
         )
+
+    def statistics(self) -> AlertStatistics:
+        """What fires, and what was told."""
+        silences_now = len(self._silences.active(clock.now_us() / 1e6))
+        book = self._book
+        return AlertStatistics(len(book.active()), silences_now, book.fired_total, book.dropped_total, self._told.value)
 
     def acknowledge(self, key: str, who: str) -> Alert:
         """Somebody looks after an alert: it is told to nobody again until it ends. Raises NotFound."""

@@ -88,6 +88,14 @@ class ProbeView(msgspec.Struct, frozen=True):
     recent: list[Attempt]
 
 
+class ProbeStatistics(msgspec.Struct, frozen=True):
+    """Probes of all systems."""
+
+    sent: int
+    failed: int
+    failing: int
+
+
 class _Named(msgspec.Struct):
     id: str
     version: object = 1
@@ -189,6 +197,15 @@ class Probes:
             ProbeView(one.system, one.sent.value - one.failed.value, one.failed.value, list(one.recent))
             for one in self._probes.values()
         ]
+
+    def statistics(self) -> ProbeStatistics:
+        """Probes of all systems."""
+        known = self._probes.values()
+        return ProbeStatistics(
+            sum(one.sent.value for one in known),
+            sum(one.failed.value for one in known),
+            sum(one.failing_s > 0 for one in known),
+        )
 
     def count_outage(self, seconds: float) -> int:
         """Book the probes nobody could send while this process was dead, as failed: what they would have been."""

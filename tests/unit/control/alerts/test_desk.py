@@ -8,7 +8,7 @@ import pytest
 
 from fourplane.control.alerts.book import Condition
 from fourplane.control.alerts.delivery import ReceiverSettings
-from fourplane.control.alerts.desk import Alerts, AlertSettings, SilenceOrder, signing_key
+from fourplane.control.alerts.desk import Alerts, AlertSettings, AlertStatistics, SilenceOrder, signing_key
 from fourplane.edge import webhooks
 from fourplane.edge.routes import Call, Identity
 from fourplane.foundation import clock, network
@@ -140,11 +140,13 @@ def test_silences_and_acknowledgements_keep_alerts_from_being_told_not_from_bein
             await door.handler(call)
             with pytest.raises(NotFound):
                 alerts.acknowledge("0" * 16, "kim")
-            return silenced, after, alerts.view().active[0].acknowledged_by, await alerts.order({"order": "list"})
+            who = alerts.view().active[0].acknowledged_by
+            return silenced, after, who, await alerts.order({"order": "list"}), alerts.statistics()
 
-    silenced, after, who, listed = simulated.run(main, 1).result
+    silenced, after, who, listed, statistics = simulated.run(main, 1).result
     assert (silenced, after, who) == ((0, True), 1, "kim")
     assert listed.fired_total == 1
+    assert statistics == AlertStatistics(firing=1, silences=0, fired_total=1, dropped_total=0, notified_total=1)
 
 
 def test_pagerduty_is_told_with_its_key_and_nothing_starts_without_one(tmp_path):

@@ -155,13 +155,14 @@ def test_a_probe_fails_as_a_user_does_and_recovers():
         await lifecycle.drain()
         await lifecycle.stop()
         server.close()
-        return seen, missed, view
+        return seen, missed, view, probes.statistics()
 
-    seen, missed, view = simulated.run(main, 1).result
+    seen, missed, view, statistics = simulated.run(main, 1).result
     assert [len(one) for one in seen] == [0, 1, 1, 0]
     assert "503" in seen[1][0]
     assert "nothing within" in seen[2][0]
     assert missed == 7
+    assert (statistics.sent, statistics.failed, statistics.failing) == (view.served + view.failed, view.failed, 0)
     assert view.failed >= 9 + missed
     assert view.served >= 9
     assert msgspec.to_builtins(view)["recent"][0]["error"] == ""
