@@ -173,9 +173,9 @@ def rebuffer(seconds=40, film=None):
         seen = {name: page.evaluate(SEEN) for name, page in pages.items()}
     played, stalled = sum(one["played"] for one in seen.values()), sum(one["stalled"] for one in seen.values())
     ratio = stalled / (played + stalled)
-    result = {
-        name: f"{one['played']:.0f} s, {one['stalls']} stalls ({one['stalled']:.2f} s), {one['height']}p, {held[name].bytes / 1e6:.1f} MB"
-        for name, one in seen.items()
-    }
+    result = {}
+    for name, one in seen.items():
+        waited = f"{one['stalls']} stalls ({one['stalled']:.2f} s)"
+        result[name] = f"{one['played']:.0f} s, {waited}, {one['height']}p, {held[name].bytes / 1e6:.1f} MB"
     failed = sum(1 for one in seen.values() if one["failed"])
     return {**result, "ratio": round(ratio, 5), "bar": "< 0.005", "met": ratio < 0.005 and not failed}
