@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded
+from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Unavailable
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.service import call_context
 from fourplane.service.rpc import Caller, idempotent, remote
@@ -134,6 +134,7 @@ class Courier:
 
     async def take(self, sender: int, boot: str, batch: Batch) -> list[int]:
         """Hand a batch on; the groups that wait longer. Raises Conflict (`out_of_order`) when the one before is missing."""
+        self._check_started()
         last = self._last(sender, boot)
         if batch.number != last + 1:
             raise Conflict(f"batch {last + 1} was not seen here", code="out_of_order", last=last)
@@ -151,6 +152,7 @@ class Courier:
     @idempotent
     async def hello(self, sender: int, boot: str) -> Greeting:
         """Who is here, and what it has of yours. Who asks for the first time began anew, and has nothing of ours."""
+        self._check_started()
         if self._boots.get(sender, boot) != boot:
             self._lanes[sender].renew()
         last = self._last(sender, boot)
@@ -162,6 +164,7 @@ class Courier:
 
         Numbers mean something between two processes only: what a killed one said last may come after its successor was met.
         """
+        self._check_started()
         if boot == self.boot and teller == self._boots.get(sender):
             self._lanes[sender].settle(safe)
 
@@ -180,6 +183,11 @@ class Courier:
 
     async def stop(self) -> None:
         self._tasks = None
+
+    def _check_started(self) -> None:
+        """A worker that begins is asked before its house is open: what it took then, nobody would hand on."""
+        if self._tasks is None:
+            raise Unavailable("this worker is starting or stopping", code="not_started")
 
     def _last(self, sender: int, boot: str) -> int:
         heard = self._heard.get(sender)
