@@ -16,7 +16,7 @@ from fourplane.simulator.people import Caller, Felt, Pace
 from fourplane.simulator.sites import Sites
 
 EVERY_S = 3.0
-STEP_S = 1.0
+STEP_S = 1.5
 HUNG_S = 30.0  # what a call between sites may hang on a connection to a host that vanished, before a ride begins late
 POSITION_EVERY = 3  # steps: about as often as a phone in a car tells where it is
 AFTERWARDS = 1.6  # times as long a step while only rides under way are seen through; shorter than an offer
