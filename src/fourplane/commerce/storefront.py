@@ -332,7 +332,7 @@ class Storefront:
                 title = {404: "We could not find that", 503: "One moment, please"}.get(
                     error.http_status, "That did not work"
                 )
-                message = error.message[:1].upper() + error.message[1:]
+                message = error.public[:1].upper() + error.public[1:]
                 page = pages.message_page(self._bare_frame(call), title, f"{message}.")
                 return Reply(page, status=error.http_status, headers={"cache-control": "no-store"})
 
@@ -344,7 +344,7 @@ class Storefront:
         return self.kept.find_stale(f"/commerce/p/{quote(product_id)}") if product_id else None
 
     async def _again(self, call: Call[bytes], country: str, form: Mapping[str, str], error: FourplaneError) -> Reply:
-        message = error.message[:1].upper() + error.message[1:] + "."
+        message = error.public[:1].upper() + error.public[1:] + "."
         if not error.reason.startswith("price_changed"):
             message += " Nothing was charged."
         return await self._checkout_page(

@@ -175,7 +175,7 @@ class _Viewer:
             try:
                 await self.look(message)
             except FourplaneError as error:
-                told = {"kind": "error", "code": error.reason, "message": error.message}
+                told = {"kind": "error", "code": error.reason, "message": error.public}
                 self.socket.send(msgspec.json.encode(told).decode())
 
     async def look(self, message: str | bytes) -> None:

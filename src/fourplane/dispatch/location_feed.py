@@ -159,7 +159,7 @@ class FeedSession:
     def error(self, error: FourplaneError) -> None:
         """Tell the other side."""
         with contextlib.suppress(FourplaneError):  # a side that does not listen cannot be told
-            self._send(frames.ERROR, msgspec.json.encode(frames.FeedError(error.reason, error.message)))
+            self._send(frames.ERROR, msgspec.json.encode(frames.FeedError(error.reason, error.public)))
 
     def _verbs(self, payload: bytes) -> None:
         try:

@@ -572,7 +572,7 @@ class CacheNode:
             return
         status = 502 if error.reason in {"closed", "truncated", "malformed", "connect"} else error.http_status
         status = 504 if error.reason == "timeout" else status
-        whole = error_answer(status, error.reason, error.message, close=not request.keep_alive)
+        whole = error_answer(status, error.reason, error.public, close=not request.keep_alive)
         head, _, body = whole.partition(b"\r\n\r\n")
         label = b"\r\n%scache-status: %s; fwd=miss; detail=%s\r\n" % (self._extra, self._label, error.reason.encode())
         connection.transport.write(head + label + b"\r\n" + (b"" if request.method == b"HEAD" else body))

@@ -244,7 +244,7 @@ class Gateway:
             if not self._default_limit.take(caller, clock.monotonic_s()).allowed:
                 raise Overloaded("too many WebSockets from here", code="rate_limited")
         except FourplaneError as error:
-            body = error_body(error.reason, error.message, error.fields)
+            body = error_body(error.reason, error.public, error.fields)
             return answer(error.http_status, body, close=True)
         offered = [one.strip() for one in headers.get("sec-websocket-protocol", "").split(",")]
         chosen = next((one for one in offered if one in route.subprotocols), None)

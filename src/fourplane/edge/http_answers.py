@@ -80,6 +80,8 @@ def error_body(code: str, message: str, fields: Mapping[str, object] | None = No
         name: value if isinstance(value, str | int | float | bool) else str(value)
         for name, value in (fields or {}).items()
     }
+    if "file" in told:
+        told["file"] = str(told["file"]).rpartition("/")[2]  # where it lies is told nobody
     return msgspec.json.encode({"error": {"code": code, "message": message, "fields": told}})
 
 

@@ -85,11 +85,11 @@ async def send_error(send: Send, error: FourplaneError, extra: Headers, *, wants
     elif status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if wants_page:
-        page = error_page(status, error.message, error.reason)
+        page = error_page(status, error.public, error.reason)
         headers += [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"), *PAGE_HEADERS]
         await _send(send, status, headers, page)
     else:
-        await _send(send, status, [*JSON_HEADERS, *headers], error_body(error.reason, error.message, error.fields))
+        await _send(send, status, [*JSON_HEADERS, *headers], error_body(error.reason, error.public, error.fields))
     return status
 
 

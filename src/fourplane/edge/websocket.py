@@ -257,7 +257,7 @@ async def serve_socket(protocol: "HttpProtocol", request: HttpRequest, door: Soc
     try:
         await plan.handler(session)
     except Overloaded as error:
-        code, reason = POLICY, error.message
+        code, reason = POLICY, error.public
     except Unavailable:
         code = GOING_AWAY
     except Exception:

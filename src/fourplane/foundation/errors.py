@@ -32,6 +32,12 @@ class FourplaneError(Exception):
         self.reason = code or self.code
         self.fields = fields
 
+    @property
+    def public(self) -> str:
+        """The message for people outside: a file of ours is called by its name, where it lies is told nobody."""
+        folder, slash, _ = str(self.fields.get("file", "")).rpartition("/")
+        return self.message.replace(folder + slash, "") if slash else self.message
+
 
 class Rejected(FourplaneError):
     """The request itself is wrong; sending it again will not help."""

@@ -46,7 +46,7 @@ class AccountData:
         try:
             stored = await self._router.store.value(user.address.bare, key)
         except FourplaneError as error:
-            request.refuse(stanzas.condition_of(error), error.message)
+            request.refuse(stanzas.condition_of(error), error.public)
             return
         content = stored[1:] if stored is not None else empty
         if key != b"v":

@@ -121,7 +121,7 @@ class MessageArchive:
         try:
             found, complete = await self.page(user.address.bare, question)
         except FourplaneError as error:
-            request.refuse(stanzas.condition_of(error), error.message)
+            request.refuse(stanzas.condition_of(error), error.public)
             return
         query_id = request.element.get("queryid", "")
         marked = f" queryid='{escape(query_id)}'" if query_id else ""

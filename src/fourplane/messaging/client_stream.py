@@ -415,7 +415,7 @@ class ClientStream:
             except StreamError as error:
                 self.fail(error)
             except FourplaneError as error:
-                self.fail(StreamError("internal-server-error", error.message))
+                self.fail(StreamError("internal-server-error", error.public))
             if self._has_turned() or self._has_queued(complete[index + 1 :]):
                 return
 
@@ -484,7 +484,7 @@ class ClientStream:
         except StreamError as error:
             self.fail(error)
         except FourplaneError as error:
-            self.fail(StreamError("internal-server-error", error.message))
+            self.fail(StreamError("internal-server-error", error.public))
         backlog, self._backlog = self._backlog, None
         if self.phase is Phase.ENDED:
             return

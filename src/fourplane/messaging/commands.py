@@ -83,7 +83,7 @@ class Commands:
                 result = await command.run(_submitted(form))
                 request.answer(f"{head} status='completed'>{_result(result)}</command>".encode())
         except FourplaneError as error:
-            request.refuse(stanzas.condition_of(error), error.message)
+            request.refuse(stanzas.condition_of(error), error.public)
 
     def _list(self, request: Request) -> None:
         self._router.spawn(self._listed(request))

@@ -199,14 +199,14 @@ class GroupChat:
     def _refuse(self, delivery: Delivery, error: FourplaneError) -> None:
         condition = stanzas.condition_of(error)
         if delivery.stanza.name != PRESENCE:
-            self.router.bounce(delivery, condition, error.message)
+            self.router.bounce(delivery, condition, error.public)
             return
         if delivery.stanza.attributes.get("type") is None and delivery.source is not None:
             to = stanzas.attribute("to", delivery.sender.full) + stanzas.attribute("from", delivery.to.full)
             ident = delivery.stanza.attributes.get("id")
             to += stanzas.attribute("id", ident) if ident else b""
             join = f"<x xmlns='{MUC_NS}'/>".encode()
-            what = stanzas.error_element(condition, error.message, by=delivery.to.bare)
+            what = stanzas.error_element(condition, error.public, by=delivery.to.bare)
             delivery.source.reply(b"<presence type='error'" + to + b">" + join + what + b"</presence>")
 
     def _presence(self, room: Room, delivery: Delivery) -> None:

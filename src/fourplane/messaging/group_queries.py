@@ -120,7 +120,7 @@ async def _list_rooms(groups: "GroupChat", delivery: Delivery) -> None:
     try:
         rooms = await groups.all_public_rooms()
     except FourplaneError as error:
-        groups.router.bounce(delivery, stanzas.condition_of(error), error.message)
+        groups.router.bounce(delivery, stanzas.condition_of(error), error.public)
         return
     items = "".join(f"<item jid='{escape(jid)}' name='{escape(title)}'/>" for jid, title in rooms[:500])
     _answer(groups, delivery, f"<query xmlns='{ITEMS}'>{items}</query>")

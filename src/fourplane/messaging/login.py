@@ -169,7 +169,7 @@ class Login:
             case Unauthenticated() | Rejected():
                 return self.failed(SaslError("not-authorized"))
             case _:
-                return self.failed(SaslError("temporary-auth-failure", error.message))
+                return self.failed(SaslError("temporary-auth-failure", error.public))
 
     def failed(self, error: SaslError) -> Step:
         """Count a failed exchange; raises StreamError when there were too many."""

@@ -131,7 +131,7 @@ class PersonalEventing:
                 await work
         except FourplaneError as error:
             extra = error.extra if isinstance(error, PubsubError) else b""
-            request.refuse(stanzas.condition_of(error), error.message, extra=extra)
+            request.refuse(stanzas.condition_of(error), error.public, extra=extra)
         finally:
             lock, count = self._locks[bare]
             if count == 1:
@@ -245,7 +245,7 @@ class PersonalEventing:
             identity = "<identity category='pubsub' type='leaf'/>" + _form(known, f"{PUBSUB}#meta-data", "result")
             request.answer(f"<query xmlns='http://jabber.org/protocol/disco#info'{about}>{identity}</query>".encode())
         except FourplaneError as error:
-            request.refuse(stanzas.condition_of(error), error.message)
+            request.refuse(stanzas.condition_of(error), error.public)
 
     def _announce(self, user: User, node: Node, content: bytes) -> None:
         """Tell the user's own clients and, unless the node is for nobody else, all who see the user's presence."""

@@ -61,7 +61,7 @@ class Registration:
             await accounts.set_password(account, password)
             request.answer()
         except FourplaneError as error:
-            request.refuse(stanzas.condition_of(error), error.message)
+            request.refuse(stanzas.condition_of(error), error.public)
 
 
 def is_registration(stanza: Stanza) -> bool:
@@ -89,7 +89,7 @@ async def register(stream: "ClientStream", stanza: Stanza) -> None:
     except Conflict:
         stream.send(stanzas.error_reply(own, "conflict", "the name is taken"))
     except FourplaneError as error:
-        stream.send(stanzas.error_reply(own, "not-acceptable", error.message))
+        stream.send(stanzas.error_reply(own, "not-acceptable", error.public))
     else:
         if len(made_at) >= PLACES_MAX:
             made_at.clear()

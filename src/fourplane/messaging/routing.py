@@ -206,7 +206,7 @@ class Router:
         try:
             service.receive(delivery)
         except FourplaneError as error:
-            self.bounce(delivery, stanzas.condition_of(error), error.message)
+            self.bounce(delivery, stanzas.condition_of(error), error.public)
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand a stanza to the actor of a local user."""

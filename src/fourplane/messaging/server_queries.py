@@ -98,7 +98,7 @@ class Request:
         if failure is None:
             self.answer()
         else:
-            self.refuse(stanzas.condition_of(failure), failure.message)
+            self.refuse(stanzas.condition_of(failure), failure.public)
 
 
 Handler = Callable[[Request], None]
@@ -186,7 +186,7 @@ class ServerQueries:
             else:
                 handler(request)
         except FourplaneError as error:
-            self._router.bounce(delivery, stanzas.condition_of(error), error.message)
+            self._router.bounce(delivery, stanzas.condition_of(error), error.public)
 
     def _discover(self, request: Request, name: str) -> None:
         node = request.element.get("node", "")

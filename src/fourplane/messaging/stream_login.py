@@ -198,7 +198,7 @@ class StreamLogin:
             raise
         except FourplaneError as error:
             own = Stanza(IQ, {"id": stanza.attributes.get("id", "")}, [], stanza.raw)
-            self._stream.send(stanzas.error_reply(own, stanzas.condition_of(error), error.message))
+            self._stream.send(stanzas.error_reply(own, stanzas.condition_of(error), error.public))
             return
         self._stream.send(login.bound(stanza, session.address))
 

@@ -360,7 +360,7 @@ class User:
         try:
             ident = self.next_id()
         except FourplaneError as error:
-            router.bounce(delivery, "internal-server-error", error.message)
+            router.bounce(delivery, "internal-server-error", error.public)
             return
         self.offline_count += 1
         self.spooling += 1

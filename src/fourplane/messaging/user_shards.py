@@ -227,7 +227,7 @@ class UserShards:
         try:
             self.courier.send(self.slot_of(delivery.to), _encode(told), source)
         except FourplaneError as error:
-            self._router.bounce(delivery, "resource-constraint", error.message)
+            self._router.bounce(delivery, "resource-constraint", error.public)
 
     # -- what the courier asks
 

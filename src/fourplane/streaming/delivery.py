@@ -181,7 +181,7 @@ class Delivery:
             found = await self._origin.fetch(self._guard(scope["raw_path"]).decode("latin-1"))
         except FourplaneError as error:
             self.origin_errors += 1
-            body = msgspec.json.encode({"error": {"code": error.reason, "message": error.message}})
+            body = msgspec.json.encode({"error": {"code": error.reason, "message": error.public}})
             head = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
             await _send(send, error.http_status, head, body)
             return

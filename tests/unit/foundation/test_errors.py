@@ -2,6 +2,7 @@
 
 import inspect
 
+from fourplane.edge.http_answers import error_body
 from fourplane.foundation import errors
 
 
@@ -24,6 +25,16 @@ def test_an_error_carries_code_message_and_fields():
     assert (error.reason, error.message, error.fields) == ("out_of_stock", "only 3 left", {"product": "p_1", "left": 3})
     assert errors.Conflict("x").reason == "conflict"
     assert str(error) == "only 3 left"
+
+
+def test_people_outside_hear_the_name_of_a_file_and_not_where_it_lies():
+    error = errors.Unavailable(
+        "the disk is full: /data/state/orders.db", code="disk_full", file="/data/state/orders.db"
+    )
+    assert error.public == "the disk is full: orders.db"
+    assert error.message == "the disk is full: /data/state/orders.db"
+    assert errors.Conflict("only 3 left", file="names.csv").public == "only 3 left"
+    assert b"/data" not in error_body(error.reason, error.public, error.fields)
 
 
 def test_overload_says_when_to_come_back():

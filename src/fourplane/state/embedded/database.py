@@ -229,7 +229,7 @@ class Database:
     def abandon(self) -> None:
         """Let go without finishing anything, as a killed process would; for tests and the simulator."""
         self._open = False
-        failure = Unavailable(f"{self.name} was abandoned", code="closed")
+        failure = Unavailable(f"{self.name} was abandoned", code="closed", file=self.name)
         self._failed = failure
         for entry in self._queue:
             if not entry.future.done():
@@ -263,9 +263,9 @@ class Database:
         if self._failed is not None:
             raise self._failed
         if not self._open:
-            raise Unavailable(f"{self.name} is closed", code="closed")
+            raise Unavailable(f"{self.name} is closed", code="closed", file=self.name)
         if len(self._queue) >= self._settings.queue_max:
-            raise Overloaded(f"{len(self._queue)} commits wait for {self.name}", retry_after_s=0.1)
+            raise Overloaded(f"{len(self._queue)} commits wait for {self.name}", retry_after_s=0.1, file=self.name)
         loop = asyncio.get_running_loop()
         if not self._scheduled and not self._busy:
             self._scheduled = True
@@ -447,9 +447,9 @@ class Database:
         """What was acknowledged is safe in the log; nothing new is taken."""
         self._busy = False
         told = translate(error, self.name) if error is not None else None
-        self._failed = (
-            told if isinstance(told, FourplaneError) else Unavailable(f"{self.name}: {error!r}", code="disk_failed")
-        )
+        if not isinstance(told, FourplaneError):
+            told = Unavailable(f"{self.name}: {error!r}", code="disk_failed", file=self.name)
+        self._failed = told
         self._give_up()
 
     def _memory(self) -> None:
