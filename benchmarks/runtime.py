@@ -247,7 +247,8 @@ def run(options: argparse.Namespace) -> dict:
         cores.killed_shard(figures)
         cores.two_cores(figures)
     for kind, values in state.rows(rounds, present=50_000 if getattr(options, "quick", False) else 1_000_000).items():
-        figures[kind.replace(" ", "_") + "_per_s"] = values
+        if values:  # there is an engine for it here
+            figures[kind.replace(" ", "_") + "_per_s"] = values
     medians = {name: statistics.median(values) for name, values in figures.items()}
     bars = {}
     for name, (kind, bar) in BARS.items():
