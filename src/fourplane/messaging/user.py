@@ -33,6 +33,7 @@ CARBONS = "urn:xmpp:carbons:2"
 UNKEPT = frozenset({"groupchat", "headline", "error"})
 FLUSH_PAGE = 100
 SPOOL_POLL_S = 0.002
+NOTHING: frozenset[int] = frozenset()
 SUBSCRIPTIONS = frozenset(SUBSCRIPTION_TYPES)
 
 
@@ -51,6 +52,7 @@ class User:
         "router",
         "sessions",
         "spooling",
+        "taken",
         "version",
     )
 
@@ -66,6 +68,7 @@ class User:
         self.spooling = 0  # messages on their way to the disk
         self.carbon_count = 0
         self.flushing = False  # stored messages are being read for a client
+        self.taken = NOTHING  # ids a client has had and the store could not forget yet
         self.mailbox: list[tuple[Delivery, int]] | None = []
 
     def loaded(self, stored: StoredUser) -> list[tuple[Delivery, int]]:
@@ -83,6 +86,7 @@ class User:
         self.sessions = crashed.sessions
         self.carbon_count = crashed.carbon_count
         self.last_id = max(self.last_id, crashed.last_id)
+        self.taken = crashed.taken
         for session in self.sessions.values():
             session.user = self
         if crashed.mailbox:
@@ -248,6 +252,8 @@ class User:
         store, bare, waits = self.router.store, self.address.bare, False
         try:
             while self.sessions.get(session.address.resource) is session:
+                if self.taken:
+                    await self._forget(self.taken)
                 sent = session.stored_ids()
                 found = await store.offline(bare, FLUSH_PAGE + len(sent))
                 page = [message for message in found if message.id not in sent][:FLUSH_PAGE]
@@ -265,8 +271,7 @@ class User:
                     session.send(stanzas.with_child(message.raw, stanzas.delay(message.stored_us, self.address.domain)))
                 if not await session.wait_taken():
                     break
-                await store.forget_offline(bare, [message.id for message in page])
-                self.offline_count = max(0, self.offline_count - len(page))
+                await self._forget(frozenset(message.id for message in page))
         except FourplaneError as error:
             self.router.registry.event("warning", "messaging", "stored messages cannot be read", error=error.reason)
             return
@@ -276,6 +281,13 @@ class User:
         targets = [other for other in self.available() if other.stream is not None]
         if targets and self.offline_count and not (waits and targets[0] is session):
             self.deliver_stored(targets[0])
+
+    async def _forget(self, ids: frozenset[int]) -> None:
+        """Take what a client has had out of the store; as long as that fails nothing is shown, so that nothing is shown twice."""
+        self.taken |= ids
+        await self.router.store.forget_offline(self.address.bare, sorted(ids))
+        self.taken -= ids
+        self.offline_count = max(0, self.offline_count - len(ids))
 
     def receive_message(self, delivery: Delivery, *, archived: bool = False) -> None:
         """RFC 6121 section 8.5; with an archive, once the message is durable there."""
