@@ -136,7 +136,7 @@ class GroupChat:
 
     def show(self, room: Room, occupant: Occupant, *codes: int) -> None:
         """Tell everybody how an occupant is now."""
-        for reader in room.readers():
+        for reader in room.readers(last=occupant):
             self.send(reader, room.presence(occupant, reader, *(codes if reader is occupant else ())))
 
     def remove(self, room: Room, occupant: Occupant, code: int, reason: str = "") -> None:
@@ -144,7 +144,7 @@ class GroupChat:
         affiliation = room.affiliation(occupant.address.bare)
         why = f"<reason>{escape(reason)}</reason>" if reason else ""
         item = f"<item affiliation='{affiliation}' role='none'>{why}</item>"
-        for reader in room.readers():
+        for reader in room.readers(last=occupant):
             own = (110,) if reader is occupant else ()
             self.send(reader, room.presence(occupant, reader, code, *own, kind="unavailable", item=item))
         self._left(room, occupant)
@@ -216,7 +216,7 @@ class GroupChat:
         if kind in {"unavailable", "error"}:
             if occupant is not None:
                 occupant.content = _content(stanzas.tree(stanza)) if kind == "unavailable" else b""
-                for reader in room.readers():
+                for reader in room.readers(last=occupant):
                     own = (110,) if reader is occupant else ()
                     self.send(reader, room.presence(occupant, reader, *own, kind="unavailable"))
                 self._left(room, occupant)
@@ -285,7 +285,7 @@ class GroupChat:
         affiliation, role = room.affiliation(occupant.address.bare), occupant.role
         room.check_free(nick)
         item = f"<item affiliation='{affiliation}' role='{role}' nick='{escape(nick)}'/>"
-        for reader in room.readers():
+        for reader in room.readers(last=occupant):
             own = (110,) if reader is occupant else ()
             self.send(reader, room.presence(occupant, reader, 303, *own, kind="unavailable", item=item))
         room.rename(occupant, nick)

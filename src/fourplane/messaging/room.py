@@ -160,9 +160,16 @@ class Room:
         tail = f"<x xmlns='{USER_NS}'>{shown}{statuses}</x></presence>"
         return head.encode() + reader.to_attribute + b">" + (b"" if item else occupant.content) + tail.encode()
 
-    def readers(self) -> Iterator[Occupant]:
-        """Everybody in the room, in the order in which they came."""
-        return iter(list(self.by_address.values()))
+    def readers(self, last: Occupant | None = None) -> Iterator[Occupant]:
+        """Everybody in the room, in the order in which they came.
+
+        `last` is the one whose deed they are told: when it learns that it is done, the others were told before.
+        """
+        everybody = list(self.by_address.values())
+        if last is not None and self.by_address.get(last.address.full) is last:
+            everybody.remove(last)
+            everybody.append(last)
+        return iter(everybody)
 
     def stored(self) -> bytes:
         """The stored form; begins with the schema number."""

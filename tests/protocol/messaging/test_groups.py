@@ -5,6 +5,7 @@ from xml.etree import ElementTree as ET
 from tests.protocol.messaging.test_client_streams import bodies, client, in_virtual_time, settled
 
 from fourplane.foundation import clock
+from fourplane.messaging.group_chat import GroupChat
 from fourplane.messaging.xml_stream import MESSAGE, PRESENCE
 from fourplane.simulator.crowds.messaging_client import body_of
 
@@ -169,6 +170,31 @@ def test_private_words_renaming_self_ping_and_invitations():
         return bodies(bob), renamed, there, b"not-acceptable" in outside, b"<reason>come</reason>" in invitation[0]
 
     assert in_virtual_time(work) == (["psst"], True, "result", True, True)
+
+
+def test_who_changes_something_hears_of_it_after_everybody_else(monkeypatch):
+    told, send = [], GroupChat.send
+
+    def recording(self, occupant, *rest):
+        told.append(occupant.address.local)
+        send(self, occupant, *rest)
+
+    async def work(here):
+        alice, bob, carol = await client(here, "alice"), await client(here, "bob"), await client(here, "carol")
+        for one, nick in ((alice, "Alice"), (bob, "Bob"), (carol, "Carol")):
+            await enter(one, nick)
+        monkeypatch.setattr(GroupChat, "send", recording)
+        heard = []
+        for stanza in (f"<presence to='{ROOM}/Alicia'/>", f"<presence to='{ROOM}/Alicia' type='unavailable'/>"):
+            alice.send(stanza.encode())
+            await settled(alice)
+            heard.append(told[:])
+            told.clear()
+        return heard
+
+    renamed, left = in_virtual_time(work)
+    assert renamed == ["bob", "carol", "alice"] * 2
+    assert left == ["bob", "carol", "alice"]
 
 
 def test_a_destroyed_room_says_so_and_a_stopped_group_manager_refuses():
