@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,30 @@ def source(tmp_path_factory):
     return next(folder.iterdir())
 
 
-def test_slixmpps_own_integration_tests_pass(source, tmp_path):
+def run(source, data, *modules):
+    """What the suite said of each test: its outcome and why."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    command = [sys.executable, str(Path(__file__).with_name("slixmpp_suite.py")), str(source), str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("slixmpp_suite.py")), str(source), str(data), *modules]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    passed = {one["test"] for one in told if one["outcome"] == "passed"}
-    missed = {one["test"]: f"{one['outcome']}: {one['why']}" for one in told if one["outcome"] != "passed"}
-    unexplained = {test: why for test, why in missed.items() if test not in MISSES and "test_tls_check" not in test}
-    assert not unexplained, unexplained
-    assert len(passed) >= MUST_PASS, (len(passed), missed, done.stderr[-500:])
+    return {one["test"]: (one["outcome"], one["why"]) for one in told}, done.stderr
+
+
+def unexplained(told):
+    """The tests that did not pass and that nothing above explains."""
+    missed = (test for test, (outcome, _) in told.items() if outcome != "passed")
+    return {test: told[test] for test in missed if test not in MISSES and "test_tls_check" not in test}
+
+
+def test_slixmpps_own_integration_tests_pass(source, tmp_path):
+    told, errors = run(source, tmp_path / "first")
+    assert sum(outcome == "passed" for outcome, _ in told.values()) >= MUST_PASS, (told, errors[-500:])
+    missed = unexplained(told)
+    if missed:
+        # Some of its tests begin to wait for an event after the request that causes it: on a busy machine they can come too
+        # late. Such a one passes when it is asked again; a fault of ours does not.
+        warnings.warn(f"asked again: {missed}", stacklevel=1)
+        again, errors = run(source, tmp_path / "again", *sorted({test.split(".")[0] for test in missed}))
+        answers = {test: again.get(test, ("absent", "")) for test in missed}
+        missed = {test: answer for test, answer in answers.items() if answer[0] != "passed"}
+    assert not missed, (missed, errors[-500:])
