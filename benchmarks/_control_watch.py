@@ -1,9 +1,11 @@
 """What watching costs a request, and how soon somebody is paged when a worker dies under load.
 
 `request_ns`: CPU time of a request through the gateway with tracing on and off, in the same process by turns, with two calls of
-stores inside. `death`: a deployment of two workers sells to clients; the worker of the shop is killed; a receiver of
-Alertmanager's webhook notes when the page is there; clients search and fill their carts, and count what they were not given
-after what any browser does: an idempotent request on a kept connection that broke is sent again.
+stores inside. `death`: a deployment of two workers sells to shoppers who look, search, fill carts and order; the worker of the
+shop is killed; a receiver of Alertmanager's webhook notes when the page is there. Shoppers do what the storefront's page does
+(`simulator/crowds/again.py`): a request with a key that got no answer is sent again with the same key for five seconds; what
+is left is an error they saw. Afterwards every order somebody was told of is looked at, and what the stock lost is compared
+with what was ordered, so that neither an order lost nor one doubled can hide.
 """
 
 import asyncio
@@ -23,17 +25,18 @@ from fourplane.control.traces.stores import TracedStores
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_client import HttpClient
 from fourplane.edge.routes import Call, Reply, Route
-from fourplane.foundation.errors import FourplaneError
 from fourplane.foundation.telemetry import Registry
+from fourplane.simulator.crowds import Plan, Tally, Target
+from fourplane.simulator.crowds.commerce import CommerceCrowd
 from fourplane.state.contracts import Put
 from fourplane.state.stores import StoresSettings
 
 TURNS, TURN_CALLS = 14, 2_000
 READY_S = 60.0
 WARM_S, AFTER_S = 8.0, 12.0
-CLIENTS = 16
-PAUSE_S = 0.04
-JSON = {"content-type": "application/json"}
+HTTP_OK, BOOKS_S = 200, 30
+CLIENTS = 60
+RATE_PER_S = 200.0
 PORTS = (
     "MESSAGING__PORT",
     "MESSAGING__TLS_PORT",
@@ -87,19 +90,25 @@ class Death:
     """What happened around the death of a worker."""
 
     def __init__(self) -> None:
-        self.asked = self.failed = 0
         self.killed_s = self.paged_s = 0.0
-        self.errors: dict[str, int] = {}
-        self.slowest_s = 0.0
+        self.tally = Tally()
+        self.looked_at = 0
+        self.broken: list[str] = []
         self.page = ""
 
     def figures(self) -> dict[str, float]:
+        failed = sum(self.tally.errors.values())
+        asked = failed + sum(cell.count for cell in self.tally.latency.values())
         return {
             "paged_after_s": self.paged_s - self.killed_s if self.paged_s else -1.0,
-            "requests": self.asked,
-            "failed": self.failed,
-            "failed_share": self.failed / max(1, self.asked),
-            "slowest_s": self.slowest_s,
+            "requests": asked,
+            "orders": self.tally.facts.get("orders", 0.0),
+            "failed": failed,
+            "failed_share": failed / max(1, asked),
+            "sent_again": self.tally.facts.get("asked_again", 0.0),
+            "orders_looked_at": self.looked_at,
+            "orders_broken": len(self.broken),
+            "slowest_s": max((cell.quantile(1.0) for cell in self.tally.latency.values()), default=0.0),
         }
 
 
@@ -160,35 +169,9 @@ def _up(folder: str, hook: str) -> "subprocess.Popen[str]":
 
 
 async def _sell(port: int, parent: int, seen: Death) -> None:
-    """Clients until AFTER_S after the death."""
-    ends_s = time.monotonic() + WARM_S + AFTER_S
-
-    async def client(number: int) -> None:
-        http = HttpClient("127.0.0.1", port)
-        listed = json.loads((await http.request("GET", "/commerce/api/products?limit=20")).body)["products"]
-        product = json.loads((await http.request("GET", f"/commerce/api/products/{listed[number]['id']}")).body)
-        sku = max(product["stock"], key=product["stock"].get)
-        cart = json.loads((await http.request("POST", "/commerce/api/carts")).body)["id"]
-        turn = 0
-        while time.monotonic() < ends_s:
-            turn += 1
-            began_s = time.monotonic()
-            seen.asked += 1
-            method, path, body = "GET", "/commerce/api/products?limit=5", b""
-            if turn % 5 == 0:
-                method, path = "PUT", f"/commerce/api/carts/{cart}/lines/{sku}"
-                body = b'{"quantity":%d}' % (1 + turn % 3)
-            try:
-                answer = await http.request(method, path, body=body, headers=JSON, timeout_s=10.0)
-                error = f"http {answer.status}" if answer.status >= 400 else ""
-            except FourplaneError as failed:
-                error = failed.reason
-            if error:
-                seen.failed += 1
-                seen.errors[f"{method} {error}"] = seen.errors.get(f"{method} {error}", 0) + 1
-            seen.slowest_s = max(seen.slowest_s, time.monotonic() - began_s)
-            await asyncio.sleep(PAUSE_S * (0.5 + (number + turn) % 2))
-        http.close()
+    """Shoppers until AFTER_S after the death; then the shop's books against theirs."""
+    target = Target(http_port=port)
+    before = await _stock(port)
 
     async def kill() -> None:
         await asyncio.sleep(WARM_S)
@@ -196,7 +179,39 @@ async def _sell(port: int, parent: int, seen: Death) -> None:
         seen.killed_s = time.monotonic()
         os.kill(pid, signal.SIGKILL)
 
-    await asyncio.gather(kill(), *(client(number) for number in range(CLIENTS)))
+    crowd, plan = CommerceCrowd(), Plan(CLIENTS, RATE_PER_S, WARM_S + AFTER_S, "steady")
+    await asyncio.gather(kill(), crowd.drive(target, plan, seen.tally, lambda _share, _text: None))
+    seen.looked_at, seen.broken = await crowd.audit(target)
+    left = await _stock(port)
+    sold = sum(before.values()) - sum(left[sku] for sku in before)
+    if sold != crowd.pieces:
+        seen.broken.append(f"{sold} pieces left the stock, {crowd.pieces} are in orders somebody was told of")
+
+
+async def _stock(port: int) -> dict[str, int]:
+    """What the shop has of the products on its first pages, which are those the shoppers see."""
+    http = HttpClient("127.0.0.1", port)
+    found: dict[str, int] = {}
+    cursor = ""
+    for _ in range(3):
+        page = await _got(http, f"/commerce/api/products?limit=60&cursor={cursor}")
+        for product in page["products"]:
+            found |= (await _got(http, f"/commerce/api/products/{product['id']}"))["stock"]
+        cursor = page["next"]
+        if not cursor:
+            break
+    http.close()
+    return found
+
+
+async def _got(http: HttpClient, path: str) -> dict[str, Any]:
+    """The answer, once the shop has room for a question that is in no hurry."""
+    for _ in range(BOOKS_S):
+        answer = await http.request("GET", path)
+        if answer.status == HTTP_OK:
+            return dict(json.loads(answer.body))
+        await asyncio.sleep(1.0)
+    raise AssertionError(f"{path} answers {answer.status}")
 
 
 def _shop_of(parent: int) -> int:
@@ -211,7 +226,7 @@ def main() -> None:
         f"request through the gateway, two store calls: {traced:.0f} ns traced, {plain:.0f} ns not; {traced - plain:.0f} ns"
     )
     seen = asyncio.run(death())
-    print(json.dumps(seen.figures() | {"errors": seen.errors}))
+    print(json.dumps(seen.figures() | {"errors": seen.tally.errors, "broken": seen.broken}))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,14 @@ def costs(result: Result, cost: Cost) -> list[tuple[str, str]]:
     rows += [(f"{_plain(name)} less than at the pace before", f"{amount:,.2f}") for name, amount in cost.lost.items()]
     if result.journal["experiment"]["extensions"][0].get("system") == "streaming":
         rows.append(("minutes of play that stood still", f"{cost.stalled_minutes:g}"))
+    again = int(result.felt["facts"].get("asked_again", 0))
+    if again:
+        rows.append(("requests that pages sent again by themselves", f"{again:,}"))
+    audit = result.journal["x-fourplane"].get("audit", {})
+    if audit.get("looked_at"):
+        broken = audit["broken"]
+        kept = f"{len(broken)} not as they were promised: {broken[0]}" if broken else "none lost, none doubled"
+        rows.append(("orders looked at afterwards", f"{audit['looked_at']:,}, {kept}"))
     rows.append(("at the study's rate of $1M a minute (assumed)", f"${cost.study_money:,.0f}"))
     for name, (before, now) in _budgets(result).items():
         bad, total = now[0] - before[0], now[1] - before[1]

@@ -17,7 +17,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.foundation.telemetry import Histogram, quantile
 from fourplane.simulator.aftermath import Cost, Moment, cost
-from fourplane.simulator.crowds import Crowd, Plan, Tally, Target
+from fourplane.simulator.crowds import Auditing, Crowd, Plan, Tally, Target
 from fourplane.simulator.experiment import Activity, Experiment, tolerates
 from fourplane.simulator.experiments import VERSION, Result
 from fourplane.simulator.stage import Span
@@ -101,6 +101,7 @@ class LiveRun:
         self._first_fault_at_s = 0.0
         self._budgets: dict[str, Any] = {}
         self._incident: dict[str, Any] = {}
+        self._audit: tuple[int, list[str]] = (0, [])
         self._group: asyncio.TaskGroup
 
     async def run(self) -> Result:
@@ -110,8 +111,8 @@ class LiveRun:
         self._budgets["before"] = (await self._ask_incident()).get("budgets", {})
         self._seconds.append(_Second(0.0, self._tally))
         async with asyncio.TaskGroup() as group:
-            self._group = group
-            jobs = [group.create_task(self._drive(self._crowd(), self._tally)), group.create_task(self._watch())]
+            self._group, crowd = group, self._crowd()
+            jobs = [group.create_task(self._drive(crowd, self._tally)), group.create_task(self._watch())]
             try:
                 await clock.sleep(self._baseline_s - 2.0)
                 await self._calm("before", ours.warm_up_s)
@@ -129,8 +130,21 @@ class LiveRun:
                 self._incident = await self._settled()
             for job in jobs:
                 job.cancel()
+            await asyncio.wait(jobs)
+            await self._look_back(crowd)
         self._budgets["after"] = self._incident.get("budgets", {})
         return self._result(start, rollbacks)
+
+    async def _look_back(self, crowd: Crowd) -> None:
+        """Whether what users were promised was kept, where they remember it."""
+        if not isinstance(crowd, Auditing):
+            return
+        try:
+            self._audit = await crowd.audit(self._target)
+        except (FourplaneError, OSError) as error:
+            self._audit = (0, [f"could not be looked at: {error}"])
+        looked, broken = self._audit
+        self._told(f"{looked} orders looked at: {'; '.join(broken[:5]) or 'none lost, none doubled'}")
 
     async def _ask_incident(self) -> dict[str, Any]:
         """What the deployment itself knows: alerts, runbooks, budgets, faults that ended."""
@@ -323,7 +337,7 @@ class LiveRun:
 
     def _result(self, start: str, rollbacks: list[dict[str, Any]]) -> Result:
         met = [self._states.get(when, {}).get("steady_state_met", False) for when in ("before", "after")]
-        deviated = not all(met)
+        deviated = not all(met) or bool(self._audit[1])
         status = "interrupted" if self._halted else "failed" if deviated else "completed"
         last = _Second(self._now_s(), self._tally)
         felt = {
@@ -355,11 +369,12 @@ class LiveRun:
                 "runs": self._incident.get("runs", []),
                 "faults": self._incident.get("over", []),
                 "budgets": self._budgets,
+                "audit": {"looked_at": self._audit[0], "broken": self._audit[1]},
                 "notes": self._notes,
             },
         }
         return Result(
-            seed=0, status=status, deviated=deviated, violations=[self._halted] if self._halted else [], digest="",
+            seed=0, status=status, deviated=deviated, violations=[*filter(None, [self._halted]), *self._audit[1]], digest="",
             virtual_s=self._now_s(), steps=0, messages=last.served + last.failed, felt=felt, spans=self._spans,
             seconds=self._by_second(), journal=journal, ended=[],
         )  # fmt: skip

@@ -5,7 +5,7 @@ clients run against a live deployment and inside the simulator. It is bounded in
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -60,3 +60,12 @@ class Crowd(Protocol):
     """One system's clients: `drive` returns when the plan is over, or is cancelled."""
 
     async def drive(self, target: Target, plan: Plan, tally: Tally, progress: Progress) -> None: ...
+
+
+@runtime_checkable
+class Auditing(Protocol):
+    """A crowd that remembers what it was promised."""
+
+    async def audit(self, target: Target) -> tuple[int, list[str]]:
+        """How many promises were looked at when everything was over, and which were not kept."""
+        ...

@@ -2,13 +2,15 @@
 
 One loop draws the next action over all shoppers at the plan's rate, so the load does not slow down with the shop (an open
 loop); at most `OPEN_MAX` actions run at once, what comes on top is counted as `missed`. Shapes: `steady`; `flash-sale`, quiet for
-a fifth of the time, then ten times the rate on a handful of products, then quiet again. Every order carries an idempotency
-key; an order whose answer was lost is asked for again, as an honest client does. Whoever is turned away opens a page next, as
-people do. Where that leads into the waiting room, a shopper takes a place, asks again from time to time without doing anything
-else, and goes on with the pass it is let in with.
+a fifth of the time, then ten times the rate on a handful of products, then quiet again. Every addition and every order carries
+an idempotency key; what the storefront's page sends again is sent again here (`again.py`), pages that a browser opens are not.
+`audit` asks the shop afterwards whether each order somebody was told of is there, once. Whoever is turned away opens a page
+next, as people do. Where that leads into the waiting room, a shopper takes a place, asks again from time to time without doing
+anything else, and goes on with the pass it is let in with.
 """
 
 import asyncio
+from collections import deque
 
 import msgspec
 
@@ -16,8 +18,10 @@ from fourplane.edge.http_client import HttpClient, HttpClientSettings, HttpRespo
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import FourplaneError
 from fourplane.simulator.crowds import Plan, Progress, Tally, Target
+from fourplane.simulator.crowds.again import Again
 
 OPEN_MAX = 400
+ORDERS_KEPT = 1_000  # for the audit
 WORDS = (
     "leather",
     "lamp",
@@ -47,11 +51,34 @@ ADDRESS = {
 }
 
 
+class _Line(msgspec.Struct):
+    quantity: int
+
+
+class _Quote(msgspec.Struct):
+    lines: list[_Line]
+
+
 class _Ordered(msgspec.Struct):
     """What of an order is counted."""
 
+    id: str
     total: int
     currency: str
+    quote: _Quote
+
+
+class Attempt:
+    """One order of a shopper, as it was sent, and the number it was told; empty while it has none."""
+
+    __slots__ = ("body", "cart", "key", "order", "tries")
+
+    def __init__(self, cart: str, body: dict[str, object]) -> None:
+        self.cart = cart
+        self.body = body
+        self.key = ids.capability()
+        self.order = ""
+        self.tries = 0
 
 
 class Shopper:
@@ -75,13 +102,15 @@ class CommerceCrowd:
         self._products: list[str] = []
         self._skus: list[str] = []
         self._open: set[asyncio.Task[None]] = set()
+        self._attempts: deque[Attempt] = deque(maxlen=ORDERS_KEPT)
+        self.pieces = 0  # in the orders that somebody was told of
 
     async def drive(self, target: Target, plan: Plan, tally: Tally, progress: Progress) -> None:
         """Shop until the plan is over."""
         client = HttpClient(
             target.host, target.http_port, settings=HttpClientSettings(connections_max=min(200, max(8, plan.users)))
         )
-        for name in ("orders", "sold_out", "declined", "missed", "waiting", "let_in"):
+        for name in ("orders", "sold_out", "declined", "missed", "waiting", "let_in", "asked_again"):
             tally.facts.setdefault(name, 0.0)
         shoppers = [Shopper(number) for number in range(max(1, plan.users))]
         chance = clock.random()
@@ -188,33 +217,74 @@ class CommerceCrowd:
             tally.facts["sold_out"] += 1
             return
         shopper.cart = shopper.cart or ids.capability()
-        body = {"sku": chance.choice(stock), "quantity": chance.choice((1, 1, 1, 2)), "operation": ids.capability(8)}
+        key = ids.capability(8)
+        body = {"sku": chance.choice(stock), "quantity": chance.choice((1, 1, 1, 2)), "operation": key}
         path = f"/commerce/api/carts/{shopper.cart}/lines?country={shopper.country}"
-        answer = await self._ask(client, tally, "add to cart", "POST", path, body, shopper=shopper)
+        answer = await self._ask(client, tally, "add to cart", "POST", path, body, shopper=shopper, key=key)
         if answer is not None and answer.status == 200:
             shopper.filled += 1
 
     async def _buy(self, client: HttpClient, shopper: Shopper, tally: Tally) -> None:
-        """Order what is in the cart; an answer that got lost is asked for once more with the same key."""
+        """Order what is in the cart."""
         cart, shopper.cart, shopper.filled = shopper.cart, "", 0
-        body = {
-            "address": ADDRESS | {"country": shopper.country},
-            "method": clock.random().choice(CARDS),
-            "shipping": clock.random().choice(("standard", "standard", "express")),
-        }
-        key = {"idempotency-key": ids.capability()}
-        for _ in range(2):
-            answer = await self._ask(client, tally, "checkout", "POST", f"/commerce/api/carts/{cart}/orders", body, key)
-            if answer is None:
-                continue
-            if answer.status == 201:
-                tally.facts["orders"] += 1
-                _count_money(tally, answer.body)
-            elif answer.status == 402:
-                tally.facts["declined"] += 1
-            elif answer.status == 409:
-                tally.facts["sold_out"] += 1
+        attempt = Attempt(
+            cart,
+            {
+                "address": ADDRESS | {"country": shopper.country},
+                "method": clock.random().choice(CARDS),
+                "shipping": clock.random().choice(("standard", "standard", "express")),
+            },
+        )
+        self._attempts.append(attempt)
+        answer = await self._order(client, attempt, tally)
+        if answer is None:
             return
+        if answer.status == 201:
+            tally.facts["orders"] += 1
+            told = msgspec.json.decode(answer.body, type=_Ordered)
+            attempt.order = told.id
+            self.pieces += sum(line.quantity for line in told.quote.lines)
+            fact = f"sold {told.currency}"
+            tally.facts[fact] = tally.facts.get(fact, 0.0) + told.total / 100
+        elif answer.status == 402:
+            tally.facts["declined"] += 1
+        elif answer.status == 409:
+            tally.facts["sold_out"] += 1
+
+    async def _order(self, client: HttpClient, attempt: Attempt, tally: Tally) -> HttpResponse | None:
+        attempt.tries += 1
+        path = f"/commerce/api/carts/{attempt.cart}/orders"
+        return await self._ask(client, tally, "checkout", "POST", path, attempt.body, key=attempt.key)
+
+    async def audit(self, target: Target) -> tuple[int, list[str]]:
+        """How many orders were looked at, and what is wrong with them: one that was told of and is gone, or became two.
+
+        Attempts that were never answered are asked for once more, as their buyers would do: the key tells what became of them.
+        """
+        client, broken, carts = HttpClient(target.host, target.http_port), list[str](), dict[str, str]()
+        attempts = list(self._attempts)
+        try:
+            for attempt in attempts:
+                if attempt.order:
+                    path = f"/commerce/api/orders/{attempt.order}"
+                    seen = await client.request("GET", path, headers={"x-cart": attempt.cart})
+                    if seen.status != 200:
+                        broken.append(f"order {attempt.order} was confirmed and cannot be seen: {seen.status}")
+                answer = await self._order(client, attempt, Tally())
+                if answer is None:
+                    broken.append(f"nobody answers for the attempt of cart {attempt.cart}")
+                    continue
+                told = msgspec.json.decode(answer.body, type=_Ordered) if answer.status == 201 else None
+                number = "" if told is None else told.id
+                if told is not None and not attempt.order:
+                    self.pieces += sum(line.quantity for line in told.quote.lines)
+                if attempt.order and number != attempt.order:
+                    broken.append(f"order {attempt.order} asked for again is {number or f'http {answer.status}'}")
+                if number and carts.setdefault(number, attempt.cart) != attempt.cart:
+                    broken.append(f"order {number} was told to two buyers")
+        finally:
+            client.close()
+        return len(attempts), broken
 
     async def _ask(  # noqa: PLR0917 - one line per request reads best
         self,
@@ -227,18 +297,30 @@ class CommerceCrowd:
         headers: dict[str, str] | None = None,
         *,
         shopper: Shopper | None = None,
+        key: str = "",
     ) -> HttpResponse | None:
-        began = clock.monotonic_s()
+        """Ask as a page does; what may be sent twice (`key`, or a GET that is no page) is, while there is patience."""
+        began, again = clock.monotonic_s(), Again()
         sent = {"content-type": "application/json", "accept": "*/*"} | (headers or {})
+        if key:
+            sent["idempotency-key"] = key
         if shopper is not None and shopper.entry:
             sent["waiting-pass"] = shopper.entry
-        try:
-            answer = await client.request(
-                method, path, body=b"" if body is None else msgspec.json.encode(body), headers=sent, timeout_s=15.0
-            )
-        except FourplaneError as error:
-            tally.failed(error.reason)
-            return None
+        data = b"" if body is None else msgspec.json.encode(body)
+        is_safe = bool(key) or (method == "GET" and headers is not PAGE)
+        while True:
+            try:
+                answer = await client.request(method, path, body=data, headers=sent, timeout_s=15.0)
+            except FourplaneError as error:
+                if is_safe and await again.after_error(error):
+                    continue
+                tally.failed(error.reason)
+                return None
+            if is_safe and not _room_of(answer) and await again.after_answer(answer.status, answer.headers):
+                continue
+            break
+        if again.tries:
+            tally.facts["asked_again"] = tally.facts.get("asked_again", 0.0) + 1
         if shopper is not None:
             shopper.turned_away = answer.status == 503
             if room := _room_of(answer):
@@ -250,13 +332,6 @@ class CommerceCrowd:
         else:
             tally.done(action, clock.monotonic_s() - began)
         return answer
-
-
-def _count_money(tally: Tally, order: bytes) -> None:
-    """What was sold, in a fact per currency."""
-    told = msgspec.json.decode(order, type=_Ordered)
-    fact = f"sold {told.currency}"
-    tally.facts[fact] = tally.facts.get(fact, 0.0) + told.total / 100
 
 
 def _room_of(answer: HttpResponse) -> str:
