@@ -1,11 +1,13 @@
 """Short experiments over the four systems: every promise is kept, the same seed is the same run."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from fourplane import simulator
 from fourplane.simulator import experiment, experiments, search, swarm
+from fourplane.simulator.people.streaming import StreamingPeople
 from fourplane.simulator.setting import SYSTEMS
 
 LIBRARY = {path.stem: path for path in sorted((Path(simulator.__file__).parent / "library").glob("*.json"))}
@@ -80,6 +82,18 @@ def test_promises_are_kept_for_more_seeds(name, seed):
     result = run(name, seed)
     assert result.violations == []
     assert result.status == "completed"
+
+
+def test_a_run_that_would_go_on_for_ever_ends_and_has_failed(monkeypatch):
+    async def settle(self):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(StreamingPeople, "settle", settle)
+    monkeypatch.setattr(experiments, "AFTERWARDS_S_MAX", 20.0)
+    result = run("streaming-zone-loss", 1)
+    assert not result.passed
+    assert [said for said in result.violations if "virtual seconds" in said]
+    assert result.felt["served"] > 50
 
 
 def test_one_seed_is_one_run_and_another_is_another():

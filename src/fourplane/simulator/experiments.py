@@ -2,7 +2,8 @@
 
 Order: the system starts, people arrive, the hypothesis must hold; then the method runs while people act; faults lapse, rollbacks
 always run; the hypothesis must hold again once everything is whole and settled. The checkers look every second and at the
-end. An experiment fails when the hypothesis deviates or a promise is broken; both are in the journal with their times.
+end. An experiment fails when the hypothesis deviates or a promise is broken; both are in the journal with their times. Every run
+ends: one in which nothing can happen any more, or which goes past its bounds, has failed and says so.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from fourplane.simulator.stage import Span, Stage
 CHECK_S = 1.0
 RECOVER_S = 60.0
 VERSION = "1.44.0"  # of the journal's form
-VIRTUAL_S_MAX = 4 * 3_600.0
+AFTERWARDS_S_MAX = 3_600.0  # virtual seconds beyond its duration after which a run is taken to go on for ever
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -51,7 +52,16 @@ class Result(msgspec.Struct, frozen=True):
 
 def run(experiment: Experiment, seed: int) -> Result:
     """One run; everything in it is decided by the seed."""
-    outcome = loop.run(lambda world: _Run(experiment, world, seed).all(), seed, virtual_s_max=VIRTUAL_S_MAX)
+    ours, begun = experiment.ours, list[_Run]()
+
+    async def main(world: loop.World) -> Result:
+        begun.append(_Run(experiment, world, seed))
+        return await begun[0].all()
+
+    try:
+        outcome = loop.run(main, seed, virtual_s_max=ours.warm_up_s + ours.duration_s + AFTERWARDS_S_MAX)
+    except (loop.Stalled, loop.Endless) as error:
+        return begun[0].unfinished(error)
     kept = outcome.result
     return msgspec.structs.replace(
         kept, digest=outcome.digest, virtual_s=outcome.virtual_s, steps=outcome.steps, messages=outcome.messages
@@ -68,9 +78,15 @@ class _Run:
         self._violations: list[str] = []
         self._states: dict[str, Any] = {}
 
+    def unfinished(self, error: FourplaneError) -> Result:
+        """What is known of a run whose loop gave up; it has failed."""
+        self._violations.append(f"run: {_told(error)}")
+        result = self._result(_at(0.0), [])
+        return msgspec.structs.replace(result, virtual_s=round(self._world.now_s, 6))
+
     async def all(self) -> Result:
         ours, stage = self._experiment.ours, self._stage
-        start = _moment()
+        start = self._moment()
         rollbacks: list[dict[str, Any]] = []
         try:
             await stage.sites.start()
@@ -144,7 +160,7 @@ class _Run:
 
     def _entry(self, activity: Activity, status: str, output: object) -> dict[str, Any]:
         rounded = round(output, 6) if isinstance(output, float) else output
-        now = _moment()
+        now = self._moment()
         return {
             "activity": activity.raw,
             "output": rounded,
@@ -154,6 +170,9 @@ class _Run:
             "duration": 0.0,
             "virtual_s": round(self._world.now_s, 6),
         }
+
+    def _moment(self) -> str:
+        return _at(self._world.now_s)
 
     def _result(self, start: str, rollbacks: list[dict[str, Any]]) -> Result:
         stage, felt = self._stage, self._stage.people.felt
@@ -177,7 +196,7 @@ class _Run:
             "steady_states": {"before": None, "after": None, "during": []} | self._states,
             "run": self._entries,
             "rollbacks": rollbacks,
-            "end": _moment(),
+            "end": self._moment(),
             "duration": round(self._world.now_s, 6),
             "x-fourplane": {"seed": self._seed, "violations": self._violations, "felt": summary},
         }
@@ -196,6 +215,6 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _moment() -> str:
+def _at(virtual_s: float) -> str:
     """Virtual wall-clock time as the journal writes it."""
-    return datetime.fromtimestamp(clock.now_us() / 1e6, UTC).isoformat(timespec="microseconds")
+    return datetime.fromtimestamp(loop.START_US / 1e6 + virtual_s, UTC).isoformat(timespec="microseconds")

@@ -25,6 +25,8 @@ SETTLE_S = 45.0
 LATE_S = 40.0  # a clock that was set back makes a rider wait longer for the end of a search
 DECLINE_SHARE = 0.2
 IGNORE_SHARE = 0.1
+BOLD_SHARE = 0.04  # of the moments without a trip, in which a driver takes one that nobody offers him
+OVERHEARD = 3  # rides asked for last, of which he may have heard
 NEXT = {"accepted": "arrive", "arriving": "start", "in_progress": "finish"}
 OVER = frozenset({"completed", "no_drivers_available", "rider_canceled", "driver_canceled"})
 
@@ -182,8 +184,7 @@ class DispatchPeople:
             verb = "decline" if decline else "accept"
             told = await self._ask(place, verb, "POST", f"/drivers/me/{verb}", me, {"trip": offer["trip"]})
             if told is not None and told["_status"] < 300 and not decline:
-                self._world.note(f"{name} has {offer['trip']}")
-                self.book.accepted(offer["trip"], name)
+                self._has(name, offer["trip"])
         elif trip:
             verb = NEXT.get(trip["status"], "finish")
             told = await self._ask(place, verb, "POST", f"/drivers/me/{verb}", me, {"trip": trip["trip"]})
@@ -191,6 +192,22 @@ class DispatchPeople:
                 self.book.ended(trip["trip"])
         else:
             await self._ask(place, "online", "POST", "/drivers/me/online", me, {"trip": ""})
+            if clock.random().random() < BOLD_SHARE:
+                await self._grab(place, name, me)
+
+    async def _grab(self, place: int, name: str, me: dict[str, str]) -> None:
+        """Accept what was offered to somebody else, or to nobody any more; the system has to refuse it."""
+        site = self._sites.of(place)
+        heard = [trip for trip, (asked_at, _) in self._rides.items() if self._sites.of(asked_at) is site][-OVERHEARD:]
+        if heard:
+            trip = clock.random().choice(heard)
+            told = await self._ask(place, "grab", "POST", "/drivers/me/accept", me, {"trip": trip})
+            if told is not None and told["_status"] < 300:
+                self._has(name, trip)
+
+    def _has(self, name: str, trip: str) -> None:
+        self._world.note(f"{name} has {trip}")
+        self.book.accepted(trip, name)
 
 
 def _dispatch(site: SimulatedDeployment) -> Dispatch | None:
