@@ -8,7 +8,8 @@ a few give up early. `users` is the number of cars, `rate_per_s` the number of r
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -130,25 +131,25 @@ class DispatchCrowd:
                     share = (clock.monotonic_s() - began) / plan.duration_s if plan.duration_s > 0 else 0.0
                     rush = 3.0 if plan.shape == "rush" and 1 / 3 < share < 2 / 3 else 1.0
                     await clock.sleep(clock.random().expovariate(max(plan.rate_per_s, 0.01) * rush))
-                    self._start(group, self._ride())
+                    self._start(group, self._ride)
                     facts = self._tally.facts
                     progress(share, f"{facts.get('rides', 0):.0f} rides, {facts.get('completed', 0):.0f} completed")
             finally:
                 for task in [*background, *self._open]:
                     task.cancel()
 
-    def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, group: asyncio.TaskGroup, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin it in a task of its own; it is made there, for a task that is cancelled before its first step awaits nothing."""
         if len(self._open) >= OPEN_MAX:
-            work.close()
             self._tally.failed("missed")
             return
         task = group.create_task(self._guarded(work))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except FourplaneError as error:
             self._tally.failed(error.reason)
 
@@ -172,7 +173,7 @@ class DispatchCrowd:
     async def _hear(self, group: asyncio.TaskGroup) -> None:
         while (news := await self._gateway.news.get()) is not None:
             if news.kind == "offer":
-                self._start(group, self._answer(news))
+                self._start(group, partial(self._answer, news))
             elif news.kind == "driver_trip":
                 self._follow(group, news)
             elif news.kind == "error":
@@ -199,7 +200,7 @@ class DispatchCrowd:
                     self._tally.done("matched", clock.monotonic_s() - asked)
                 self._go(car, job.pickup, "to_pickup")
             case "arriving":
-                self._start(group, self._later("start", news.driver, news.trip))
+                self._start(group, partial(self._later, "start", news.driver, news.trip))
             case "in_progress":
                 self._go(car, job.dropoff, "to_dropoff")
             case _:
