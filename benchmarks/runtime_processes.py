@@ -6,6 +6,7 @@ also given per CPU second of the client.
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from fourplane.control.fleet import COLLECT_AFTER
 from fourplane.foundation import network
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
@@ -62,6 +64,7 @@ class Probe(asyncio.Protocol):
 
 
 async def serve(folder):
+    gc.set_threshold(*COLLECT_AFTER)  # as every worker does
     registry = Registry()
     server = RpcServer(registry, path=f"{folder}/calls")
     server.add("stock", Stock, Stock())

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_
 import msgspec
 
 from fourplane.foundation.errors import FourplaneError, Misconfigured, Rejected
-from fourplane.service.rpc_frames import error_body, error_of
+from fourplane.service.rpc_frames import END, RESULT, error_body, error_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +43,8 @@ class Method:
     """One method of an interface: how its arguments and answers are written and read."""
 
     __slots__ = (
-        "_arguments", "_decode_arguments", "_decode_whole", "_plain", "decode", "idempotent", "name", "positional", "stream",
+        "_arguments", "_decode_arguments", "_decode_whole", "_plain", "answer", "decode", "idempotent", "name", "positional",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -55,6 +56,7 @@ class Method:
             raise Misconfigured(f"the types of {name} cannot be resolved: {error}", code="rpc_types") from None
         answer = hints.get("return", type(None))
         self.stream = get_origin(answer) in (AsyncIterator, AsyncGenerator)
+        self.answer = END if self.stream else RESULT  # the kind of Tell that ends a call
         if self.stream:
             answer = get_args(answer)[0]
         parameters = list(inspect.signature(function).parameters.values())[1:]

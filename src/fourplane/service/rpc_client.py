@@ -6,7 +6,7 @@ errors. A call that was sent and lost with its connection is repeated when its m
 context's (call_context.py) or `deadline_s`, whichever is earlier; it travels as the milliseconds that are left.
 
 Bounds: `calls_max` calls under way, `buffer_max` bytes that the peer has not taken; past either Overloaded is raised here.
-Cost of a call: about 4 us of the caller's CPU with 50 in flight (`benchmarks/runtime.py`).
+Cost of a call: about 5 us of the caller's CPU with 50 in flight (`benchmarks/runtime.py`).
 """
 
 import asyncio
@@ -17,19 +17,21 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from fourplane.foundation import clock, network, telemetry
+from fourplane.foundation import clock, network, telemetry, tracing
 from fourplane.foundation.errors import DeadlineExceeded, FourplaneError, Overloaded, TooLarge, Unavailable
 from fourplane.service import call_context
+from fourplane.service.call_context import USUAL_PRIORITY
 from fourplane.service.rpc import Method
 from fourplane.service.rpc_frames import (
     BATCH_COUNT,
+    CALL,
     CANCEL,
     CREDIT,
     END,
     ERROR,
     ITEM,
+    NOTHING,
     PREAMBLE,
-    Ask,
     Batcher,
     Tell,
     Unbatcher,
@@ -262,16 +264,17 @@ class _Connection(asyncio.Protocol):
         self.pending: dict[int, tuple[asyncio.Future[msgspec.Raw], float]] = {}
         self._peer = peer
         self._frame_max, self._calls_max = peer.settings.frame_max, peer.settings.calls_max
-        self._full = False  # the peer has `buffer_max` bytes to take
+        self._room = self._frame_max  # for one body; none while the peer has `buffer_max` bytes to take
         self._deadline_s = peer.settings.deadline_s
         self._deadline_ms = int(self._deadline_s * 1e3) + 1
         self._now = 0.0
+        self._alone = True  # answers come one by one, as to a single caller
         self._loop = asyncio.get_running_loop()
         self._create_future = self._loop.create_future
         self._tells: Unbatcher[Tell] = Unbatcher(Tell, peer.settings.frame_max)
         self._streams: dict[int, _Stream] = {}
         self._sweeping: asyncio.TimerHandle | None = None
-        self._asks: Batcher[Ask]
+        self._asks: Batcher
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -303,6 +306,7 @@ class _Connection(asyncio.Protocol):
         pending = self.pending
         # Half of what is under way leaves at a time, so that both sides have something to do.
         self._asks.most = max(BATCH_LEAST, min(BATCH_COUNT, len(pending) + 1 >> 1))
+        self._alone = len(tells) == 1
         for tell in tells:
             found = pending.pop(tell.id, None)
             if found is None:
@@ -316,7 +320,7 @@ class _Connection(asyncio.Protocol):
     def begin(self, method: str, body: bytes, until: float, priority: int) -> "asyncio.Future[msgspec.Raw]":
         """Send a call, numbered `calls`; the future gets its answer, its error, DeadlineExceeded, or _Lost."""
         size, pending, asks = len(body), self.pending, self._asks
-        if size > self._frame_max or self._full or len(pending) >= self._calls_max:
+        if size > self._room or len(pending) >= self._calls_max:
             self._refuse(size)
         if not asks.messages:
             self._now = clock.monotonic_s()  # once a tick
@@ -332,27 +336,31 @@ class _Connection(asyncio.Protocol):
         pending[number] = (future, until)
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
-        asks.add(
-            Ask(number, 0, method, msgspec.Raw(body), left_ms, priority, telemetry.current_trace(), self._peer.epoch),
-            size,
-        )
+        trace, epoch = tracing.current(), self._peer.epoch
+        if trace is None and priority == USUAL_PRIORITY and not epoch:
+            asks.add((number, CALL, method, msgspec.Raw(body), left_ms), size)
+        else:
+            text = "" if trace is None else trace.text
+            asks.add((number, CALL, method, msgspec.Raw(body), left_ms, priority, text, epoch), size)
+        if self._alone and len(pending) == 1:
+            asks.flush()  # a turn of the loop earlier than by itself
         return future
 
     def abandon(self, number: int) -> None:
         """The caller was cancelled: so is the work at the other end."""
         if self.pending.pop(number, None) is not None and self.usable:
-            self._asks.add(Ask(number, CANCEL), 1)
+            self._asks.add((number, CANCEL), 1)
 
     def open_stream(self, method: str, body: bytes, until: float, priority: int) -> _Stream:
         """Begin a stream."""
-        if len(body) > self._frame_max or self._full or len(self.pending) >= self._calls_max:
+        if len(body) > self._room or len(self.pending) >= self._calls_max:
             self._refuse(len(body))
         number = self.calls = self.calls + 1
         credit = self._peer.settings.credit
         stream = self._streams[number] = _Stream(number, credit, until, self._give)
         left_ms = 0 if until == inf else max(1, int((until - clock.monotonic_s()) * 1e3))
         raw, trace = msgspec.Raw(body), telemetry.current_trace()
-        self._asks.add(Ask(number, 0, method, raw, left_ms, priority, trace, self._peer.epoch, credit), len(body))
+        self._asks.add((number, CALL, method, raw, left_ms, priority, trace, self._peer.epoch, credit), len(body))
         if self._sweeping is None and until != inf:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         return stream
@@ -360,7 +368,7 @@ class _Connection(asyncio.Protocol):
     def leave_stream(self, stream: _Stream) -> None:
         """The caller takes no more of it."""
         if self._streams.pop(stream.id, None) is not None and self.usable and not stream.ended:
-            self._asks.add(Ask(stream.id, CANCEL), 1)
+            self._asks.add((stream.id, CANCEL), 1)
 
     def close(self) -> None:
         """End now."""
@@ -368,10 +376,10 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def pause_writing(self) -> None:
-        self._full = True
+        self._room = -1
 
     def resume_writing(self) -> None:
-        self._full = False
+        self._room = self._frame_max
 
     def _refuse(self, size: int) -> NoReturn:
         if size > self._frame_max:
@@ -391,7 +399,7 @@ class _Connection(asyncio.Protocol):
 
     def _give(self, number: int, credit: int) -> None:
         if self.usable:
-            self._asks.add(Ask(number, CREDIT, credit=credit), 1)
+            self._asks.add((number, CREDIT, "", NOTHING, 0, 1, "", 0, credit), 1)
 
     def _sweep(self) -> None:
         """End calls whose time is over; one timer for all, none while nothing is under way."""
@@ -403,10 +411,10 @@ class _Connection(asyncio.Protocol):
             if not future.done():
                 self._peer.count_expired()
                 future.set_exception(DeadlineExceeded(f"{self._peer.name} did not answer in time"))
-            self._asks.add(Ask(number, CANCEL), 1)
+            self._asks.add((number, CANCEL), 1)
         for stream in self._streams.values():
             if stream.until <= now and not stream.ended:
-                self._asks.add(Ask(stream.id, CANCEL), 1)
+                self._asks.add((stream.id, CANCEL), 1)
                 stream.finish(DeadlineExceeded(f"{self._peer.name} did not end its stream in time"))
         if self.pending or any(stream.until != inf for stream in self._streams.values()):
             self._sweeping = self._loop.call_later(SWEEP_S if len(self.pending) < MANY else SWEEP_MANY_S, self._sweep)

@@ -65,9 +65,10 @@ class ErrorFrame(msgspec.Struct, array_like=True):
 
 
 M = TypeVar("M", Ask, Tell)
+Message = tuple[object, ...]  # an Ask or a Tell as it is written: its fields in their order, as many as are needed
 
 
-class Batcher(Generic[M]):
+class Batcher:
     """Collects what one tick wants to send and writes it once."""
 
     __slots__ = ("_encode", "_flush_soon", "_size", "_transport", "messages", "most", "sent")
@@ -76,12 +77,12 @@ class Batcher(Generic[M]):
         self._transport = transport
         self._flush_soon = partial(asyncio.get_running_loop().call_soon, self.flush)
         self._encode = msgspec.msgpack.Encoder().encode
-        self.messages: list[M] = []  # of this tick
+        self.messages: list[Message] = []  # of this tick
         self._size = 0
         self.most = BATCH_COUNT
         self.sent = 0
 
-    def add(self, message: M, size: int) -> None:
+    def add(self, message: Message, size: int) -> None:
         """Send `message`, whose body has `size` bytes, with everything else of this tick."""
         messages = self.messages
         if not messages:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fourplane.foundation import network, telemetry
+from fourplane.foundation import network, tracing
 from fourplane.foundation.errors import Conflict, DeadlineExceeded, FourplaneError, NotFound, Overloaded, TooLarge
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -33,22 +33,18 @@ from fourplane.service.rpc_frames import (
     CALL,
     CANCEL,
     CREDIT,
-    END,
     ERROR,
     ITEM,
-    NOTHING,
     PREAMBLE,
-    RESULT,
     Ask,
     Batcher,
-    Tell,
+    Message,
     Unbatcher,
     error_body,
 )
 
 TURN_CALLS = 256  # calls that never wait, before others get a turn
 LEAST = 3  # the priority of what matters least
-LOOK_MASK = 15  # the clock is read once in so many calls
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -84,7 +80,7 @@ class _Job:
         self.more: asyncio.Future[None] | None = None
 
 
-_Call = tuple["_Connection", Ask, object, Method, float]  # who asks what of whom, until when
+_Call = tuple["_Connection", Ask, object, Method, tuple[float, int]]  # who asks what of whom, in which context
 
 
 class RpcServer:
@@ -117,6 +113,7 @@ class RpcServer:
         self._called = False  # an idle worker was called and has not come yet
         self._workers = 0
         self._draining = False
+        self._frame_max = self.settings.frame_max
         self._calls = self._refused = self._cancelled = self._failed = 0
         self.port = port
 
@@ -174,12 +171,13 @@ class RpcServer:
 
     def take(self, connection: "_Connection", asks: list[Ask]) -> None:
         """Queue the calls of one batch and see that somebody works."""
-        self.settle()
-        if not self.queue:
-            connection.unwanted.clear()
-        now = -1.0
+        if self._at is not None:
+            self.settle()
         queue, methods, jobs, bounds = self.queue, self._methods, connection.jobs, self._queue_bounds
+        if not queue:
+            connection.unwanted.clear()
         room = len(queue) + len(asks) <= bounds[LEAST]
+        left_ms, context = -1, (inf, -1)
         for ask in asks:
             if ask.kind != CALL:
                 connection.follow_up(ask)
@@ -202,13 +200,11 @@ class RpcServer:
                 except Conflict as error:
                     connection.refuse(ask, error)
                     continue
-            until = inf
-            if ask.deadline_ms:
-                if now < 0:
-                    assert self._loop is not None
-                    now = self._loop.time()
-                until = now + ask.deadline_ms / 1e3
-            queue.append((connection, ask, service, method, until))
+            if ask.deadline_ms != left_ms or ask.priority != context[1]:  # nearly all of a batch have the same
+                assert self._loop is not None
+                left_ms = ask.deadline_ms
+                context = (self._loop.time() + left_ms / 1e3 if left_ms else inf, ask.priority)
+            queue.append((connection, ask, service, method, context))
         if queue and not self._called:
             self._call_worker()
 
@@ -231,43 +227,52 @@ class RpcServer:
 
     async def _work(self) -> None:
         """A worker: takes the queue, runs calls, hands the queue on when one of them waits."""
-        queue, loop, task = self.queue, asyncio.get_running_loop(), asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         try:
             while True:
                 self._called = False
-                turns = 0
-                while queue and turns < TURN_CALLS:
-                    if not turns & LOOK_MASK:
-                        now = loop.time()
-                    turns += 1
-                    call = queue.popleft()
-                    if queue and not self._called:
-                        self._call_worker()
-                    connection, ask = call[0], call[1]
-                    if connection.transport is None or ask.id in connection.unwanted:
-                        connection.unwanted.discard(ask.id)
-                        self._cancelled += 1
-                        continue
-                    self.settle()
-                    self._at, self._leader = call, task
-                    try:
-                        kind, body = await self._answer(call, now)
-                    except asyncio.CancelledError:
-                        if self._finished(call, task) or task.uncancel():
-                            raise  # not only this call: the server stops
-                        continue
-                    if self._at is call:
-                        self._at = None
-                    elif self._finished(call, task):
-                        now = loop.time()
-                    else:
-                        task.uncancel()
-                        continue
-                    connection.send(Tell(ask.id, kind, msgspec.Raw(body)), len(body))
+                await self._run_calls(loop, task)
                 await self._turn(loop)
         finally:
             self._workers -= 1
+
+    async def _run_calls(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+        """Run what is in the queue, at most TURN_CALLS of it."""
+        queue = self.queue
+        turns = 0
+        while queue and turns < TURN_CALLS:
+            turns += 1
+            call = queue.popleft()
+            if queue and not self._called:
+                self._call_worker()
+            connection, ask, _, method, _ = call
+            if connection.transport is None or ask.id in connection.unwanted:
+                connection.unwanted.discard(ask.id)
+                self._cancelled += 1
+                continue
+            if self._at is not None:
+                self.settle()
+            self._at, self._leader = call, task
+            kind = method.answer
+            try:
+                body = _encode(await self._begin(call, loop.time()))
+                if len(body) > self._frame_max:
+                    raise TooLarge(f"the answer of {ask.method} is too large", limit_bytes=self._frame_max)
+            except asyncio.CancelledError:
+                if self._finished(call, task) or task.uncancel():
+                    raise  # not only this call: the server stops
+                continue
+            except Exception as error:  # noqa: BLE001 - a bug of one method ends one call; people are told
+                kind, body = ERROR, self._told(ask, error)
+            if self._at is call:
+                self._at = None
+            elif not self._finished(call, task):
+                task.uncancel()
+                continue
+            connection.tells.add((ask.id, kind, msgspec.Raw(body)), len(body))
+            if not queue:
+                connection.tells.flush()  # a turn of the loop earlier than by itself
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
         """Done when the worker shall go on: after others had their turn, or when it is called."""
@@ -290,31 +295,29 @@ class RpcServer:
         self._cancelled += 1
         return False
 
-    async def _answer(self, call: _Call, now: float) -> tuple[int, bytes]:
-        """Run a call: the kind and the body of what to tell."""
-        connection, ask, service, method, until = call
+    def _begin(self, call: _Call, now: float) -> Awaitable[Any]:
+        """Call the method in its caller's context; raises what speaks against it."""
+        connection, ask, service, method, context = call
         self._calls += 1
-        try:
-            if now >= until:
-                raise DeadlineExceeded("the time was over before the call began", code="expired_in_queue")
-            call_context.enter((until, ask.priority))
-            if ask.trace is not telemetry.current_trace():
-                telemetry.set_trace(ask.trace)
-            work = method.run(service, ask.body)
-            if method.stream:
-                self.settle()
-                await self._stream(connection, ask, work)
-                return END, NOTHING
-            body = _encode(await (self._traced(ask.method, work) if ask.trace else work))
-            if len(body) > self.settings.frame_max:
-                raise TooLarge(f"the answer of {ask.method} is too large", limit_bytes=self.settings.frame_max)
-        except FourplaneError as error:
-            return ERROR, error_body(error)
-        except Exception as error:  # noqa: BLE001 - a bug of one method ends one call; people are told
-            self._failed += 1
-            self._registry.event("error", "rpc", f"{ask.method} failed: {error!r}")
-            return ERROR, error_body(FourplaneError(f"{ask.method} failed", code="internal"))
-        return RESULT, body
+        if now >= context[0]:
+            raise DeadlineExceeded("the time was over before the call began", code="expired_in_queue")
+        if call_context.current() is not context:
+            call_context.enter(context)
+        if ask.trace or tracing.current() is not None:
+            tracing.set_trace(ask.trace)
+        work = method.run(service, ask.body)
+        if method.stream:
+            self.settle()
+            return self._stream(connection, ask, work)
+        return self._traced(ask.method, work) if ask.trace else cast("Awaitable[Any]", work)
+
+    def _told(self, ask: Ask, error: Exception) -> bytes:
+        """What the caller hears of an error."""
+        if isinstance(error, FourplaneError):
+            return error_body(error)
+        self._failed += 1
+        self._registry.event("error", "rpc", f"{ask.method} failed: {error!r}")
+        return error_body(FourplaneError(f"{ask.method} failed", code="internal"))
 
     async def _traced(self, method: str, work: Awaitable[Any]) -> Any:
         """The same as a step of the caller's trace."""
@@ -328,13 +331,13 @@ class RpcServer:
         try:
             async for item in items:
                 body = _encode(item)
-                if len(body) > self.settings.frame_max:
-                    raise TooLarge("an item is too large", limit_bytes=self.settings.frame_max)
+                if len(body) > self._frame_max:
+                    raise TooLarge("an item is too large", limit_bytes=self._frame_max)
                 while job.credit <= 0:
                     job.more = asyncio.get_running_loop().create_future()
                     await job.more
                 job.credit -= 1
-                connection.send(Tell(ask.id, ITEM, msgspec.Raw(body)), len(body))
+                connection.send((ask.id, ITEM, msgspec.Raw(body)), len(body))
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
@@ -347,7 +350,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: RpcServer) -> None:
         self._server = server
         self._asks: Unbatcher[Ask] = Unbatcher(Ask, server.settings.frame_max)
-        self._tells: Batcher[Tell] | None = None
+        self.tells: Batcher
         self.transport: asyncio.Transport | None = None
         self._greeting = b""
         self._greeted = False
@@ -356,14 +359,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self._tells = Batcher(self.transport)
+        self.tells = Batcher(self.transport)
         if len(self._server.connections) >= self._server.settings.connections_max:
             self.transport.abort()
             return
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - part of the Protocol
-        self.transport = self._tells = None
+        self.transport = None
         self._server.connections.discard(self)
         self._server.settle()
         for ask_id in list(self.jobs):
@@ -410,12 +413,11 @@ class _Connection(asyncio.Protocol):
     def refuse(self, ask: Ask, error: FourplaneError) -> None:
         """Answer a call that will not be run."""
         body = error_body(error)
-        self.send(Tell(ask.id, ERROR, msgspec.Raw(body)), len(body))
+        self.send((ask.id, ERROR, msgspec.Raw(body)), len(body))
 
-    def send(self, tell: Tell, size: int) -> None:
+    def send(self, tell: Message, size: int) -> None:
         """Answer, with the other answers of this tick."""
-        if self._tells is not None:
-            self._tells.add(tell, size)
+        self.tells.add(tell, size)
 
     def close(self) -> None:
         """End now."""
