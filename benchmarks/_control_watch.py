@@ -36,7 +36,7 @@ READY_S = 60.0
 WARM_S, AFTER_S = 8.0, 12.0
 HTTP_OK, BOOKS_S = 200, 30
 CLIENTS = 60
-RATE_PER_S = 200.0
+RATE_PER_S = 100.0
 PORTS = (
     "MESSAGING__PORT",
     "MESSAGING__TLS_PORT",
@@ -106,6 +106,7 @@ class Death:
             "failed": failed,
             "failed_share": failed / max(1, asked),
             "sent_again": self.tally.facts.get("asked_again", 0.0),
+            "waited_in_room": self.tally.facts.get("let_in", 0.0) + self.tally.facts.get("waiting", 0.0),
             "orders_looked_at": self.looked_at,
             "orders_broken": len(self.broken),
             "slowest_s": max((cell.quantile(1.0) for cell in self.tally.latency.values()), default=0.0),

@@ -292,7 +292,7 @@ class Deployment:
             server.behind_room(gateway.room)
         for system in self.systems.values():
             for method, path, handler in getattr(system, "hot_routes", list)():
-                server.hot(method, path, handler)
+                server.hot(method, path, self._resilience.faults.hot(handler))
             if isinstance(system, Commerce) and name == "http":
                 system.behind(server.admission, gateway.room)
         return server

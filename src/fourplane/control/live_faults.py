@@ -4,7 +4,7 @@ A worker does to itself what an experiment names: it dies and stays away (`insta
 it stands in that place; a region's cache nodes go dark with it), its requests wait (`latency`), fail (`errors`) or get no
 answer (`partition`), it does not reach another service (`service_partition`), its processor is busy (`cpu_burn`), its disk
 full or slow (`disk_full`, `disk_stall`), its clock wrong (`clock_skew`). Requests pass a gate that costs one comparison
-while nothing is wrong.
+while nothing is wrong; hot routes leave theirs to it while something is.
 
 Invariants: at most `FAULTS_MAX` faults; none outlives its lease by more than `SWEEP_S`; a worker that died holds no lease, its
 absence is a file with an end in it. The names and arguments are those of `simulator.faults`, so one file does for both.
@@ -26,6 +26,7 @@ from fourplane.control.places import region_of
 from fourplane.edge.asgi import AsgiApp, Message, Receive, Scope, Send
 from fourplane.edge.gate_checks import session_token
 from fourplane.edge.http_answers import error_body
+from fourplane.edge.http_request import HotAnswer, HotHandler, HttpRequest
 from fourplane.foundation import clock, processes
 from fourplane.foundation.errors import FourplaneError, NotFound, Overloaded
 from fourplane.foundation.lifecycle import Tasks
@@ -149,6 +150,14 @@ class LiveFaults:
             return self._troubled(app, scope, receive, send)
 
         return cast("AsgiApp", passed)
+
+    def hot(self, handler: HotHandler) -> HotHandler:
+        """A hot handler that leaves its requests to the application while there are faults, so that the gate sees them."""
+
+        def passed(request: HttpRequest) -> HotAnswer:
+            return None if self._faults or self._held else handler(request)
+
+        return passed
 
     async def _troubled(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
         """One request while faults last: it is counted in one group of each, and met by those that drew it."""

@@ -57,6 +57,20 @@ def test_latency_meets_the_paths_of_its_system_and_no_others(tmp_path):
     assert lived(main, tmp_path) == ((200, 0.5), (200, 0.0), 1)
 
 
+def test_a_hot_route_leaves_its_requests_to_the_gate_while_a_fault_lasts(tmp_path):
+    async def main(faults, _ask):
+        handler = faults.hot(lambda _request: b"hot")
+        before = handler(None)
+        fault = faults.begin("latency", "commerce", {"latency_s": 0.5}, 5.0)
+        during = handler(None)
+        faults.undo(fault)
+        after = handler(None)
+        faults.hold_back({"commerce": 0.1})
+        return before, during, after, handler(None)
+
+    assert lived(main, tmp_path) == (b"hot", None, b"hot", None)
+
+
 def test_a_share_of_callers_fails_and_always_the_same_ones(tmp_path):
     async def main(faults, ask):
         faults.begin("errors", "commerce", {"share": 0.3, "status": 500}, 5.0)
