@@ -115,7 +115,7 @@ PLANTS = {
     forget_what_was_not_taken: "messaging-latency",
     a_broken_session_keeps_nothing: "messaging-instance-loss",
     stored_messages_newest_first: "messaging-partition",
-    live_messages_overtake_stored_ones: "messaging-partition",
+    live_messages_overtake_stored_ones: "messaging-retry-storm",
     one_partition_for_all: "messaging-latency",
     stored_messages_go_before_they_are_taken: "messaging-late-readers",
     sync_lies: "messaging-instance-loss",
