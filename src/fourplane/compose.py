@@ -214,6 +214,9 @@ class Deployment:
             regions_named=[node.region for node in settings.streaming.cdn] if "streaming" in settings.systems else (),
         )  # fmt: skip
         self._resilience.add_to(self.lifecycle)
+        for name, system in self.systems.items():
+            if isinstance(system, Messaging):
+                self._resilience.faults.beside_http(name, system.hold_back)
         if self._metrics is not None and self._observability.alerts is not None:
             self._resilience.help_itself(
                 blobs=await self.stores.blobs("control"), metrics=self._metrics, alerts=self._observability.alerts,

@@ -7,12 +7,15 @@ on; and leashed: it says what it would do and does it only once the leash is tak
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Literal
 
 import msgspec
 
 from fourplane.foundation.errors import Misconfigured
 
 DAY_S = 86_400.0
+
+Kind = Literal["zone-down", "kill", "slow", "10x"]
 
 
 class ScheduleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +30,7 @@ class ScheduleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean_days: float = 2.0
     min_days: float = 1.0
     opt_out: tuple[str, ...] = ()
-    drill: str = "kill"
+    drill: Kind = "kill"
 
     def __post_init__(self) -> None:
         if not (0 <= self.from_hour < self.to_hour <= 24 and 0 < self.min_days <= self.mean_days):

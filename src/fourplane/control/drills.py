@@ -10,11 +10,11 @@ One drill at a time. Halting ends the process and every fault.
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol, get_args
 
 import msgspec
 
-from fourplane.control.chaos_schedule import ScheduleSettings, due
+from fourplane.control.chaos_schedule import Kind, ScheduleSettings, due
 from fourplane.edge.routes import Call, Door, Reply, Route
 from fourplane.foundation import clock, ids, processes
 from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Rejected
@@ -22,15 +22,30 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
 STATIC = Path(__file__).parent / "static"
-KINDS = ("zone-down", "kill", "slow", "10x")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 RECORDS_MAX = 50
 LOST_S = 20.0
 LOOK_S = 60.0
 MEDIA = {"html": "text/html; charset=utf-8", "md": "text/markdown; charset=utf-8", "json": "application/json"}
 _FILE = re.compile(r"(\d{13}-[a-z0-9-]{3,60})\.(html|md|json)")
 
-Kind = Literal["zone-down", "kill", "slow", "10x"]
 Order = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Running(Protocol):
+    """A drill's process."""
+
+    async def wait(self) -> int: ...
+    async def stop(self) -> int: ...
+    def terminate(self) -> None: ...
+
+
+class Runner(Protocol):
+    """Starts a program under the loop."""
+
+    async def __call__(
+        self, argv: Sequence[str], *, on_line: Callable[[str], None] | None = None, env: Mapping[str, str] | None = None
+    ) -> Running: ...
 
 
 class DrillOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,22 +87,33 @@ class Drills:
     """A lifecycle part of the worker with the console."""
 
     def __init__(
-        self, *, data: Path, systems: Sequence[str], order: Order, registry: Registry, schedule: ScheduleSettings
+        self,
+        *,
+        data: Path,
+        systems: Sequence[str],
+        order: Order,
+        registry: Registry,
+        schedule: ScheduleSettings,
+        runner: Runner = processes.start,
     ) -> None:
+        """`runner` starts a drill's process."""
         self._folder = folder_of(data)
         self._data = data
         self._systems = systems
         self._order = order
         self._registry = registry
         self._schedule = schedule
-        self._child: processes.Child | None = None
+        self._runner = runner
+        self._child: Running | None = None
         self._tasks: Tasks | None = None
         self._last_s: dict[str, float] = {}
 
     async def start(self, tasks: Tasks) -> None:
-        """Wait for clicks, and for the schedule if there is one."""
+        """Wait for clicks, and for the schedule if there is one, which counts the drills before a restart, too."""
         self._tasks = tasks
         if self._schedule.enabled:
+            for record in self.records():
+                self._last_s[record.system] = max(record.began_s, self._last_s.get(record.system, 0.0))
             tasks.start(self._keep_schedule(), "schedule")
 
     async def drain(self) -> None:
@@ -101,7 +127,7 @@ class Drills:
     def begin(self, system: str, kind: str, who: str) -> str:
         """Begin a drill; its id. Raises Rejected for one there is none of, Conflict while one is under way."""
         assert self._tasks is not None
-        if system not in self._systems or kind not in kinds_of(system):
+        if system not in self._systems or kind not in KINDS:
             raise Rejected(f"there is no drill {kind[:20]!r} for {system[:20]!r}", code="no_drill")
         if self._child is not None or any(one.status == "running" for one in self.records()):
             raise Conflict("a drill is under way; one at a time", code="drill_running")
@@ -145,7 +171,7 @@ class Drills:
     async def _run(self, name: str, drill: str) -> None:
         command = processes.python("fourplane", "chaos", name, "--record", drill)
         last: list[str] = []
-        child = await processes.start(
+        child = await self._runner(
             command, on_line=lambda line: last.append(line[:300]), env={"FOURPLANE_DATA": str(self._data.absolute())}
         )
         self._child = child
@@ -180,7 +206,7 @@ class Drills:
     async def _all(self, _: Call[None]) -> DrillsView:
         records = self.records()
         running = any(one.status == "running" for one in records) or self._child is not None
-        return DrillsView(running, {system: kinds_of(system) for system in self._systems}, records)
+        return DrillsView(running, {system: list(KINDS) for system in self._systems}, records)
 
     async def _begin(self, call: Call[DrillOrder]) -> dict[str, str]:
         who = call.identity.name if call.identity is not None else "somebody"
@@ -202,8 +228,3 @@ class Drills:
 def folder_of(data: Path) -> Path:
     """Where records and reports lie."""
     return data / "chaos" / "drills"
-
-
-def kinds_of(system: str) -> list[str]:
-    """The drills of a system; messages do not wait for HTTP, so nothing slows them that way."""
-    return [kind for kind in KINDS if not (system == "messaging" and kind == "slow")]

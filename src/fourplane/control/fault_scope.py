@@ -129,6 +129,11 @@ class Fault:
         """Whether a request is one of those in either group."""
         return path.startswith(self.prefix) and self.wanted.tenant in ("", tenant)
 
+    def is_whole(self, system: str) -> bool:
+        """Whether it is for everybody and everything of a system."""
+        wanted = self.wanted
+        return self.system == system and not wanted.route and not wanted.tenant and wanted.drawn >= 1.0
+
     def draws(self, caller: str) -> bool:
         """Whether this caller is one of the share it is for."""
         share = self.wanted.drawn

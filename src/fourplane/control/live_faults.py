@@ -67,6 +67,8 @@ class LiveFaults:
         self._faults: dict[str, Fault] = {}
         self._undo: dict[str, Undo] = {}
         self._held: dict[str, float] = {}  # path prefix to how long its answers are held back (changes.py)
+        self._delays: dict[str, float] = {}  # the same by system
+        self._beside: dict[str, Callable[[float], None]] = {}  # systems that talk to people beside HTTP, too
         self._over: deque[FaultState] = deque(maxlen=OVER_MAX)
         self._random = clock.random()
         self._strangers = 0
@@ -96,6 +98,7 @@ class LiveFaults:
         fault = Fault(known, system, wanted, now_s + min(lease_s, LEASE_S_MAX, wanted.duration_s))
         self._undo[fault.id] = self._machine.begin(fault, parted)
         self._faults[fault.id] = fault
+        self._tell_beside()
         self._registry.event("warning", "chaos", f"{known} in {system}: {told(wanted)}")
         if known == "instance_loss" or (known in OF_PLACES and self._stands_in(fault)):
             self._go_away(min(wanted.duration_s, AWAY_S_MAX), known)
@@ -117,6 +120,7 @@ class LiveFaults:
         if fault is None:
             raise NotFound("this fault has ended", code="no_fault")
         self._undo.pop(fault_id)()
+        self._tell_beside()
         self._over.append(fault.state(clock.monotonic_s(), self._slot, why))
         met = f", {fault.experiment.requests:,} requests met it" if fault.experiment.requests else ""
         self._registry.event("info", "chaos", f"{fault.kind} in {fault.system} ended{met}")
@@ -139,7 +143,25 @@ class LiveFaults:
 
     def hold_back(self, delays: Mapping[str, float]) -> None:
         """Let the answers of systems be slower, as a release that was not good would; zero for as quick as they are."""
-        self._held = {f"/{system}/": seconds for system, seconds in delays.items() if seconds > 0}
+        self._delays = {system: seconds for system, seconds in delays.items() if seconds > 0}
+        self._held = {f"/{system}/": seconds for system, seconds in self._delays.items()}
+        self._tell_beside()
+
+    def beside_http(self, system: str, hold_back: Callable[[float], None]) -> None:
+        """A system whose users do not wait for HTTP alone: told how long its words are to be held back."""
+        self._beside[system] = hold_back
+
+    def _tell_beside(self) -> None:
+        """Latency of a whole system, and a slow release of it, for what does not pass the gate."""
+        for system, hold_back in self._beside.items():
+            hold_back(
+                self._delays.get(system, 0.0)
+                + sum(
+                    one.wanted.latency_s + one.wanted.jitter_s / 2
+                    for one in self._faults.values()
+                    if one.kind == "latency" and one.is_whole(system)
+                )
+            )
 
     def gate(self, app: AsgiApp) -> AsgiApp:
         """The application behind the faults; while there are none it is called as it is."""

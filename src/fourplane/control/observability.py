@@ -180,7 +180,13 @@ class Observability:
             self._parts.append(
                 (
                     "otlp",
-                    OtlpPush(settings.otlp, registry=self._registry, collect=collect, traces=traces.columns),
+                    OtlpPush(
+                        settings.otlp,
+                        registry=self._registry,
+                        collect=collect,
+                        traces=traces.columns,
+                        secrets=self._data / "secrets",
+                    ),
                 )
             )
         self._doors += [*traces.doors(), *_pages()]

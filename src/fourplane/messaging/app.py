@@ -234,6 +234,10 @@ class Messaging:
             bytes_out=streams.bytes_out,
         )
 
+    def hold_back(self, seconds: float) -> None:
+        """Write to clients so much later than could be: a slow release, as it is rehearsed; 0 as soon as can be."""
+        self.streams.held_back_s = seconds
+
     def nodes(self) -> list[Node]:
         """The boxes of the study's diagram."""
         return diagram(self.router, self.streams, self.groups, self.media)

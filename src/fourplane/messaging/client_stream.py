@@ -67,6 +67,7 @@ class Streams:
         self.registered: dict[str, float] = {}  # when an account was last made from an address
         self.login_failures = 0
         self.bytes_in = self.bytes_out = 0
+        self.held_back_s = 0.0  # what a rehearsed slow release or a fault adds before anything is written
         self._dirty: list[ClientStream] = []
         self._number = 0
         self._offers: dict[bool, tuple[Offer, bytes]] = {}
@@ -108,7 +109,11 @@ class Streams:
     def mark(self, stream: "ClientStream") -> None:
         """`stream` has something to write: all such streams are written together at the end of this tick."""
         if not self._dirty:
-            asyncio.get_running_loop().call_soon(self.flush)
+            loop = asyncio.get_running_loop()
+            if self.held_back_s > 0.0:
+                loop.call_later(self.held_back_s, self.flush)
+            else:
+                loop.call_soon(self.flush)
         self._dirty.append(stream)
 
     def flush(self) -> None:

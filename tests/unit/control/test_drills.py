@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from fourplane.control.changes import KEY, Changes
 from fourplane.control.chaos_schedule import ScheduleSettings, due
-from fourplane.control.drills import kinds_of
+from fourplane.control.drills import KINDS, DrillRecord, Drills, folder_of
 from fourplane.control.fault_orders import FaultOrders
 from fourplane.control.neighbourhood import Neighbourhood
 from fourplane.control.placement import Placement
@@ -162,6 +163,83 @@ def test_the_schedule_breaks_things_only_while_people_work_and_not_too_often():
     assert ScheduleSettings().leashed
 
 
+class Programs:
+    """Drills as processes: each takes two minutes and writes its record as the runner does."""
+
+    def __init__(self, data):
+        self.data, self.begun = data, []
+
+    async def __call__(self, argv, *, on_line=None, env=None):
+        *_, name, _, drill = argv
+        self.begun.append((clock.now_us() / 1e6, name))
+        system = name.partition("-")[0]
+        record = DrillRecord(drill, name, system, "completed", clock.now_us() / 1e6, clock.now_us() / 1e6)
+        folder_of(self.data).mkdir(parents=True, exist_ok=True)
+        (folder_of(self.data) / f"{drill}.json").write_bytes(msgspec.json.encode(record))
+        return self
+
+    async def wait(self):
+        await clock.sleep(120.0)
+        return 0
+
+    async def stop(self):
+        return 0
+
+    def terminate(self):
+        pass
+
+
+def scheduled(tmp_path, days, **changed):
+    """Days of a deployment with a schedule, in virtual time: drills that were begun, events."""
+
+    async def main(_world):
+        programs, registry = Programs(tmp_path), Registry()
+
+        async def order(_):
+            return {"ended": 0}
+
+        schedule = ScheduleSettings(**{"enabled": True, "mean_days": 1.0, "min_days": 0.5} | changed)
+        drills = Drills(
+            data=tmp_path, systems=SYSTEMS, order=order, registry=registry, schedule=schedule, runner=programs
+        )
+        lifecycle = Lifecycle(Registry())
+        lifecycle.add("drills", drills)
+        await lifecycle.start()
+        await clock.sleep(days * 24 * HOUR_S)
+        await lifecycle.stop()
+        return programs.begun, [event.text for event in registry.events]
+
+    return simulated.run(main, 5, virtual_s_max=days * 24 * HOUR_S + 60.0).result
+
+
+def test_a_week_of_the_schedule_has_drills_in_working_hours_and_none_on_a_leash(tmp_path):
+    begun, _ = scheduled(tmp_path, 7, leashed=False, opt_out=("messaging",))
+    moments = [datetime.fromtimestamp(at_s, UTC) for at_s, _ in begun]
+    assert len(begun) >= 3
+    assert {name for _, name in begun} <= {"streaming-kill", "dispatch-kill", "commerce-kill"}
+    assert all(one.weekday() < 5 and 9 <= one.hour < 15 for one in moments)
+    last = {}
+    for at_s, name in begun:
+        assert at_s - last.get(name, 0.0) >= 12 * HOUR_S
+        last[name] = at_s
+    leashed, events = scheduled(tmp_path / "leashed", 2)
+    assert leashed == []
+    assert any("is due; leashed, so not done" in text for text in events)
+
+
+def test_a_restart_does_not_make_a_drill_due_again(tmp_path):
+    async def start(_world):
+        return clock.now_us() / 1e6
+
+    began_s = simulated.run(start, 5).result
+    record = DrillRecord("x", "x", "commerce", "completed", began_s - 60.0, began_s)
+    folder_of(tmp_path).mkdir(parents=True)
+    (folder_of(tmp_path) / "0000000000000-x.json").write_bytes(msgspec.json.encode(record))
+    often = {"weekdays": tuple(range(7)), "from_hour": 0, "to_hour": 24, "mean_days": 0.05, "min_days": 0.05}
+    begun, _ = scheduled(tmp_path, 0.5, leashed=False, opt_out=("streaming", "dispatch", "messaging"), **often)
+    assert begun[0][0] - began_s >= 0.05 * 24 * HOUR_S - 60.0
+
+
 def test_what_a_drill_cost_is_what_was_missing_at_the_pace_before():
     def moment(second):
         """Two orders a second of ten each; for ten seconds half of everything fails."""
@@ -186,7 +264,7 @@ def test_players_have_moved_when_nobody_is_left_at_a_dark_node(leaves, moved_s):
 
 
 def test_every_drill_of_the_console_is_a_file_that_a_running_deployment_can_take():
-    wanted = {f"{system}-{kind}" for system in SYSTEMS for kind in kinds_of(system)}
+    wanted = {f"{system}-{kind}" for system in SYSTEMS for kind in KINDS}
     files = {file.stem: file for file in DRILLS.glob("*.json")}
     assert set(files) == wanted
     for file in files.values():

@@ -71,6 +71,24 @@ def test_a_hot_route_leaves_its_requests_to_the_gate_while_a_fault_lasts(tmp_pat
     assert lived(main, tmp_path) == (b"hot", None, b"hot", None)
 
 
+def test_who_does_not_wait_for_http_is_slow_too_while_a_fault_of_the_whole_system_lasts(tmp_path):
+    async def main(faults, _ask):
+        told = []
+        faults.beside_http("messaging", told.append)
+        faults.begin("latency", "messaging", {"latency_s": 0.3, "jitter_s": 0.2, "duration_s": 3.0}, 5.0)
+        faults.begin("latency", "messaging", {"latency_s": 9.0, "percent": 50}, 5.0)
+        faults.begin("latency", "commerce", {"latency_s": 9.0}, 5.0)
+        begun = told[-1]
+        faults.hold_back({"messaging": 0.25, "commerce": 1.0})
+        both = told[-1]
+        await clock.sleep(4.0)
+        lapsed = told[-1]
+        faults.hold_back({})
+        return begun, both, lapsed, told[-1]
+
+    assert lived(main, tmp_path) == (0.4, 0.65, 0.25, 0.0)
+
+
 def test_a_share_of_callers_fails_and_always_the_same_ones(tmp_path):
     async def main(faults, ask):
         faults.begin("errors", "commerce", {"share": 0.3, "status": 500}, 5.0)

@@ -15,6 +15,7 @@ from fourplane.control.traces.stores import TracedStores
 from fourplane.edge.routes import Call
 from fourplane.foundation import clock, network, tracing
 from fourplane.foundation.errors import Misconfigured, NotFound, Rejected, Unavailable
+from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 from fourplane.foundation.tracing import span
 from fourplane.simulator import loop as simulated
@@ -172,7 +173,9 @@ def test_otlp_names_ids_times_and_errors():
     )
 
 
-def test_a_collector_hears_metrics_and_each_trace_once():
+def test_a_collector_hears_metrics_and_each_trace_once(tmp_path):
+    (tmp_path / "collector").write_text("Bearer s3cret\n", encoding="ascii")
+
     async def main(_world):
         got = []
 
@@ -182,6 +185,7 @@ def test_a_collector_hears_metrics_and_each_trace_once():
 
             def data_received(self, data):
                 head, _, body = data.partition(b"\r\n\r\n")
+                assert b"\r\nx-api-key: Bearer s3cret\r\n" in head + b"\r\n"
                 got.append((head.split(b" ")[1].decode(), json.loads(body)))
                 self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
@@ -193,7 +197,8 @@ def test_a_collector_hears_metrics_and_each_trace_once():
             return registry
 
         url = f"http://127.0.0.1:{network.port_of(server)}/otlp"
-        push = OtlpPush(OtlpSettings(url), registry=registry, collect=cells, traces=columns)
+        settings = OtlpSettings(url, header="x-api-key", secret_file="collector")
+        push = OtlpPush(settings, registry=registry, collect=cells, traces=columns, secrets=tmp_path)
         columns.add(record(1))
         await push.push()
         await push.push()
@@ -212,5 +217,45 @@ def test_a_collector_hears_metrics_and_each_trace_once():
     assert set(spans) == {f"{1:032x}", f"{2:032x}"}
     assert len(spans) == 6
     tracing.set_trace("")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "ftp://x"},
+        {"url": "http://robin:secret@x"},
+        {"header": "content-length"},
+        {"header": "a\r\nb"},
+        {"secret_file": "../passwd"},
+    ],
+)
+def test_what_a_push_cannot_be_is_refused(wrong):
     with pytest.raises(Misconfigured):
-        OtlpSettings(url="ftp://x")
+        OtlpSettings(**wrong)
+
+
+@pytest.mark.parametrize("content", [None, "", "two\nlines", "x" * 5_000])
+def test_a_secret_that_cannot_be_sent_stops_the_push_and_is_in_no_event(tmp_path, content):
+    if content is not None:
+        (tmp_path / "collector").write_text(content, encoding="ascii")
+
+    async def main(_world):
+        registry = Registry()
+
+        async def cells():
+            return registry
+
+        settings = OtlpSettings("http://127.0.0.1:9", every_s=0.5, secret_file="collector")
+        push = OtlpPush(settings, registry=registry, collect=cells, traces=None, secrets=tmp_path)
+        lifecycle = Lifecycle(Registry())
+        lifecycle.add("otlp", push)
+        await lifecycle.start()
+        await clock.sleep(2.0)
+        await lifecycle.stop()
+        return [event.text for event in registry.events], push.statistics().failed
+
+    events, failed = simulated.run(main, 1).result
+    assert failed >= 2
+    assert len(events) == 1
+    assert "data/secrets/collector" in events[0]
+    assert "two" not in events[0]
