@@ -68,6 +68,7 @@ class CacheNodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     whole: bool = False  # ask the parent for whole objects even if the client wants a part
     key_host: bool = True  # the Host is part of what a response is stored under
     cors: bool = False
+    congestion: str = "auto"  # of connections to clients: bbr, cubic, ...; auto: the system's, unpaced on loopback
 
 
 class CacheStatistics(msgspec.Struct, frozen=True):
@@ -153,6 +154,9 @@ class CacheNode:
         self._tasks = tasks
         found = await self.store.open()
         await self.listener.open(lambda: CacheProtocol(self))
+        if not self.listener.choose_congestion(self.settings.congestion):
+            name, wanted = self.settings.name, self.settings.congestion
+            self.registry.event("warning", "cdn", f"{name}: the kernel knows no {wanted}, the system's control stays")
         if found:
             self.registry.event("info", "cdn", f"{self.settings.name} kept {found} objects from before its restart")
 

@@ -97,10 +97,12 @@ class CacheProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_answering",
+        "_cork",
         "_descriptor",
         "_drained",
         "_head_bytes",
         "_head_known",
+        "_held",
         "_host",
         "_hot",
         "_learning",
@@ -131,9 +133,11 @@ class CacheProtocol(asyncio.Protocol):
         self._answering: CacheRequest | None = None
         self._head_bytes = 0
         self._head_known = False  # the head of the message under way was read to its end
+        self._held = False  # reading was paused
         self._host = b""
         self._learning = b""
         self._descriptor = -1  # of the socket, where the kernel may send files into it
+        self._cork: network.Cork | None = None  # made for the first file
         self._sending: tuple[int, int, int, CacheRequest] | None = None  # file, offset, bytes left
         self._paced: tuple[memoryview, CacheRequest] | None = None  # what is left of a body in memory
         self._drained: asyncio.Future[None] | None = None
@@ -171,6 +175,9 @@ class CacheProtocol(asyncio.Protocol):
         if self._sending is not None:
             os.close(self._sending[0])
             self._sending = None
+        if self._cork is not None:
+            self._cork.forget()
+            self._cork = None
         self._paced = None
         self._wake()
         if self._task is not None:
@@ -178,7 +185,7 @@ class CacheProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self.transport.pause_reading()
+        self._hold()
 
     def resume_writing(self) -> None:
         self.write_paused = False
@@ -301,7 +308,7 @@ class CacheProtocol(asyncio.Protocol):
         else:
             self._pending.append(self._request)
             if len(self._pending) >= PIPELINED_MAX:
-                self.transport.pause_reading()
+                self._hold()
             if len(self._pending) > 64 * PIPELINED_MAX:
                 raise _Refused(429, "too_many", "too many requests without waiting for an answer")
 
@@ -384,12 +391,14 @@ class CacheProtocol(asyncio.Protocol):
             return False
         whole = head + (b"\r\n" if request.keep_alive else CLOSE + b"\r\n")
         try:
-            if os.write(self._descriptor, whole) != len(whole):
-                transport.abort()
-                return True
+            if self._cork is None:
+                self._cork = network.Cork(self._descriptor)
+            self._cork.hold()
+            if not self._wrote(whole):
+                return False
             count, offset = self._send_some(file, offset, count)
-        except BlockingIOError:
-            return False
+            if not count:
+                self._cork.release()
         except OSError:
             transport.abort()
             return True
@@ -398,6 +407,17 @@ class CacheProtocol(asyncio.Protocol):
             self._sending = (os.dup(file), offset, count, request)
             transport.set_write_buffer_limits(high=0)
             self._send_piece()
+        return True
+
+    def _wrote(self, head: bytes) -> bool:
+        """Write a head past the transport; False when the socket takes nothing now. Raises OSError when the client is gone."""
+        assert self._cork is not None
+        try:
+            if os.write(self._descriptor, head) != len(head):
+                raise OSError("half a head")
+        except BlockingIOError:
+            self._cork.release()
+            return False
         return True
 
     def _send_some(self, file: int, offset: int, count: int) -> tuple[int, int]:
@@ -433,6 +453,8 @@ class CacheProtocol(asyncio.Protocol):
         try:
             if not self.transport.get_write_buffer_size():
                 count, offset = self._send_some(file, offset, count)
+            if not count and self._cork is not None:
+                self._cork.release()
         except OSError:
             self.transport.abort()
             return
@@ -503,13 +525,25 @@ class CacheProtocol(asyncio.Protocol):
             self.transport.close()
             return
         self.rest()
-        if self._pending and not self.write_paused:
+        if (self._pending or self._held) and not self.write_paused:
             asyncio.get_running_loop().call_soon(self._continue)
+
+    def _hold(self) -> None:
+        """Read nothing more until the client has taken its answers."""
+        self._held = True
+        self.transport.pause_reading()
 
     def _continue(self) -> None:
         while self._pending and not self.busy and not self.write_paused and not self.gone:
             self._handle(self._pending.pop(0))
-        if not self.gone and not self.write_paused and len(self._pending) < PIPELINED_MAX:
+        if (
+            self._held
+            and not self.busy
+            and not self.gone
+            and not self.write_paused
+            and len(self._pending) < PIPELINED_MAX
+        ):
+            self._held = False
             self.transport.resume_reading()
 
     def _refuse(self, status: int, code: str, message: str) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from fourplane.foundation import network
 
 DESCRIPTOR_SHARE = 0.9
+UNPACED = "reno"  # every kernel has it, and everybody may choose it
 
 
 class ListenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +27,11 @@ class ListenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_max: int = 50_000
     per_address_max: int = 2_000
     loopback_unbounded: bool = True  # load drivers and proxies on this machine share one address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address leads nowhere but to this machine."""
+    return host.startswith("127.") or host in ("::1", "localhost")
 
 
 class Bounds:
@@ -94,6 +100,16 @@ class Listener:
             factory, settings.host, settings.port, tls=self.tls, inherited=self._inherited
         )
         self.port = network.port_of(self._server)
+
+    def choose_congestion(self, name: str) -> bool:
+        """Use a congestion control by name, "" being the system's; False where the kernel refuses.
+
+        "auto" is the system's too, but on an address of this machine one that does not pace: no wire is there to be gentle
+        with, and BBR's timers are a quarter of what sending costs.
+        """
+        if name == "auto":
+            name = UNPACED if is_loopback(self.settings.host) else ""
+        return not name or (self._server is not None and network.choose_congestion(self._server, name))
 
     def close(self) -> None:
         """Accept no more; what is open stays open."""

@@ -164,6 +164,7 @@ class Delivery:
                 whole=True,
                 key_host=False,
                 cors=True,
+                congestion=settings.congestion,
             ),
             registry=self._registry,
             guard=self._guard,

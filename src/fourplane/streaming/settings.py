@@ -65,6 +65,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     cdn_port: int | None = None  # of the first node, the others follow; 0: all take free ones; unset: as the nodes say
     folder: Path = Path("streaming")  # uploads and work of running encodes; relative to the data folder
     cache_folder: Path | None = Path("cdn")  # the same; None keeps cached bytes in memory
+    congestion: str = "auto"  # towards viewers: bbr, cubic, ...; auto: the system's, without pacing on loopback
     token_s: float = 4 * 3600.0
     encoding: EncodingSettings = EncodingSettings()
     fill: FillSettings = FillSettings()

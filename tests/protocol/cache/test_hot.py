@@ -1,9 +1,12 @@
 """Answers that stand ready never outlive what they were made of."""
 
 import asyncio
+import socket
 
+import pytest
 from tests.protocol.cache.rig import fresh, node, response
 
+from fourplane.foundation import network
 from fourplane.foundation.errors import Forbidden
 
 
@@ -136,5 +139,92 @@ def test_a_304_that_names_a_vary_ends_what_stood_ready_for_others():
             assert len(origin.seen) == 2
             assert (await client.ask("/a", "Accept-Language: en"))[1]["cache-status"].startswith("node; fwd")
             assert len(origin.seen) == 3
+
+    asyncio.run(main())
+
+
+async def _on_disk(cache, key):
+    while not (found := cache.store.variants(key)) or found[0].file is None:
+        await asyncio.sleep(0.005)
+
+
+def test_large_answers_leave_in_whole_packets_with_nothing_held_back(tmp_path):
+    content = bytes(range(256)) * 8_192
+
+    async def main():
+        large = response(content, "Cache-Control: max-age=60")
+        async with node(lambda *_: large, folder=tmp_path) as (cache, origin, connect):
+            client = await connect()
+            assert (await client.ask())[2] == content
+            await _on_disk(cache, b"here\0/a")
+            held = []
+            (connection,) = cache._connections
+            with pytest.MonkeyPatch.context() as patch:
+                send_file = network.send_file
+                patch.setattr(
+                    network, "send_file", lambda *given: held.append(_corked(connection)) or send_file(*given)
+                )
+                for _ in range(3):
+                    client.send()  # several answers at once do not fit: the socket is full in the middle of a body
+                assert [(await client.read())[2] == content for _ in range(3)] == [True] * 3
+            assert len(held) >= 3
+            assert all(held)
+            assert not _corked(connection)
+            assert (await client.ask("/a", "Range: bytes=0-9"))[2] == content[:10]
+            assert len(origin.seen) == 1
+
+    asyncio.run(main())
+
+
+def _corked(connection):
+    return connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+
+def test_a_socket_that_takes_no_head_gets_the_answer_all_the_same(tmp_path):
+    content = b"film" * 100_000
+
+    async def main():
+        async with node(lambda *_: response(content, "Cache-Control: max-age=60"), folder=tmp_path) as (
+            cache,
+            _origin,
+            connect,
+        ):
+            client = await connect()
+            await client.ask()
+            await _on_disk(cache, b"here\0/a")
+            (connection,) = cache._connections
+
+            def full(*_):
+                raise BlockingIOError
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("os.write", full)
+                client.send()
+                assert (await client.read())[2] == content
+            assert not _corked(connection)
+
+    asyncio.run(main())
+
+
+def test_connections_within_this_machine_are_not_paced_and_others_use_the_systems_control():
+    async def control(**settings):
+        async with node(fresh, **settings) as (cache, _origin, connect):
+            assert (await (await connect()).ask())[0] == 200
+            (connection,) = cache._connections
+            used = connection.transport.get_extra_info("socket").getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16
+            )
+            return used.rstrip(b"\0").decode(), [
+                event.text for event in cache.registry.events if event.level == "warning"
+            ]
+
+    async def main():
+        with socket.socket() as made:
+            system = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+        assert await control() == ("reno", [])
+        assert await control(congestion="") == (system, [])
+        used, events = await control(congestion="nosuch")
+        assert used == system
+        assert events == ["node: the kernel knows no nosuch, the system's control stays"]
 
     asyncio.run(main())
