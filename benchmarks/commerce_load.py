@@ -11,12 +11,13 @@ second (`pinned`): a driver that takes the server's time away measures itself, a
 server from giving the interpreter's lock back. On a machine that is busy with something else the capacity itself moves:
 look at `load`.
 
-    python benchmarks/commerce_load.py [--seconds 6] [--factor 10]
+    python benchmarks/commerce_load.py [--seconds 3] [--factor 10]
 """
 
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -28,187 +29,89 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from commerce import Server, fill, pay, quantile, request
+from _open_loop import Crowd
+from commerce import Server, fill, pay, request
 
-DEADLINE_S = 1.0
-CONNECTIONS_MAX = 300
+CONNECTIONS = {"order": 120, "cart": 80, "page": 60, "search": 40, "crawl": 20}
 MIX = {"order": 0.06, "cart": 0.24, "page": 0.30, "search": 0.20, "crawl": 0.20}  # shares of the work
 GOOD = {"order": 201, "cart": 204, "page": 200, "search": 200, "crawl": 200}
 BARS = {"goodput at overload / peak": 0.9, "orders answered": 0.999, "order p99 / unloaded": 2.0, "recovery s": 5.0}
 
 
-class Wire(asyncio.Protocol):
-    """One kept connection of the driver; counts the answer of what it sent last."""
+class Messages:
+    """Writes the requests of each class."""
 
-    def __init__(self, crowd):
-        self.crowd = crowd
-        self.buffer = b""
-        self.kind = None
+    def __init__(self, facts, carts):
+        self.facts, self.carts, self.turn = facts, carts, 0
+        self.random = random.Random(7)
+        self.pages = [bodiless(page, "Cookie: seen=1\r\n") for page in facts["pages"]]
+        self.searches = [bodiless(f"/commerce/search?q={word}") for word in ("lamp", "tent", "blue", "chiar")]
+        self.crawl = bodiless("/commerce/sitemap.txt")
+
+    def __call__(self, kind):
+        self.turn += 1
+        match kind:
+            case "order":
+                if not self.carts:
+                    return None
+                cart = self.carts.pop()
+                return pay(cart, cart)
+            case "cart":
+                return fill(f"{os.getpid():012d}{self.turn:020d}", self.random.choice(self.facts["skus"]))
+            case "page":
+                return self.random.choice(self.pages)
+            case "search":
+                return self.random.choice(self.searches)
+        return self.crawl
+
+
+def bodiless(path, extra=""):
+    """A GET as browsers send it."""
+    return request("GET", path, extra=extra).replace(b"Content-Length: 0\r\n", b"")
+
+
+class Asker(asyncio.Protocol):
+    """One kept connection that asks and waits."""
 
     def connection_made(self, transport):
-        self.transport = transport
-        self.crowd.idle.append(self)
+        self.transport, self.buffer, self.waiter = transport, b"", None
 
-    def send(self, kind, due, message):
-        self.kind, self.due = kind, due
+    def ask(self, message):
+        self.waiter = asyncio.get_running_loop().create_future()
         self.transport.write(message)
+        return self.waiter
 
     def data_received(self, data):
-        self.buffer = self.buffer + data if self.buffer else data
+        self.buffer += data
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return
         at = self.buffer.find(b"content-length: ", 0, end)
         length = int(self.buffer[at + 16 : self.buffer.find(b"\r", at)]) if at > 0 else 0
-        if len(self.buffer) < end + 4 + length:
-            return
-        status = int(self.buffer[9:12])
-        self.buffer = b""
-        self.crowd.answered(self.kind, self.due, status)
-        self.kind = None
-        self.crowd.idle.append(self)
+        if len(self.buffer) >= end + 4 + length:
+            status, self.buffer = int(self.buffer[9:12]), b""
+            self.waiter.set_result(status)
 
     def connection_lost(self, exc):
-        self.crowd.open -= 1
-        if self.kind is not None:
-            self.crowd.answered(self.kind, self.due, 0)
-        elif self in self.crowd.idle:
-            self.crowd.idle.remove(self)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(0)
 
 
-class Crowd:
-    """Requests by class at their times."""
-
-    def __init__(self, facts, carts):
-        self.facts = facts
-        self.carts = carts
-        self.idle, self.open = [], 0
-        self.random = random.Random(7)
-        self.turn = 0
-        self.dialling = set()
-        self.log = []
-
-    def message(self, kind):
-        self.turn += 1
-        skus, pages = self.facts["skus"], self.facts["pages"]
-        match kind:
-            case "order":
-                cart = self.carts.pop()
-                return pay(cart, cart)
-            case "cart":
-                return fill(f"{os.getpid():012d}{self.turn:020d}", self.random.choice(skus))
-            case "page":
-                return request("GET", self.random.choice(pages), extra="Cookie: seen=1\r\n").replace(
-                    b"Content-Length: 0\r\n", b""
-                )
-            case "search":
-                return request(
-                    "GET", f"/commerce/search?q={self.random.choice(('lamp', 'tent', 'blue', 'chiar'))}"
-                ).replace(b"Content-Length: 0\r\n", b"")
-        return request("GET", "/commerce/sitemap.txt").replace(b"Content-Length: 0\r\n", b"")
-
-    def answered(self, kind, due, status):
-        self.log.append((kind, due, time.perf_counter(), status))
-
-    def plan(self, rates, seconds):
-        """Every request of an open loop, written out beforehand so that the driver has little to do: when, class, bytes."""
-        found = []
-        for kind, rate in rates.items():
-            at = self.random.expovariate(rate) if rate > 0 else seconds
-            while at < seconds and not (kind == "order" and not self.carts):
-                found.append((at, kind, self.message(kind)))
-                at += self.random.expovariate(rate)
-        return sorted(found)
-
-    async def drive(self, rates, seconds):
-        """An open loop; what was asked, what came."""
-        loop = asyncio.get_running_loop()
-        planned = self.plan(rates, seconds)
-        self.log, sent, missed = [], dict.fromkeys(rates, 0), dict.fromkeys(rates, 0)
-        began = time.perf_counter()
-        for after, kind, message in planned:
-            at = began + after
-            while (wait := at - time.perf_counter()) > 0:
-                await asyncio.sleep(max(0.0005, wait))
-            sent[kind] += 1
-            if self.idle:
-                self.idle.pop().send(kind, at, message)
-            elif self.open < CONNECTIONS_MAX:
-                self.open += 1
-                dialling = loop.create_task(self.dial(kind, at, message))
-                self.dialling.add(dialling)
-                dialling.add_done_callback(self.dialling.discard)
-            else:
-                missed[kind] += 1
-                if missed[kind] % 16 == 0:
-                    await asyncio.sleep(0)  # behind the plan: answers are read all the same
-        ends = time.perf_counter() + 3.0
-        while len(self.log) + sum(missed.values()) < sum(sent.values()) and time.perf_counter() < ends:
-            await asyncio.sleep(0.05)
-        return self.report(sent, missed, began, seconds)
-
-    async def connect(self):
-        """One more connection, kept ready."""
-        self.open += 1
-        await asyncio.get_running_loop().create_connection(lambda: Wire(self), "127.0.0.1", self.facts["port"])
-
-    async def dial(self, kind, at, message):
-        try:
-            _, wire = await asyncio.get_running_loop().create_connection(
-                lambda: Wire(self), "127.0.0.1", self.facts["port"]
-            )
-        except OSError:
-            self.open -= 1
-            self.answered(kind, at, 0)
-            return
-        self.idle.remove(wire)
-        wire.send(kind, at, message)
-
-    def report(self, sent, missed, began, seconds):
-        told = {}
-        for kind in sent:
-            mine = [(due, at, status) for one, due, at, status in self.log if one == kind]
-            late = sorted(at - due for due, at, status in mine if status == GOOD[kind])
-            told[kind] = {
-                "sent": sent[kind],
-                "not sent": missed[kind],
-                "good/s": sum(one <= DEADLINE_S for one in late) / seconds,
-                "good share": sum(one <= DEADLINE_S for one in late) / max(1, sent[kind] - missed[kind]),
-                "p50 ms": quantile(late, 0.5) if late else None,
-                "p99 ms": quantile(late, 0.99) if late else None,
-                "shed": sum(status == 503 for _, _, status in mine),
-                "other": sum(status not in (503, GOOD[kind]) for _, _, status in mine),
-            }
-        refused = [due - began for _, due, _, status in self.log if status != GOOD["page"] and status in (0, 503)]
-        return {"kinds": told, "last refusal s": max(refused, default=0.0)}
+async def asker(facts):
+    return (await asyncio.get_running_loop().create_connection(Asker, "127.0.0.1", facts["port"]))[1]
 
 
 async def closed(facts, kind, carts, seconds, count=32):
     """As many of one class as fit; per second."""
-    crowd = Crowd(facts, carts)
-    loop = asyncio.get_running_loop()
-    done = 0
+    messages, done = Messages(facts, carts), 0
     ends = time.perf_counter() + seconds
 
     async def one():
         nonlocal done
-        waiter = None
-
-        class Turn:
-            idle, open = [], 0
-
-            @staticmethod
-            def answered(kind, _, status):
-                nonlocal done
-                done += status == GOOD[kind]
-                waiter.set_result(None)
-
-        _, wire = await loop.create_connection(lambda: Wire(Turn), "127.0.0.1", facts["port"])
-        while time.perf_counter() < ends and (kind != "order" or carts):
-            waiter = loop.create_future()
-            wire.send(kind, 0.0, crowd.message(kind))
-            await waiter
-        wire.kind = None
+        wire = await asker(facts)
+        while time.perf_counter() < ends and (message := messages(kind)) is not None:
+            status = await wire.ask(message)
+            done += status == GOOD[kind]
         wire.transport.close()
 
     began = time.perf_counter()
@@ -220,24 +123,11 @@ async def filled(facts, count, seed):
     """Carts with one piece each, ready to be ordered."""
     carts = [f"{seed:08d}{number:024d}" for number in range(count)]
     waiting = list(carts)
-    loop = asyncio.get_running_loop()
 
     async def one():
-        waiter = None
-
-        class Turn:
-            idle, open = [], 0
-
-            @staticmethod
-            def answered(*_):
-                waiter.set_result(None)
-
-        _, wire = await loop.create_connection(lambda: Wire(Turn), "127.0.0.1", facts["port"])
+        wire = await asker(facts)
         while waiting:
-            waiter = loop.create_future()
-            wire.send("cart", 0.0, fill(waiting.pop(), facts["skus"][len(waiting) % len(facts["skus"])]))
-            await waiter
-        wire.kind = None
+            await wire.ask(fill(waiting.pop(), facts["skus"][len(waiting) % len(facts["skus"])]))
         wire.transport.close()
 
     await asyncio.gather(*(one() for _ in range(32)))
@@ -250,15 +140,17 @@ async def drive(order):
     if word == "cost":
         carts = await filled(facts, int(1_000 * order["seconds"]), order["seed"])
         return {kind: await closed(facts, kind, carts, order["seconds"]) for kind in MIX}
-    carts = await filled(facts, int(order["rates"]["order"] * order["seconds"] * 1.2) + 50, order["seed"])
-    crowd = Crowd(facts, carts)
-    warm = (
-        await crowd.drive({kind: rate * 0.05 for kind, rate in order["rates"].items()}, 1.0) if order["warm"] else None
-    )
-    found = await crowd.drive(order["rates"], order["seconds"])
-    if order.get("after"):
-        found["after"] = await crowd.drive(order["after"], order["seconds"])
-    return found | {"warm": warm is not None, "driver cpu s": time.process_time()}
+    rates, seconds = order["rates"], order["seconds"]
+    carts = await filled(facts, int(rates["order"] * seconds * 1.2) + 50, order["seed"])
+    crowd = Crowd(facts["port"], CONNECTIONS, Messages(facts, carts), GOOD, pipelined=order["pipelined"])
+    await crowd.open()
+    gc.collect()
+    gc.disable()
+    await crowd.drive({kind: rate * 0.05 for kind, rate in rates.items()}, 1.0)
+    found = await crowd.drive(rates, seconds)
+    if order["after"]:
+        found["after"] = await crowd.drive(order["after"], seconds)
+    return found | {"driver cpu s": time.process_time()}
 
 
 def pin(server):
@@ -274,7 +166,7 @@ def pin(server):
 
 def driver(**order):
     child = subprocess.run(
-        [sys.executable, __file__, "--drive"], input=json.dumps(order), capture_output=True, text=True, check=True
+        [sys.executable, __file__, "--drive"], input=json.dumps(order), stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(child.stdout)
 
@@ -288,7 +180,7 @@ def run(options: argparse.Namespace) -> dict:
     """Measure and return the table."""
     seconds = options.seconds
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(folder)
+        server = Server(folder, options.profile)
         facts, pinned = server.facts, pin(server.process.pid)
 
         def phase(share, seed, orders=None, after=None):
@@ -300,7 +192,13 @@ def run(options: argparse.Namespace) -> dict:
                 rates["order"] = cost["order"] * orders
             begun = server.ask("cpu")
             found = driver(
-                facts=facts, word="drive", rates=rates, seconds=seconds, seed=seed, warm=True, after=after and at(after)
+                facts=facts,
+                word="drive",
+                rates=rates,
+                seconds=seconds,
+                seed=seed,
+                pipelined=not options.one_at_a_time,
+                after=after and at(after),
             )
             found["offered"] = sum(rate / cost[kind] for kind, rate in rates.items())
             found["work"] = work(found, cost)
@@ -308,11 +206,15 @@ def run(options: argparse.Namespace) -> dict:
             return found
 
         try:
-            driver(facts=facts, word="cost", seconds=0.5, seed=1)
-            cost = driver(facts=facts, word="cost", seconds=1.5, seed=2)
+            driver(facts=facts, word="cost", seconds=0.3, seed=1)
+            cost = driver(facts=facts, word="cost", seconds=1.2, seed=2)
             calm = phase(0.2, 10)
             peaks = [phase(share, 20 + number) for number, share in enumerate((0.7, 0.9, 1.1))]
+            if options.profile:
+                server.ask("profile")
             flood = phase(options.factor, 30, orders=0.6, after=0.4)
+            if options.profile:
+                server.ask("profiled")
             admission = server.ask("admission")
         finally:
             server.stop()
@@ -346,8 +248,10 @@ def run(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--factor", type=float, default=10.0)
+    parser.add_argument("--one-at-a-time", action="store_true", help="a busy connection is not asked again")
+    parser.add_argument("--profile", default="", help="where the server's time goes in the flood, into this file")
     parser.add_argument("--drive", action="store_true")
     options = parser.parse_args()
     if options.drive:
@@ -369,7 +273,11 @@ def main() -> None:
         print(f"{name}: offered {result[name]['offered']:.1f}x, good work {result[name]['work']:.2f}x")
         for kind, told in result[name]["kinds"].items():
             print(f"{kind:>8}  " + "  ".join(f"{key} {value:,.2f}" for key, value in told.items() if value is not None))
-    print(f"flood: server {result['flood']['server cpu s']:.1f} CPU s, driver {result['flood']['driver cpu s']:.1f}")
+    flood = result["flood"]
+    print(
+        f"flood: server {flood['server cpu s']:.1f} CPU s, driver {flood['driver cpu s']:.1f}"
+        f" and {flood['driver late ms']:.1f} ms late (p99)"
+    )
     print("peaks", [f"{one['offered']:.1f}x -> {one['work']:.2f}" for one in result["peaks"]])
     print("admission", result["admission"])
     for key, value in result["median"].items():

@@ -99,7 +99,6 @@ class Admission:
         "_told",
         "_turn_cpu_s",
         "_turning",
-        "_waiting",
         "_window_cpu_s",
         "_window_from",
         "begin",
@@ -113,6 +112,7 @@ class Admission:
         "rejection_and_close",
         "shed_at",
         "stale_answer",
+        "waiting",
     )
 
     def __init__(self, settings: AdmissionSettings, classify: Classify | None = None) -> None:
@@ -131,7 +131,7 @@ class Admission:
         self._asked = [0] * CLASSES  # while somebody was turned away
         self._shed = [0] * CLASSES
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
-        self._admitted = self._finished = self._stale = self._waiting = 0
+        self._admitted = self._finished = self._stale = self.waiting = 0
         self._rest = 0  # turns that finish what has begun before the next batch
         self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._window_cpu_s = (
             self._window_from
@@ -214,9 +214,9 @@ class Admission:
         if self.in_flight <= self._busy_min:
             return False
         assert self._loop is not None
-        if not self._waiting:
+        if not self.waiting:
             self._turn_cpu_s = clock.cpu_s()
-        self._waiting += 1
+        self.waiting += 1
         priority = self.classify(method, path)
         line = self._lines[priority]
         line.append((clock.monotonic_s(), self._turn_cpu_s, exchange, scope))
@@ -269,7 +269,7 @@ class Admission:
             admitted=self._admitted,
             shed=tuple(self._shed),
             shares=shares,
-            waiting=self._waiting,
+            waiting=self.waiting,
             delay_s=self._oldest_s(clock.cpu_s()),
             rate=self._rate if self._timer is not None else 0.0,
             stale=self._stale,
@@ -312,10 +312,10 @@ class Admission:
             while line:
                 waiting = line[0]
                 stale = now_s - waiting[0] > age_s_max
-                if not stale and (left <= 0 or self.in_flight - self._waiting >= room * times):
+                if not stale and (left <= 0 or self.in_flight - self.waiting >= room * times):
                     break
                 line.popleft()
-                self._waiting -= 1
+                self.waiting -= 1
                 if stale:
                     self._stale += 1
                     self.refuse(waiting[2])
@@ -332,8 +332,8 @@ class Admission:
             self._rest, self._batch_cpu_s = REST_TURNS, cpu_s
         else:
             self._rest -= 1
-        self._held = full and self._waiting > 0 and left > 0
-        self._turning = self._waiting > 0 and not self._held
+        self._held = full and self.waiting > 0 and left > 0
+        self._turning = self.waiting > 0 and not self._held
         if self._turning:
             loop.call_soon(self._turn)
         self._look()
@@ -357,10 +357,10 @@ class Admission:
         self._window_from, self._window_cpu_s, self._finished = now_s, cpu_s, 0
         if self._loop is None:
             return
-        if self._waiting and not self._turning:
+        if self.waiting and not self._turning:
             self._turn()
         self._look()
-        if not self._waiting:
+        if not self.waiting:
             self._bounds, self._speeds = list(self._settings.waiting_max), [0.0] * CLASSES
         else:
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)

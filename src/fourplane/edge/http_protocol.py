@@ -9,10 +9,8 @@ known. A slice therefore completes at most one request, and while that one is be
 stays unparsed in `_held` with reading paused. Invariants: `_held` is empty or an exchange is busy; answers leave in order;
 after a refusal nothing more is parsed.
 
-A plain request, one whose bytes lie here whole and need no second thought, does without the parser (`http_request`
-accepts a strict subset of what llhttp does). It is turned away by its first line, before anything of it becomes an object,
-while the server sheds; a hot route answers it inside `data_received`, without a task; else the application gets it with
-its fields still unsplit. Sources: RFC 9112, RFC 9110.
+A plain request, one whose bytes lie here whole and need no second thought, does without the parser (`http_plain`).
+Sources: RFC 9112, RFC 9110.
 """
 
 import asyncio
@@ -23,19 +21,19 @@ import httptools
 
 from fourplane.edge import http_answers
 from fourplane.edge.http_answers import error_answer
+from fourplane.edge.http_plain import HEAD_END, SEEN_BYTES_MAX, plain_target, take_plain, take_run
 from fourplane.edge.http_request import (
     FIRST_OF_GET,
     GET,
     MAY_BE_PLAIN,
-    PLAIN_GET,
+    PLAIN_FIRST,
     BadTarget,
     HotHandler,
     HttpRequest,
-    made_request,
     plain_whole,
     split_target,
 )
-from fourplane.edge.http_rules import SPECIAL, Refused, check_version, note_special
+from fourplane.edge.http_rules import EMPTY_LENGTH, SPECIAL, Refused, check_version, note_special
 
 if TYPE_CHECKING:
     from fourplane.edge.asgi import AsgiExchange
@@ -43,11 +41,8 @@ if TYPE_CHECKING:
     from fourplane.edge.tunnel import Tunnel
     from fourplane.edge.websocket import WebSocketSession
 
-HEAD_END: Final = b"\r\n\r\n"
 LINGER_BYTES_MAX: Final = 1 << 20
 FIELD_BYTES_MIN: Final = 4  # of a header field with its line end
-SEEN_MAX: Final = 2_048  # plain GETs a server remembers
-SEEN_BYTES_MAX: Final = 1_024  # each
 
 
 class Phase(IntEnum):
@@ -76,7 +71,6 @@ class HttpProtocol(asyncio.Protocol):
     """One connection; made by the server's listener."""
 
     __slots__ = (
-        "_admission",
         "_count_max",
         "_fed_in_head",
         "_head_max",
@@ -85,19 +79,22 @@ class HttpProtocol(asyncio.Protocol):
         "_mode",
         "_parser",
         "_phase",
-        "_plain_max",
-        "_seen",
         "_since_tick",
         "_target_max",
         "_write_waiter",
+        "admission",
         "deadline_tick",
         "exchange",
         "far",
         "gone",
         "peer",
+        "plain_max",
         "request",
+        "resting",
+        "seen",
         "server",
         "session",
+        "told_tick",
         "transport",
         "write_paused",
     )
@@ -113,9 +110,10 @@ class HttpProtocol(asyncio.Protocol):
         self.far = -1  # the other worker whose work the last request was
         self.peer = ""
         self.write_paused = False
-        self.deadline_tick = 0
-        self._admission = server.admission
-        self._seen = server.seen
+        self.resting = False  # left unread for a moment
+        self.deadline_tick = self.told_tick = 0
+        self.admission = server.admission
+        self.seen = server.seen
         limits = server.settings
         self._target_max, self._head_max = limits.target_bytes_max, limits.head_bytes_max
         self._count_max = limits.header_count_max
@@ -123,7 +121,7 @@ class HttpProtocol(asyncio.Protocol):
         self._mode = HTTP
         self._phase = IDLE
         self._held = b""
-        self._plain_max = min(self._target_max, self._head_max, FIELD_BYTES_MIN * self._count_max)
+        self.plain_max = min(self._target_max, self._head_max, FIELD_BYTES_MIN * self._count_max)
         self._fed_in_head = 0
         self._lingered = 0
         self._write_waiter: asyncio.Future[None] | None = None
@@ -192,14 +190,14 @@ class HttpProtocol(asyncio.Protocol):
         if self.exchange is None and self._phase is IDLE and not self._held and not self.write_paused:
             first = data[0]
             if first == FIRST_OF_GET:
-                target = self._seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
+                target = self.seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
                 if target is None:
-                    target = self._plain_target(data)
-                if target is not None and self._take_plain(data, GET, target, b""):
+                    target = plain_target(self, data)
+                if target is not None and take_plain(self, data, GET, target, b""):
                     return
             elif first in MAY_BE_PLAIN:
                 whole = plain_whole(data)
-                if whole is not None and self._take_plain(data, *whole):
+                if whole is not None and take_plain(self, data, *whole):
                     return
             if data.find(HEAD_END) == len(data) - 4:
                 self._feed(data)
@@ -239,6 +237,9 @@ class HttpProtocol(asyncio.Protocol):
     # -- feeding the parser
 
     def _feed(self, data: bytes | memoryview) -> None:
+        if self._phase is IDLE and EMPTY_LENGTH.search(data) is not None:  # the parser would not tell us of it
+            self._refuse(400, "malformed", "not HTTP/1.1: empty Content-Length")
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -272,6 +273,12 @@ class HttpProtocol(asyncio.Protocol):
                 self._hold(data[position:])
                 return
             if self._phase is IDLE:
+                if data[position] in PLAIN_FIRST:
+                    before = position
+                    position, cost = take_run(self, data, position)
+                    answered += cost
+                    if position > before and answered <= self.server.settings.burst_max:
+                        continue
                 answered += 1
                 if answered > self.server.settings.burst_max:
                     self._hold(data[position:])
@@ -296,6 +303,19 @@ class HttpProtocol(asyncio.Protocol):
             data, self._held = self._held, b""
             self.transport.resume_reading()
             self._feed_slices(data)
+
+    def rest(self) -> None:
+        """Leave this connection unread until its turn has come; nothing of a request or an answer is here."""
+        if self.at_rest and self._phase is IDLE:
+            self.resting = True
+            self.transport.pause_reading()
+            self.server.resting.add(self)
+
+    def read_again(self) -> None:
+        """The rest is over."""
+        self.resting = False
+        if not self.gone and self._mode is HTTP and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _other_data(self, data: bytes) -> None:
         if self._mode is SOCKET:
@@ -473,7 +493,7 @@ class HttpProtocol(asyncio.Protocol):
             self._mode is HTTP
             and self._phase is IDLE
             and self.exchange is None
-            and not (self._held or self.gone or self.server.draining or self.transport.is_closing())
+            and not (self._held or self.resting or self.gone or self.server.draining or self.transport.is_closing())
         )
 
     def socket_opened(self, session: "WebSocketSession | Tunnel") -> None:
@@ -492,62 +512,6 @@ class HttpProtocol(asyncio.Protocol):
 
     def _rest_for_next(self) -> None:
         self.deadline_tick = self.server.deadlines.now + self.server.idle_ticks
-
-    def _plain_target(self, data: bytes) -> bytes | None:
-        """The target of a plain GET. Clients say the same bytes again and again, so what was seen lately is remembered."""
-        found = PLAIN_GET.fullmatch(data)
-        if found is None:
-            return None
-        target = found[1]
-        if len(data) <= SEEN_BYTES_MAX:
-            seen = self._seen
-            if len(seen) >= SEEN_MAX:
-                seen.clear()
-            seen[data] = target
-        return target
-
-    def _take_plain(self, data: bytes, method: bytes, target: bytes, body: bytes) -> bool:
-        """Turn away, answer or begin the plain request that `data` is; False when the parser has to see it."""
-        server, admission = self.server, self._admission
-        if server.draining or (len(data) > self._plain_max and not self._fits(data, target, body)):
-            return False
-        if admission.in_flight >= admission.shed_at and admission.turns_away(method, target):
-            self.transport.write(server.turned_away(data, target) if method is GET else self._turned_away())
-            self.deadline_tick = server.deadlines.now + server.idle_ticks
-            return True
-        request = made_request(data, method, target, body, self.peer)
-        hot = server.hot_handler(method, request.path)
-        if hot is not None:
-            answered = hot(request)
-            if answered is not None:
-                server.hot_total.value += 1
-                if isinstance(answered, tuple):
-                    self.transport.writelines(answered)
-                else:
-                    self.transport.write(answered)
-                self.deadline_tick = server.deadlines.now + server.idle_ticks
-                return True
-            if admission.in_flight >= admission.shed_at and admission.turns_away_as(method, request.path):
-                self.transport.write(server.turned_away(data, target) if method is GET else self._turned_away())
-                return True
-        self.request = request
-        self.deadline_tick = server.deadlines.now + server.idle_ticks
-        self.exchange = server.begin_exchange(self, request, whole=True)
-        return True
-
-    def _turned_away(self) -> bytes:
-        self.server.shed_total.value += 1
-        return self._admission.rejection
-
-    def _fits(self, data: bytes, target: bytes, body: bytes) -> bool:
-        """Whether a plain request longer than most keeps all bounds."""
-        head, limits = len(data) - len(body), self.server.settings
-        return (
-            head <= self._head_max
-            and len(target) <= self._target_max
-            and len(body) <= min(limits.hot_body_max, limits.body_bytes_max, limits.body_buffer_max)
-            and data.count(b"\r\n", 0, head) <= self._count_max + 2
-        )
 
     def _take_other_target(self, request: HttpRequest) -> None:
         try:

@@ -21,11 +21,12 @@ _LENGTH = rb"(?i:content-length):[ \t]*+([0-9]{1,7}+)[ \t]*+\r\n"
 PLAIN_GET: Final = re.compile(rb"GET" + _TARGET + _FIELDS + _HOST + _FIELDS + rb"\r\n")
 PLAIN_HEAD: Final = re.compile(  # of a request that may have a body: method, target, host and length, or length and host
     rb"(POST|PUT|PATCH|DELETE)" + _TARGET + _FIELDS
-    + rb"(?:" + _HOST + _FIELDS + rb"(?:" + _LENGTH + _FIELDS + rb")?+|" + _LENGTH + _FIELDS + _HOST + _FIELDS + rb")\r\n"
+    + rb"(?:" + _HOST + _FIELDS + rb"(?:" + _LENGTH + _FIELDS + rb")?|" + _LENGTH + _FIELDS + _HOST + _FIELDS + rb")\r\n"
 )  # fmt: skip
 GET: Final = b"GET"
 FIRST_OF_GET: Final = GET[0]
 MAY_BE_PLAIN: Final = frozenset(b"PD")  # how those methods begin
+PLAIN_FIRST: Final = frozenset(b"GPD")
 
 
 class BadTarget(Exception):

@@ -4,11 +4,13 @@ Each rule is a refusal with its status; the protocol ends the connection with it
 read in two ways nothing on that connection can be trusted. Sources: RFC 9112 sections 2.5, 3.2, 6, RFC 9110 10.1.1.
 """
 
+import re
 from typing import Final
 
 from fourplane.edge.http_request import HttpRequest, host_is_valid
 
 SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection"})
+EMPTY_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*\r\n", re.IGNORECASE)
 
 
 class Refused(Exception):

@@ -20,6 +20,7 @@ from fourplane.edge.http_request import HotHandler, HttpRequest
 from fourplane.edge.listener import Listener, ListenerSettings
 from fourplane.edge.neighbour import peer_of
 from fourplane.edge.passing import HttpPassing
+from fourplane.edge.resting import Resting, RestingSettings
 from fourplane.edge.routes import Priority
 from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.edge.websocket import SocketDoor, serve_socket
@@ -34,6 +35,7 @@ class HttpServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     listener: ListenerSettings = ListenerSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    resting: RestingSettings = RestingSettings()
     target_bytes_max: int = 8_192  # 414
     head_bytes_max: int = 32_768  # 431
     header_count_max: int = 100  # 431
@@ -66,6 +68,7 @@ class HttpServerStatistics(msgspec.Struct, frozen=True):
     in_flight: int
     sockets: int
     refused: dict[str, int]
+    resting: int = 0  # connections left unread for a moment, because they came back too early
 
 
 class HttpServer:
@@ -91,6 +94,8 @@ class HttpServer:
         self.deadlines = Deadlines()
         self.idle_ticks = self.deadlines.ticks(settings.idle_s_max)
         self.head_ticks = self.deadlines.ticks(settings.head_s_max)
+        self.retry_ticks = self.deadlines.ticks(settings.admission.retry_after_s)
+        self.resting = Resting(settings.resting, self.admission)
         self.room: WaitingRoom | None = None
         self.seen: dict[bytes, bytes] = {}  # whole plain GETs seen lately, and their targets
         self.draining = False
@@ -169,6 +174,11 @@ class HttpServer:
         told = None if self.room is None else self.room.instead(data, target)
         return self.admission.rejection if told is None else told
 
+    def refusal(self) -> bytes:
+        """The answer to anything else that was shed; counts it."""
+        self.shed_total.value += 1
+        return self.admission.rejection
+
     def hot_handler(self, method: bytes, path: bytes) -> HotHandler | None:
         """The hot handler of a request, if it has one."""
         exact = self._hot_exact.get(method)
@@ -189,6 +199,8 @@ class HttpServer:
         self.admission.begin, self.admission.refuse = self._begin, self._turn_away
         self.admission.exempt = lambda method, path: self.hot_handler(method, path) is not None
         self.admission.watch()
+        if not self._behind:  # lines between workers carry everybody
+            self.resting.open()
         await self.listener.open(lambda: HttpProtocol(self))
         self._server_address = (self.settings.listener.host, self.listener.port)
 
@@ -210,6 +222,7 @@ class HttpServer:
         for connection in list(self._connections):
             connection.transport.abort()
         self.deadlines.close()
+        self.resting.close()
         self.admission.close()
         await clock.sleep(0)
 
@@ -224,6 +237,7 @@ class HttpServer:
             in_flight=self.admission.in_flight,
             sockets=self._socket_count,
             refused=dict(self._refused),
+            resting=len(self.resting),
         )
 
     async def adopt(self, connection: socket.socket) -> None:

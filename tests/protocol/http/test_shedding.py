@@ -2,8 +2,11 @@
 
 import asyncio
 
-from tests.unit.edge.serving import HOST, answers, echo_app, serving, talk
+import pytest
+from tests.unit.edge.serving import HOST, answers, echo_app, serving, settings, talk
 
+from fourplane.edge.admission import AdmissionSettings
+from fourplane.edge.resting import RestingSettings
 from fourplane.edge.routes import Priority
 
 
@@ -40,3 +43,59 @@ def test_a_rejected_body_is_never_read_as_a_request():
     assert statistics.requests == 0
     get = b"GET /crawl HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(hidden)
     assert [one.status for one in said(get + hidden)[0]] == [503]
+
+
+def test_requests_that_wait_behind_each_other_are_answered_in_their_order():
+    order = b"POST /pay HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n{}"
+    cart = b"POST /cart HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nX: y\r\n\r\nabc"
+    page = b"GET /page HTTP/1.1\r\n" + HOST + b"\r\n"
+    found, statistics = said(cart * 40 + page * 40 + order + cart + page + order + page)
+    assert [one.status for one in found] == [503] * 80 + [200, 503, 503, 200, 503]
+    assert found[80].body == b"POST /pay? {}"
+    assert statistics.shed == 83
+    assert statistics.requests == 2
+
+
+@pytest.mark.parametrize("empty", [b"Content-Length:", b"content-length: \t"])
+def test_a_length_that_says_nothing_is_refused_in_a_run_too(empty):
+    cart = b"POST /cart HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\n\r\na"
+    bad = b"POST /pay HTTP/1.1\r\n" + HOST + empty + b"\r\n\r\n"
+    found, statistics = said(cart + cart + bad + cart)
+    assert [one.status for one in found] == [503, 503, 400]
+    assert statistics.requests == 0
+
+
+def rested(*fields):
+    """Refused twice while others stand in line, then an order; who rested, and all answers."""
+
+    async def main():
+        later = AdmissionSettings(retry_after_s=3_600.0)
+        unread = RestingSettings(rest_s_min=3_600.0, rest_s_max=7_200.0)
+        async with serving(echo_app, classify=classify, settings=settings(resting=unread, admission=later)) as server:
+            server.admission.close_from(Priority.USER)
+            server.admission.waiting = 1
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            said, counts = b"", []
+            for path in (b"/crawl", b"/crawl", b"/pay"):
+                writer.write(b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"".join(fields) + b"\r\n")
+                if path == b"/pay":
+                    writer.write_eof()
+                    server.resting.close()
+                    server.admission.waiting = 0
+                    said += await reader.read(-1)
+                else:
+                    said += await reader.readuntil(b"}}}")
+                counts.append(server.statistics().resting)
+            writer.close()
+            return [one.status for one in answers(said)], counts
+
+    return asyncio.run(main())
+
+
+def test_who_comes_back_before_the_time_it_was_told_is_left_unread_for_a_while():
+    assert rested() == ([503, 503, 200], [0, 1, 0])
+
+
+@pytest.mark.parametrize("field", [b"X-Forwarded-For: 10.0.0.1\r\n", b"via: 1.1 front\r\n", b"Forwarded: for=a\r\n"])
+def test_a_line_that_carries_others_never_rests(field):
+    assert rested(field) == ([503, 503, 200], [0, 0, 0])

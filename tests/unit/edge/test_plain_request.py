@@ -4,7 +4,7 @@ import httptools
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fourplane.edge.http_request import plain_request
+from fourplane.edge.http_request import PLAIN_HEAD, plain_request
 
 LINES = st.sampled_from(
     [
@@ -77,3 +77,8 @@ def test_common_requests_are_taken():
     request = plain_request(browser, "peer")
     assert (request.path, request.query, request.header(b"host")) == (b"/hot", b"x=1", b"localhost:8000")
     assert request.header(b"accept") == b"*/*"
+
+
+def test_an_empty_length_is_not_plain():
+    for field in (b"Content-Length:", b"Content-Length: "):
+        assert PLAIN_HEAD.match(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + field + b"\r\n\r\nGET /b") is None

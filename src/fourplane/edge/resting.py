@@ -1,0 +1,108 @@
+"""Who was told to come back later and asks again at once is read again when its turn has come.
+
+However little is done for a request that is turned away, the kernel's receive and send and a turn of the loop are paid for it,
+and at ten times the capacity nine of ten are turned away. So while requests stand in line, a connection that was refused, and is
+refused again before the time it was told has passed, is not read for a while. What it sends meanwhile stays in the kernel
+(whose window holds it back) and costs nothing until it is read and answered together, in order, in one write. Who
+keeps to what it was told never rests, nor does who speaks for others: a proxy's line carries also those who order.
+
+The connections at rest are one line, first in, first out. Each tick as many are read again as `looks_per_s` allows, none
+before `rest_s_min`, all after `rest_s_max`: so the refused cost a bounded share of the processor however many they are, and
+what waits behind a refusal waits no longer than that. Once nobody stands in line, all are read again within a few ticks.
+"""
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol
+
+import msgspec
+
+from fourplane.foundation import clock
+
+TICK_S: Final = 0.004
+LOOKS_MAX: Final = 64  # a tick
+
+
+class RestingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long connections rest that come back too early; `looks_per_s` of 0 lets nobody rest."""
+
+    looks_per_s: float = 1_500.0
+    rest_s_min: float = 0.03
+    rest_s_max: float = 1.0
+
+
+class Restable(Protocol):
+    """A connection that can be left unread."""
+
+    def read_again(self) -> None:
+        """Its turn has come."""
+
+
+class Resting:
+    """The line of one server's connections at rest."""
+
+    __slots__ = ("_crowd", "_line", "_looked_s", "_loop", "_owed", "_settings", "_timer")
+
+    def __init__(self, settings: RestingSettings, crowd: "Crowd") -> None:
+        self._settings = settings
+        self._crowd = crowd
+        self._line: deque[tuple[float, Restable]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._looked_s = self._owed = 0.0
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether who comes back too early should rest: only while others stand in line."""
+        return self._crowd.waiting > 0 and self._loop is not None
+
+    def open(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Let connections rest on `loop`, the running one, from now on."""
+        if self._settings.looks_per_s > 0:
+            self._loop = loop if loop is not None else asyncio.get_running_loop()
+
+    def add(self, connection: Restable) -> None:
+        """One connection, whose reading its owner has paused, goes to the end of the line."""
+        assert self._loop is not None
+        now_s = clock.monotonic_s()
+        self._line.append((now_s, connection))
+        if self._timer is None:
+            self._looked_s, self._owed = now_s, 0.0
+            self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Read everybody again and let nobody rest any more."""
+        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._line:
+            self._line.popleft()[1].read_again()
+
+    def _tick(self) -> None:
+        self._timer = None
+        now_s, settings, line = clock.monotonic_s(), self._settings, self._line
+        owed = self._owed + settings.looks_per_s * (now_s - self._looked_s)
+        if not self._crowd.waiting:
+            owed = LOOKS_MAX
+        self._looked_s, looks = now_s, LOOKS_MAX
+        while line and looks > 0:
+            rested_s = now_s - line[0][0]
+            if rested_s < settings.rest_s_max and (
+                owed < 1.0 or (rested_s < settings.rest_s_min and self._crowd.waiting)
+            ):
+                break
+            line.popleft()[1].read_again()
+            owed, looks = owed - 1.0, looks - 1
+        self._owed = min(max(owed, 0.0), settings.looks_per_s * 2 * TICK_S)
+        if line and self._loop is not None:
+            self._timer = self._loop.call_later(TICK_S, self._tick)
+
+
+class Crowd(Protocol):
+    """Who knows whether requests stand in line."""
+
+    waiting: int

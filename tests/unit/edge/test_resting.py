@@ -1,0 +1,91 @@
+"""Connections that come back too early rest, by a clock moved by hand: first in, first out, bounded, and never for long."""
+
+from fourplane.edge.resting import LOOKS_MAX, TICK_S, Resting, RestingSettings
+from fourplane.foundation import clock
+
+SETTINGS = RestingSettings(looks_per_s=500.0, rest_s_min=0.03, rest_s_max=1.0)
+
+
+class Timer:
+    def cancel(self):
+        pass
+
+
+class Bench:
+    """A loop with one timer, its clock, its crowd, and who was read again when."""
+
+    def __init__(self, settings=SETTINGS):
+        self.now_s, self.waiting, self.callback, self.read = 0.0, 1, None, []
+        self.resting = Resting(settings, self)
+        self.resting.open(self)
+
+    def monotonic_s(self):
+        return self.now_s
+
+    def call_later(self, _delay_s, callback):
+        self.callback = callback
+        return Timer()
+
+    def rest(self, *names):
+        with clock.installed(self):
+            for name in names:
+                self.resting.add(Guest(name, self))
+
+    def run(self, seconds):
+        ends_s = self.now_s + seconds
+        with clock.installed(self):
+            while self.now_s < ends_s - TICK_S / 2:
+                self.now_s += TICK_S
+                callback, self.callback = self.callback, None
+                if callback is not None:
+                    callback()
+
+
+class Guest:
+    def __init__(self, name, bench):
+        self.name, self.bench = name, bench
+
+    def read_again(self):
+        self.bench.read.append((self.name, self.bench.now_s))
+
+
+def test_nobody_is_read_before_the_shortest_rest_and_the_first_goes_first():
+    bench = Bench()
+    bench.rest(*range(5))
+    bench.run(0.024)
+    assert bench.read == []
+    bench.run(0.02)
+    assert [name for name, _ in bench.read] == [0, 1, 2, 3, 4]
+    assert bench.callback is None
+
+
+def test_however_many_rest_they_are_read_at_the_pace_that_is_allowed():
+    bench = Bench()
+    bench.rest(*range(400))
+    bench.run(0.5)
+    assert 200 <= len(bench.read) <= 250
+    assert [name for name, _ in bench.read] == list(range(len(bench.read)))
+
+
+def test_nobody_rests_longer_than_was_told():
+    bench = Bench()
+    bench.rest(*range(3_000))
+    bench.run(1.3)
+    assert len(bench.read) == 3_000
+    assert max(at_s for _, at_s in bench.read) < SETTINGS.rest_s_max + TICK_S * (3_000 / LOOKS_MAX + 2)
+
+
+def test_when_nobody_stands_in_line_any_more_all_are_read_at_once():
+    bench = Bench()
+    bench.rest(*range(300))
+    bench.waiting = 0
+    bench.run(TICK_S * 6)
+    assert len(bench.read) == 300
+
+
+def test_closing_reads_everybody_again():
+    bench = Bench()
+    bench.rest(1, 2)
+    bench.resting.close()
+    assert [name for name, _ in bench.read] == [1, 2]
+    assert not bench.resting.wanted
