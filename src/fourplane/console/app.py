@@ -15,6 +15,7 @@ from fourplane import __version__
 from fourplane.console import diagrams
 from fourplane.console.demonstration import Demonstration
 from fourplane.console.live import NodeFrame, View
+from fourplane.control import pages
 from fourplane.control.nodes import Node
 from fourplane.edge.routes import Call, Door, Reply, Route, SocketRoute, SocketSession, StaticFolder
 from fourplane.foundation import clock
@@ -157,7 +158,7 @@ class Console:
                 body=DrillOrder,
                 access="operator",
             ),
-            Route("GET", "/control/plan", self._plan_page, "The plan page"),
+            pages.page("plan", STATIC),
             SocketRoute("/console/live", self._live, "A frame of all figures every second"),
             Route("GET", "/console/api/frame", self._frame_now, "The latest figures once", answer=Opening),
             Route(
@@ -251,9 +252,6 @@ class Console:
 
     async def _page(self, _: Call[None]) -> Reply:
         return Reply((STATIC / "index.html").read_bytes())
-
-    async def _plan_page(self, _: Call[None]) -> Reply:
-        return Reply((STATIC / "plan.html").read_bytes())
 
     async def _frame_now(self, _: Call[None]) -> Opening:
         return self._opening()

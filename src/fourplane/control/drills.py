@@ -15,13 +15,13 @@ from typing import Any, Protocol, get_args
 import msgspec
 
 from fourplane.control.chaos_schedule import Kind, ScheduleSettings, due
+from fourplane.control.pages import page
 from fourplane.edge.routes import Call, Door, Reply, Route
 from fourplane.foundation import clock, ids, processes
 from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Rejected
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 
-STATIC = Path(__file__).parent / "static"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 RECORDS_MAX = 50
 LOST_S = 20.0
@@ -164,7 +164,7 @@ class Drills:
             Route("GET", base, self._all, "Drills and their reports", answer=DrillsView),
             Route("POST", base, self._begin, "Begin a drill", body=DrillOrder, access="operator"),
             Route("POST", "/control/api/halt", self._halt, "End the drill and every fault", access="operator"),
-            Route("GET", "/control/drills", self._page, "The page of drills and runbooks"),
+            page("drills"),
             Route("GET", "/control/drills/{file}", self._file, "A report, as a page or a text"),
         ]
 
@@ -199,9 +199,6 @@ class Drills:
                     self.begin(system, self._schedule.drill, "the schedule")
                 except FourplaneError as error:
                     self._registry.event("info", "drills", f"{system}: the schedule's drill waits: {error.message}")
-
-    async def _page(self, _: Call[None]) -> Reply:
-        return Reply((STATIC / "drills.html").read_bytes())
 
     async def _all(self, _: Call[None]) -> DrillsView:
         records = self.records()

@@ -20,9 +20,10 @@ from fourplane.control.objectives.ledger import Ledger
 from fourplane.control.objectives.probes import Doors, Guest, Probes, ProbeSettings, ProbeView
 from fourplane.control.objectives.settings import ObjectiveSettings
 from fourplane.control.otlp_push import OtlpPush, OtlpSettings
+from fourplane.control.pages import STATIC, page
 from fourplane.control.traces.collector import TraceCollector, TraceSettings
 from fourplane.control.traces.keeper import TraceDesk, TraceKeeper
-from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
+from fourplane.edge.routes import Call, Door, Priority, Route, StaticFolder
 from fourplane.foundation import ids
 from fourplane.foundation.lifecycle import Part
 from fourplane.foundation.telemetry import Registry
@@ -33,8 +34,7 @@ from fourplane.state.contracts import Blobs
 
 PROBE_ACCOUNT = "fourplane-probe"
 LOCAL = frozenset({"127.0.0.1", "*"})
-STATIC = Path(__file__).parent / "static"
-PAGES = ("objectives", "alerts", "traces")
+OF_WATCHING = ("objectives", "alerts", "traces")
 Verb = Callable[[Arguments, Progress], Awaitable[object]]
 T = TypeVar("T")
 
@@ -215,15 +215,8 @@ class Observability:
 
 
 def _pages() -> list[Door]:
-    """The pages of all this, whose addresses are short."""
-
-    def page(name: str) -> Route:
-        async def shown(_: Call[None]) -> Reply:
-            return Reply((STATIC / f"{name}.html").read_bytes())
-
-        return Route("GET", f"/control/{name}", shown, f"The page {name}")
-
-    return [*(page(name) for name in PAGES), StaticFolder("/control/static", STATIC, 60)]
+    """The pages of all this and what they load."""
+    return [*(page(name) for name in OF_WATCHING), StaticFolder("/control/static", STATIC, 60)]
 
 
 async def _guest(accounts: Accounts, secrets: Path) -> Guest:
