@@ -3,8 +3,11 @@
 Histograms become the series Prometheus knows: `_bucket` by upper edge `le` (one per power of two that was ever used),
 `_sum` and `_count`. A histogram nobody recorded into costs a comparison. A cell that counts less than before belongs to a
 process that started again: it counts from zero.
-Cost: about 0.3 us a counter or gauge, 15 us a histogram that moved.
+Cost: about 0.3 us a counter or gauge, 30 us a histogram that moved; `slices` stops after every CELLS_AT_ONCE cells, so that a
+reader who lets others go on in between never holds the loop for more than about 2 ms.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,7 +25,10 @@ from fourplane.foundation.telemetry import (
     bucket_upper,
 )
 
+CELLS_AT_ONCE = 64
+
 Key = tuple[str, Labels]
+Points = tuple[Ids, Values, Ids, Values]  # counters' ids and increments, gauges' ids and values
 
 
 class _Past:
@@ -48,28 +54,44 @@ class RegistryReader:
         self._histograms: dict[Key, _Past] = {}
         self.refused = 0
 
-    def read(self, registry: Registry) -> tuple[Ids, Values, Ids, Values]:
-        """Counters' ids and increments, gauges' ids and values."""
+    def read(self, registry: Registry) -> Points:
+        """All of it in one go."""
+        *_, points = self.slices(registry)
+        assert points is not None
+        return points
+
+    def slices(self, registry: Registry) -> Iterator[Points | None]:
+        """The same with pauses: None after every few cells, the points at the end.
+
+        Cells count on meanwhile; each is read once, and what it counted after that is in the next look.
+        """
         grown: list[tuple[int, float]] = []
         now: list[tuple[int, float]] = []
-        for key, cell in list(registry.cells.items()):
+        for count, (key, cell) in enumerate(list(registry.cells.items()), 1):
             try:
-                match cell:
-                    case Counter():
-                        before = self._totals.get(key, 0)
-                        if cell.value != before:
-                            self._totals[key] = cell.value
-                            more = cell.value - before if cell.value > before else cell.value
-                            grown.append((self._number(key, counter=True), more))
-                        elif key not in self._numbers:
-                            self._number(key, counter=True)
-                    case Gauge():
-                        now.append((self._number(key, counter=False), cell.current()))
-                    case Histogram():
-                        self._histogram(key, cell, grown)
+                self._take(key, cell, grown, now)
             except FourplaneError:
                 self.refused += 1
-        return (*_columns(grown), *_columns(now))
+            if not count % CELLS_AT_ONCE:
+                yield None
+        yield (*_columns(grown), *_columns(now))
+
+    def _take(
+        self, key: Key, cell: Counter | Gauge | Histogram, grown: list[tuple[int, float]], now: list[tuple[int, float]]
+    ) -> None:
+        match cell:
+            case Counter():
+                before = self._totals.get(key, 0)
+                if cell.value != before:
+                    self._totals[key] = cell.value
+                    more = cell.value - before if cell.value > before else cell.value
+                    grown.append((self._number(key, counter=True), more))
+                elif key not in self._numbers:
+                    self._number(key, counter=True)
+            case Gauge():
+                now.append((self._number(key, counter=False), cell.current()))
+            case Histogram():
+                self._histogram(key, cell, grown)
 
     def _number(self, key: Key, *, counter: bool) -> int:
         number = self._numbers.get(key)

@@ -32,7 +32,7 @@ from fourplane.foundation.telemetry import Registry
 from fourplane.state.contracts import Blobs
 
 TICK_S = 1.0
-SERIES_AT_ONCE = 50_000
+SERIES_AT_ONCE = 5_000
 STORED_PREFIX = "control/metrics"
 HTTP_OK = 200
 OTLP_BODY_MAX = 16 << 20
@@ -180,7 +180,10 @@ class MetricsStore:
         due_s = clock.monotonic_s()
         while True:
             cells = self._registry if self._collect is None else await self._collect()
-            self.take(self._reader.read(cells))
+            for points in self._reader.slices(cells):
+                if points is not None:
+                    self.take(points)
+                await clock.sleep(0)
             self.windows.advance(clock.now_us() / 1e6)
             if self._unsaved:
                 await self._save()

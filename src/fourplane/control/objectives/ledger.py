@@ -2,7 +2,7 @@
 
 A lifecycle part beside the metrics store. Each objective keeps a place in time; a look reads only the steps closed since then, so
 that every event is counted once. Budgets are kept in the blobs every SAVE_S seconds and read back at the start: a restart
-does not refill them. Cost: two small queries an objective and second, about 0.5 ms.
+does not refill them. Cost: two small queries an objective and second, about 0.3 ms; others go on between two objectives.
 """
 
 import contextlib
@@ -82,18 +82,23 @@ class Ledger:
 
     def count(self, now_s: float) -> None:
         """Take in every step closed since the last look."""
+        for _ in self.slices(now_s):
+            pass
+
+    def slices(self, now_s: float) -> Iterator[None]:
+        """The same with a pause after each objective: one takes about 0.3 ms."""
         finest = self._store.windows.tiers[0]
-        if not finest.steps:
-            return
-        oldest = finest.steps[0].at
         for line in self._lines:
-            line.after_s = max(line.after_s, oldest, int(now_s - BEHIND_S_MAX))
+            if not finest.steps:
+                return
+            line.after_s = max(line.after_s, finest.steps[0].at, int(now_s - BEHIND_S_MAX))
             try:
                 line.count(self._store, now_s)
                 line.error = ""
             except FourplaneError as error:
                 self._failed += 1
                 line.error = error.message
+            yield
 
     def conditions(self, now_s: float) -> Iterator[Condition]:
         """One condition for each severity of each objective that burns too fast: the fastest of its rules."""
@@ -145,7 +150,8 @@ class Ledger:
     async def _watch(self) -> None:
         save_due_s = clock.monotonic_s() + SAVE_S
         while True:
-            self.count(clock.now_us() / 1e6)
+            for _ in self.slices(clock.now_us() / 1e6):
+                await clock.sleep(0)
             if clock.monotonic_s() >= save_due_s:
                 save_due_s = clock.monotonic_s() + SAVE_S
                 await self._save()

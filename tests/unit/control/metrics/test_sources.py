@@ -10,7 +10,7 @@ from fourplane.control.exporters import prometheus_text
 from fourplane.control.metrics import otlp
 from fourplane.control.metrics.exposition import TextReader, parse_series
 from fourplane.control.metrics.query import Span, latest, run
-from fourplane.control.metrics.readings import RegistryReader
+from fourplane.control.metrics.readings import CELLS_AT_ONCE, RegistryReader
 from fourplane.control.metrics.series import SeriesEntry, SeriesTable
 from fourplane.control.metrics.windows import Windows
 from fourplane.control.metrics.wire import ADD, PointsPort, define_frame, points_frame
@@ -199,3 +199,14 @@ def test_frames_over_a_socket_become_points_and_garbage_ends_the_connection():
         return sorted(run(windows, "a_total", Span(1_000, 1_001, 1)).values[:, 0].tolist())
 
     assert asyncio.run(main()) == [1_000.0, 2_000.0]
+
+
+def test_a_look_with_pauses_gives_the_same_points_and_never_takes_many_cells_at_once():
+    registry, table = Registry(), SeriesTable()
+    for number in range(3 * CELLS_AT_ONCE + 5):
+        registry.counter("asked_total", route=f"/{number}").add(number)
+    registry.histogram("took_seconds").record(0.25)
+    pieces = list(RegistryReader(table).slices(registry))
+    assert [piece is None for piece in pieces] == [True, True, True, False]
+    whole = RegistryReader(table).read(registry)
+    assert all((one == other).all() for one, other in zip(pieces[-1], whole, strict=True))
