@@ -28,6 +28,7 @@ STILL_S = 15.0  # nobody is answered at all: longer than a restart takes
 SERVED_MIN = 10  # before anything is said about how many
 FIRST_S = 60.0  # for clients that must make something first, such as a film
 RECOVER_S = 30.0
+LOOK_EVERY = 2  # seconds
 OF_THE_RUNNER = frozenset({"retry_storm", "undo_all", "change"})
 PROBES = frozenset({"availability", "slowest_s", "is_up"})
 
@@ -101,6 +102,7 @@ class LiveRun:
         self._first_fault_at_s = 0.0
         self._budgets: dict[str, Any] = {}
         self._incident: dict[str, Any] = {}
+        self._changes: dict[str, Span] = {}  # values of the configuration that are not as they were
         self._audit: tuple[int, list[str]] = (0, [])
         self._group: asyncio.TaskGroup
 
@@ -193,6 +195,17 @@ class LiveRun:
                     self._halted = f"only {share:.0%} was served for {span_s:g} seconds"
                     self._told(f"halted: {self._halted}")
                 await self._renew()
+            if self._changes and len(self._seconds) % LOOK_EVERY == 0:
+                await self._look_at_changes()
+
+    async def _look_at_changes(self) -> None:
+        """Whether what was changed has been taken back, by a runbook or by a person: the fault ends then."""
+        found, now_s = await self._ask_incident(), self._now_s()
+        values, usual = found.get("values", {}), found.get("usual", {})
+        for name, span in list(self._changes.items()):
+            if values and values.get(name) == usual.get(name):
+                span.ended_s = min(span.ended_s, now_s)
+                del self._changes[name]
 
     async def _renew(self) -> None:
         now_s = self._now_s()
@@ -253,6 +266,8 @@ class LiveRun:
         span = self._span(activity.name, duration_s)
         self._told(f"{activity.name}: {kind} for {duration_s:g} s")
         self._leases |= {str(lease): span for lease in answer["ids"]}
+        if kind == "change":
+            self._changes[str(arguments.get("name", ""))] = span
         return answer["ids"]
 
     async def _storm(self, factor: float, duration_s: float) -> None:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         record.write("interrupted", [str(error) or type(error).__name__])
         raise
     _keep(result, cost, options, record)
-    print(msgspec.json.encode(result.journal).decode() if options.json else _told(result, cost))
+    record.say(msgspec.json.encode(result.journal).decode() if options.json else _told(result, cost))
     return 0 if result.status == "completed" else 1
 
 
@@ -89,14 +89,23 @@ class _Record:
     def __init__(self, folder: Path, name: str, title: str, system: str, *, quiet: bool) -> None:
         self.base = drills.folder_of(folder) / name if name else None
         self._quiet = quiet
+        self._is_heard = True
         self._state = drills.DrillRecord(name, title, system, "running", clock.now_us() / 1e6, 0.0)
         self.write("running", [])
 
     def told(self, text: str) -> None:
         """One line more."""
         if not self._quiet:
-            print(text, flush=True)
+            self.say(text)
         self.write("running", text.splitlines())
+
+    def say(self, text: str) -> None:
+        """Print it, as long as anybody reads: the worker that began this drill may be what it killed."""
+        if self._is_heard:
+            try:
+                print(text, flush=True)
+            except OSError:
+                self._is_heard = False
 
     def write(self, status: str, lines: list[str], told: dict[str, str] | None = None) -> None:
         """Say how it stands."""

@@ -1,5 +1,7 @@
 """The runner of experiments on running deployments: order of things, halting, renewals, a journal Chaos Toolkit takes."""
 
+import asyncio
+
 import pytest
 
 from fourplane.foundation import clock
@@ -37,13 +39,16 @@ class Deployment:
     """Something to break: it serves unless a fault is on, and keeps what it was told."""
 
     def __init__(self, *, broken=False):
-        self.orders, self.faults, self.broken = [], set(), broken
+        self.orders, self.faults, self.broken, self.values = [], set(), broken, {"a.knob": 0.0}
 
     async def order(self, what, arguments):
         if what == "incident":  # a question, not an order
-            return {}
+            return {"values": self.values, "usual": {"a.knob": 0.0}}
         self.orders.append(what)
         match what:
+            case "begin" if arguments["kind"] == "change":
+                self.values = {"a.knob": arguments["arguments"]["value"]}
+                return {"ids": []}
             case "begin":
                 self.faults.add(arguments["kind"])
                 return {"ids": [arguments["kind"]]}
@@ -99,6 +104,26 @@ def test_a_run_is_halted_when_too_little_is_served_and_the_rest_is_not_done():
     assert result.status == "interrupted"
     assert len(result.journal["run"]) == 1
     assert deployment.faults == set()
+
+
+def test_a_change_ends_when_it_was_taken_back_and_not_when_it_would_have_lapsed():
+    deployment = Deployment()
+    raw = experiment(activity("action", "change", "live_only", name="a.knob", value=1.0, duration_s=60.0))
+
+    async def main(_world):
+        run = LiveRun(
+            validate(raw), Target(), order=deployment.order, crowd=lambda: deployment, plan=Plan(rate_per_s=10.0),
+            told=lambda _: None,
+        )  # fmt: skip
+        running = asyncio.ensure_future(run.run())
+        while not deployment.values["a.knob"]:
+            await clock.sleep(0.1)
+        await clock.sleep(3.0)
+        deployment.values = {"a.knob": 0.0}
+        return await running
+
+    (span,) = simulated.run(main, 1).result.spans
+    assert 3.0 <= span.ended_s - span.began_s <= 6.0
 
 
 def test_a_storm_is_more_of_the_same_people():
