@@ -118,17 +118,20 @@ def _bars(result: Result, scale: float) -> list[str]:
 
 
 def _waits(result: Result, scale: float) -> list[str]:
+    """A line through the seconds in which somebody was answered; it breaks where nobody was."""
     slowest = {at: waited for at, (_, _, waited) in result.seconds.items() if waited > 0}
     top = max(slowest.values(), default=1.0)
     foot = BARS + 14 + WAITS
-    places = [
-        f"{LEFT + (at + 0.5) * scale:.1f},{foot - (WAITS - 6) * waited / top:.1f}" for at, waited in slowest.items()
-    ]
+    drawn, before = list[str](), -2
+    for at, waited in slowest.items():
+        place = f"{LEFT + (at + 0.5) * scale:.1f} {foot - (WAITS - 6) * waited / top:.1f}"
+        drawn.append(f"L{place}" if at == before + 1 else f"M{place}h.1")
+        before = at
     label = f"{top:.1f} s" if top >= 1 else f"{top * 1e3:.0f} ms"
     return [
         _line(foot),
         f"<text x={LEFT - 8} y={BARS + 26} text-anchor=end>{label}</text>",
-        f"<polyline points='{' '.join(places)}' fill=none stroke='var(--wait)' stroke-width=1.5></polyline>",
+        f"<path d='{''.join(drawn)}' fill=none stroke='var(--wait)' stroke-width=2 stroke-linecap=round></path>",
     ]
 
 
@@ -163,10 +166,18 @@ def steady(result: Result) -> str:
     for when in ("before", "after"):
         for probe in (states.get(when) or {}).get("probes", []):
             met = "met" if probe["tolerance_met"] else "<b style='color:var(--bad)'>not met</b>"
-            rows += (
-                f"<tr><td>{when}<td>{escape(str(probe['activity']['name']))}<td>{escape(str(probe['output']))}<td>{met}"
-            )
+            rows += f"<tr><td>{when}<td>{escape(str(probe['activity']['name']))}<td>{_value(probe['output'])}<td>{met}"
     return f"<div><h2>Steady state</h2><table>{rows}</table></div>"
+
+
+def _value(output: Any) -> str:
+    """What a probe said, as people write it; shares are between 0 and 1."""
+    match output:
+        case bool():
+            return "yes" if output else "no"
+        case float() if 0 <= output <= 1:
+            return f"{output:.1%}"
+    return escape(str(output))
 
 
 def _ended(result: Result) -> str:

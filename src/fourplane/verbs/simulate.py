@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
         command = _command(options, found)
         result = found.result
     if options.report:
-        Path(options.report).write_text(report.page(result, command), encoding="utf-8")
+        again = command or _command(options, search.Found(result.seed, (), 0, result))
+        Path(options.report).write_text(report.page(result, again), encoding="utf-8")
     if options.journal:
         Path(options.journal).write_bytes(msgspec.json.format(msgspec.json.encode(result.journal)) + b"\n")
     if options.json:
@@ -102,14 +103,22 @@ def _source(options: argparse.Namespace) -> "Callable[[int], Experiment]":
 
 
 def _command(options: argparse.Namespace, found: "Found") -> str:
-    """What repeats a failure: the seed, and of the method only what it needs."""
+    """What repeats a run: the seed, and of a failure's method only what it needs."""
+    if not found.of:
+        return " ".join(["./fourplane simulate", *_words(options, found.seed), *_said("only", options.only)])
     places = sorted({int(place) for place in options.only.split(",")}) if options.only else range(found.of)
     only = ",".join(str(places[place]) for place in found.kept)
-    words = [f"--swarm {options.swarm}" if options.swarm else options.file, f"--seed {found.seed}"]
-    words += [f"--people {options.people}"] if options.people else []
-    words += [f"--duration {options.duration:g}"] if options.duration else []
-    words += [f"--sites {options.sites}"] if options.sites else []
-    return " ".join(["./fourplane simulate", *words, *([f"--only {only}"] if only else [])])
+    return " ".join(["./fourplane simulate", *_words(options, found.seed), *_said("only", only)])
+
+
+def _words(options: argparse.Namespace, seed: int) -> list[str]:
+    words = [f"--swarm {options.swarm}" if options.swarm else options.file, f"--seed {seed}"]
+    words += _said("people", options.people) + _said("duration", f"{options.duration:g}" if options.duration else "")
+    return words + _said("sites", options.sites)
+
+
+def _said(name: str, value: object) -> list[str]:
+    return [f"--{name} {value}"] if value else []
 
 
 def _zones(options: argparse.Namespace) -> tuple[str, ...]:

@@ -39,3 +39,11 @@ def test_a_run_in_which_nobody_acted_has_a_page(result):
     empty = {"served": 0, "failed": 0, "errors": {}, "facts": {}, "p99_ms": {}}
     page = report.page(msgspec.structs.replace(result, felt=empty, seconds={}, spans=[]))
     assert "none" in page
+
+
+def test_no_line_is_drawn_through_seconds_in_which_nobody_was_answered(result):
+    answered = {1: (3, 0, 0.5), 2: (3, 0, 0.2), 3: (0, 3, 0.0), 4: (0, 3, 0.0), 5: (2, 0, 0.1)}
+    drawn = report.picture(msgspec.structs.replace(result, seconds=answered))
+    line = drawn.partition("<path d='")[2].partition("'")[0]
+    assert line.count("M") == 2
+    assert line.count("L") == 1
