@@ -37,13 +37,16 @@ class FillItem(msgspec.Struct, frozen=True):
 
 
 class FillStatistics(msgspec.Struct, frozen=True):
-    """What proactive fill did since the start."""
+    """What proactive fill did since the start, and how far it is with the node it fills now."""
 
     running: bool
     nights: int
     objects: int
     bytes: int
     failed: int
+    node: str = ""
+    node_done: int = 0  # objects looked at, those that were there already among them
+    node_planned: int = 0
 
 
 def plan(plays: Mapping[str, float], indexes: Sequence[TitleIndex], *, bytes_max: int) -> list[FillItem]:
@@ -91,13 +94,15 @@ class ProactiveFill:
         self._night = -1
         self._running = False
         self._nights = self._objects = self._bytes = self._failed = 0
+        self._node, self._node_done, self._node_planned = "", 0, 0
 
     def ask(self) -> None:
         """Fill as soon as possible, whatever the hour."""
         self._asked.set()
 
     def statistics(self) -> FillStatistics:
-        return FillStatistics(self._running, self._nights, self._objects, self._bytes, self._failed)
+        done = self._nights, self._objects, self._bytes, self._failed
+        return FillStatistics(self._running, *done, self._node, self._node_done, self._node_planned)
 
     async def run(self) -> None:
         """Fill once in every night's window until cancelled."""
@@ -130,6 +135,7 @@ class ProactiveFill:
             self._nights += 1
         finally:
             self._running = False
+            self._node = ""
         objects, filled = self._objects - before[0], self._bytes - before[1]
         self._registry.event("info", "streaming", f"Nodes were filled ahead: {objects} objects, {filled / 1e6:.0f} MB")
         return self.statistics()
@@ -142,7 +148,9 @@ class ProactiveFill:
         """Fill one node at the bounded pace; the bytes that were really fetched."""
         node, spent = self._delivery.nodes[name], 0
         tokens: dict[str, str] = {}
+        self._node, self._node_done, self._node_planned = name, 0, len(items)
         for item in reversed(items):  # the most valuable comes last, so it would be the last to go
+            self._node_done += 1
             title = item.path[: item.path.index("/", item.path.index("/", 3) + 1) + 1]
             if title not in tokens:
                 tokens[title] = self._signer.sign(AUDIENCE, {"path": title, "session": "fill"}, TOKEN_S)

@@ -73,6 +73,8 @@ def test_after_a_fill_the_first_viewer_of_an_isp_costs_the_origin_nothing(tmp_pa
             client.close()
             seen = here.rooms.fill.statistics()
             assert (seen.failed, seen.objects % len(here.rooms.delivery.nodes)) == (0, 0)
+            assert (seen.running, seen.node, seen.node_done) == (False, "", seen.node_planned)
+            assert seen.node_planned * len(here.rooms.delivery.nodes) == seen.objects
             before = here.rooms.delivery.origin_requests
             node = HttpClient("127.0.0.1", here.rooms.delivery.nodes["ISP1"].port)
             address = play.base.split("/", 3)[3]

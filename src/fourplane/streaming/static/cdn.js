@@ -16,7 +16,8 @@ function box(x, y, w, title, line, more, share, off, kind) {
 function tree(data, rates) {
   const edges = data.nodes.filter((n) => !n.parent), place = new Map(), parts = [], width = 1000 / Math.max(edges.length, 1);
   const link = (x1, y1, x2, y2, busy) => draw("path", { d: `M${x1} ${y1} C${x1} ${(y1 + y2) / 2} ${x2} ${(y1 + y2) / 2} ${x2} ${y2}`, class: busy ? "flow" : "" });
-  const line = (n) => [`${(100 * n.hit_ratio).toFixed(1)} % hits · ${rates.get(n.id)?.toFixed(0) ?? 0}/s`, `${bytes(n.bytes_stored)} of ${bytes(n.bytes_max)} · out ${bytes(n.bytes_out)}`];
+  const filling = (n) => data.fill.running && data.fill.node === n.id;
+  const line = (n) => [filling(n) ? `filling ahead: ${data.fill.node_done} of ${data.fill.node_planned}` : `${(100 * n.hit_ratio).toFixed(1)} % hits · ${rates.get(n.id)?.toFixed(0) ?? 0}/s`, `${bytes(n.bytes_stored)} of ${bytes(n.bytes_max)} · out ${bytes(n.bytes_out)}`];
   edges.forEach((n, i) => {
     const x = i * width + width / 2; place.set(n.id, x);
     parts.push(link(500, 96, x, 168, rates.get(`${n.id} fill`) > 0));
@@ -27,9 +28,11 @@ function tree(data, rates) {
   for (const n of data.nodes) {
     const x = place.get(n.id); if (x === undefined) continue;
     const w = n.parent ? 154 : 214, [one, two] = n.on ? line(n) : ["stopped", ""], left = Math.min(1000 - w - 2, Math.max(2, x - w / 2));
-    parts.push(box(left, n.parent ? 326 : 168, w, n.parent ? `${n.id} · ISP cache` : `${n.id} · ${NAMES[n.region] || n.region}`, one, n.parent ? `${bytes(n.bytes_stored)} of ${bytes(n.bytes_max)}` : two, n.bytes_stored / n.bytes_max, !n.on, ""));
+    parts.push(box(left, n.parent ? 326 : 168, w, n.parent ? `${n.id} · ISP cache` : `${n.id} · ${NAMES[n.region] || n.region}`, one, n.parent ? `${bytes(n.bytes_stored)} of ${bytes(n.bytes_max)}` : two, filling(n) ? data.fill.node_done / Math.max(1, data.fill.node_planned) : n.bytes_stored / n.bytes_max, !n.on, filling(n) ? "filling" : ""));
   }
+  const card = get("tree").parentNode, first = !get("tree").childNodes.length;
   get("tree").replaceChildren(...parts);
+  if (first) card.scrollLeft = (card.scrollWidth - card.clientWidth) / 2;  // a phone begins in the middle, at the origin
 }
 
 function goals(data) {
@@ -78,10 +81,11 @@ function regions(data, rates) {
   }
   if (!cards.has("fill")) {
     const made = document.createElement("div"), button = document.createElement("button"); made.className = "card region"; made.innerHTML = "<b>Fill</b><span class='pill done'></span><span class='muted'></span>"; button.className = "button quiet"; button.textContent = "Fill now"; button.onclick = fillNow; made.append(button);
-    cards.set("fill", { made }); get("regions").append(made);
+    cards.set("fill", { made, button }); get("regions").append(made);
   }
   const [, state, more] = cards.get("fill").made.children, f = data.fill;
-  state.textContent = f.running ? "running" : f.nights ? "done" : "at night"; more.textContent = `Ahead of the evening: ${f.objects} objects, ${bytes(f.bytes)}${f.failed ? `, ${f.failed} failed` : ""}`;
+  const { button } = cards.get("fill"); button.disabled = f.running; button.textContent = f.running ? "Filling" : "Fill now";
+  state.textContent = f.running ? `${f.node} ${f.node_done} of ${f.node_planned}` : f.nights ? "done" : "at night"; more.textContent = `Ahead of the evening: ${f.objects} objects, ${bytes(f.bytes)}${f.failed ? `, ${f.failed} failed` : ""}`;
 }
 
 async function refresh() {
