@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fourplane.foundation.errors import Rejected
+
 FREE_PORTS = {
     "FOURPLANE_MESSAGING__PORT": "0",
     "FOURPLANE_MESSAGING__TLS_PORT": "0",
@@ -26,31 +28,35 @@ FREE_PORTS = {
     "FOURPLANE_STREAMING__ENCODING__RUNGS_MAX": "2",
 }
 VIEWERS = 12
+DRILLS = ("region", "kill")
 MOVED_S_BAR, PAGE_S_BAR, ERRORS_BAR = 60.0, 10.0, 0.001
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", choices=("region", "kill"), default="", help="one of the two drills")
+    parser.add_argument("--only", choices=DRILLS, default="", help="one of the two drills")
 
 
 def run(options: argparse.Namespace) -> dict[str, object]:
     """Rounds of both drills; medians."""
     regions, kills = [], []
+    only = getattr(options, "only", "")
+    if only not in {"", *DRILLS}:
+        raise Rejected(f"there is no row {only!r}; there are {', '.join(DRILLS)}", code="bad_arguments")
     with tempfile.TemporaryDirectory(prefix="fourplane-bench-") as folder, deployment(Path(folder)):
-        only = getattr(options, "only", "")
         if only != "kill":
             said(folder, "load", "streaming", "--users", "3", "--seconds", "8")
         for _ in range(getattr(options, "rounds", 1)):
             if only != "kill":
                 regions.append(_facts(said(folder, "chaos", "streaming-zone-down", "--users", str(VIEWERS), "--json")))
             if only != "region":
-                kills.append(_facts(said(folder, "chaos", "commerce-kill", "--users", "20", "--rate", "20", "--json")))
+                kills.append(_facts(said(folder, "chaos", "commerce-kill", "--users", "20", "--rate", "50", "--json")))
     rows = {
         "region lost: players moved after, s": (_median(regions, "moved_s"), MOVED_S_BAR),
         "region lost: alert after, s": (_median(regions, "alert_s"), PAGE_S_BAR),
         "region lost: runbook has acted after, s": (_median(regions, "acted_s"), MOVED_S_BAR),
         "worker killed: errors users saw, share": (_median(kills, "error_share"), ERRORS_BAR),
+        "worker killed: orders lost or doubled": (_median(kills, "broken"), 0.0),
         "worker killed: alert after, s": (_median(kills, "alert_s"), PAGE_S_BAR),
     }
     print(f"{'figure':<44}{'reached':>12}{'bar':>12}")
@@ -59,6 +65,13 @@ def run(options: argparse.Namespace) -> dict[str, object]:
             continue
         print(f"{name:<44}{'never' if reached is None else f'{reached:.4g}':>12}{f'{bar:g}':>12}")
     return {"rows": rows, "regions": regions, "kills": kills, "cpus": os.cpu_count()}
+
+
+def region_lost() -> float | None:
+    """Seconds until no player was left at a node of the lost region; None: some never moved."""
+    with tempfile.TemporaryDirectory(prefix="fourplane-bench-") as folder, deployment(Path(folder), "streaming"):
+        said(folder, "load", "streaming", "--users", "3", "--seconds", "8")
+        return _facts(said(folder, "chaos", "streaming-zone-down", "--users", str(VIEWERS), "--json"))["moved_s"]
 
 
 def _facts(journal: dict[str, Any]) -> dict[str, float | None]:
@@ -70,6 +83,7 @@ def _facts(journal: dict[str, Any]) -> dict[str, float | None]:
     acted = [step["at_s"] - zero_s for one in ours["runs"] for step in one["steps"] if step["kind"] == "action"]
     return {
         "moved_s": ours["cost"]["moved_s"],
+        "broken": float(len(ours["audit"]["broken"])),
         "error_share": ours["cost"]["error_share"],
         "alert_s": min(alerts, default=None),
         "acted_s": min(acted, default=None),
@@ -82,9 +96,10 @@ def _median(rounds: list[dict[str, float | None]], name: str) -> float | None:
 
 
 @contextlib.contextmanager
-def deployment(folder: Path) -> Iterator[None]:
-    """Streaming and commerce in two workers, until the end of the block."""
-    command = [sys.executable, "-P", "-m", "fourplane", "up", "streaming", "commerce", "--port", "0", "--json"]
+def deployment(folder: Path, *systems: str) -> Iterator[None]:
+    """These systems, or streaming and commerce, until the end of the block."""
+    named = systems or ("streaming", "commerce")
+    command = [sys.executable, "-P", "-m", "fourplane", "up", *named, "--port", "0", "--json"]
     process = subprocess.Popen(
         [*command, "--data", str(folder / "data")], stdout=subprocess.PIPE, text=True, env=os.environ | FREE_PORTS
     )

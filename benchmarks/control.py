@@ -3,7 +3,10 @@
 A child process serves; this one sends over loopback TCP, so the figures are of sockets. Points are spread over a million series.
 `in memory`: binary frames into the open step. `durable`: the same with the store writing each closed step of a second to the
 blobs (compressed, synced), the way it does every ten seconds by default. `text`: a target of 100,000 lines, scraped over HTTP by
-the store's own reader. `telemetry`: what a request pays for one counter and one histogram.
+the store's own reader.
+`telemetry`: what a request pays for one counter and one histogram, and for a trace. `killed`: a shop's worker dies while people
+order. `region`: a region's label is lost while people watch. `leases`: experiments whose runners are killed. `plan`: a size that
+was not used for the fit.
 CPU seconds are the child's; rounds alternate, the median counts.
 """
 
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -34,9 +38,15 @@ from fourplane.control.metrics.windows import TierSettings, Windows
 from fourplane.control.metrics.wire import ADD, define_frame, points_frame
 from fourplane.control.plan.scalability import Scalability, fit
 from fourplane.edge.http_client import HttpClient
+from fourplane.foundation.errors import Rejected
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
 from fourplane.state.embedded.blobs import EmbeddedBlobs
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _control_leases
+import _control_watch
+import chaos
 
 SERIES = 1_000_000
 FRAME_POINTS = 65_536
@@ -52,8 +62,29 @@ BARS = {"in_memory": 10e6, "durable": 2e6, "text": 0.8e6}
 
 
 def run(options: argparse.Namespace) -> dict[str, object]:
-    """Measure, print a table, return the figures."""
+    """Measure all rows, or the one `--only` names; print the table with each bar, return the figures."""
     rounds = getattr(options, "rounds", None) or ROUNDS
+    only = getattr(options, "only", "")
+    if only and only not in ROWS:
+        raise Rejected(f"there is no row {only!r}; there are {', '.join(ROWS)}", code="bad_arguments")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, medians of {rounds} rounds, per CPU second"
+    )
+    print(f"{'figure':<50}{'reached':>24}{'bar':>12}", flush=True)
+    found: dict[str, object] = {}
+    for name, measure in ROWS.items():
+        if only in ("", name):
+            found |= measure(rounds)
+    return found
+
+
+def row(figure: str, reached: str, bar: str = "") -> None:
+    """One line of the table, as soon as it is known."""
+    print(f"{figure:<50}{reached:>24}{bar:>12}", flush=True)
+
+
+def points(rounds: int) -> dict[str, object]:
+    """Points of a million series in memory, durable, and as text."""
     found: dict[str, list[float]] = {name: [] for name in (*BARS, "numpy_add")}
     for _ in range(rounds):
         found["in_memory"].append(points_per_cpu_s("", SECONDS))
@@ -62,43 +93,59 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         found["text"].append(asyncio.run(lines_per_cpu_s()))
         found["numpy_add"].append(additions_per_cpu_s())
     medians = {name: statistics.median(values) for name, values in found.items()}
-    telemetry = telemetry_ns()
-    group_s = group_by_s()
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, medians of {rounds} rounds, per CPU second"
-    )
-    print(f"{'figure':<44}{'reached':>14}{'bar':>14}")
     for name, bar in BARS.items():
-        print(
-            f"{name.replace('_', ' ') + ' points/s, 1M series, sockets':<44}{medians[name] / 1e6:>12.2f} M{bar / 1e6:>12.1f} M"
+        row(
+            f"{name.replace('_', ' ')} points/s, 1M series, sockets",
+            f"{medians[name] / 1e6:.2f} M",
+            f"{bar / 1e6:.1f} M",
         )
-    print(f"{'numpy addition by index (probe)':<44}{medians['numpy_add'] / 1e6:>12.2f} M")
-    print(f"{'counter + histogram per request':<44}{telemetry:>11.0f} ns{'1000 ns':>15}")
-    print(f"{'sum by label, 1M series, 20 steps':<44}{group_s * 1e3:>11.0f} ms")
-    sys.path.insert(0, str(Path(__file__).parent))
-    import _control_watch
+    row("numpy addition by index (probe)", f"{medians['numpy_add'] / 1e6:.2f} M")
+    group_s = group_by_s()
+    row("sum by label, 1M series, 20 steps", f"{group_s * 1e3:.0f} ms")
+    return {**medians, "group_by_s": group_s}
 
+
+def telemetry(_: int) -> dict[str, object]:
+    """What a request pays."""
+    cells = telemetry_ns()
+    row("counter + histogram per request", f"{cells:.0f} ns", "1000 ns")
     traced, plain = asyncio.run(_control_watch.request_ns())
-    print(f"{'the same traced, two calls of stores inside':<44}{traced - plain:>11.0f} ns{'5000 ns':>15}")
-    died = asyncio.run(_control_watch.death()).figures()
-    print(f"{'worker killed under load: page out':<44}{died['paged_after_s']:>12.1f} s{'10 s':>15}")
-    print(f"{'errors users saw meanwhile':<44}{died['failed_share'] * 100:>12.3f} %{'0.1 %':>15}")
+    row("the same traced, two calls of stores inside", f"{traced - plain:.0f} ns", "5000 ns")
+    return {"telemetry_ns": cells, "traced_ns": traced - plain, "request_ns": plain}
+
+
+def killed(_: int) -> dict[str, object]:
+    """A shop's worker dies under shoppers who order."""
+    died = asyncio.run(_control_watch.death())
+    figures = died.figures()
+    row("worker killed under load: page out", f"{figures['paged_after_s']:.1f} s", "10 s")
+    share = f"{figures['failed_share'] * 100:.3f} % of {figures['requests']:,.0f}"
+    row("errors users saw in these seconds", share, "0.1 %")
+    row("requests sent again by the page itself", f"{figures['sent_again']:.0f}")
+    row("orders lost or doubled", f"{figures['orders_broken']:.0f} of {figures['orders_looked_at']:.0f}", "0")
+    return {"death": figures | {"errors": died.tally.errors, "broken": died.broken}}
+
+
+def region(_: int) -> dict[str, object]:
+    """A region's label is taken away under players."""
+    found = chaos.region_lost()
+    row("region lost: players moved after", "never" if found is None else f"{found:.1f} s", f"{chaos.MOVED_S_BAR:g} s")
+    return {"region_moved_s": found}
+
+
+def leases(_: int) -> dict[str, object]:
+    """Experiments whose runners were killed at some moment."""
+    begun, left = _control_leases.killed_experiments()
+    row("faults left by killed experiments", f"{left} of {begun}", "0")
+    return {"leases": {"experiments": begun, "left": left}}
+
+
+def plan(rounds: int) -> dict[str, object]:
+    """What the fit to small sizes foretells for a larger one."""
     law, predicted, reached = saturation(rounds)
-    print(
-        f"{'plan: saturation at 32 from sizes to 16':<44}{predicted:>9,.0f} /s foretold, {reached:,.0f} /s measured: "
-        f"{abs(predicted / reached - 1) * 100:.0f} % off (bar 20 %)"
-    )
-    return {
-        **medians,
-        "telemetry_ns": telemetry,
-        "traced_ns": traced - plain,
-        "request_ns": plain,
-        "death": died,
-        "group_by_s": group_s,
-        "scalability": msgspec.to_builtins(law),
-        "foretold_per_s": predicted,
-        "reached_per_s": reached,
-    }
+    off = abs(predicted / reached - 1) * 100
+    row("plan: saturation at 32, fitted to sizes up to 16", f"{predicted:,.0f} for {reached:,.0f}: {off:.0f} %", "20 %")
+    return {"scalability": msgspec.to_builtins(law), "foretold_per_s": predicted, "reached_per_s": reached}
 
 
 def saturation(rounds: int) -> tuple[Scalability, float, float]:
@@ -301,11 +348,17 @@ def group_by_s() -> float:
     return time.process_time() - began
 
 
+ROWS: dict[str, Callable[[int], dict[str, object]]] = {
+    "points": points, "telemetry": telemetry, "killed": killed, "region": region, "leases": leases, "plan": plan,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", nargs="?", const="")
     parser.add_argument("--target", action="store_true")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", default="", metavar="ROW", help=", ".join(ROWS))
     options = parser.parse_args()
     if options.target:
         target()

@@ -31,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--peers", action="store_true", help="with the peers that can be installed, in the same run")
+    parser.add_argument("--only", default="", metavar="ROW", help="one row of a benchmark whose rows take long")
     parser.add_argument("--list", action="store_true", help="say what there is and measure nothing")
 
 

@@ -12,18 +12,19 @@ from fourplane.verbs import checkout
 def folder(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "pebble.py").write_text(
-        "def run(options):\n    return {'reads': {'per_s': 12345.6, 'rounds': options.rounds}, 'holds': True}\n"
+        "def run(options):\n    return {'reads': {'per_s': 12345.6, 'rounds': options.rounds, 'only': options.only},"
+        " 'holds': True}\n"
     )
     monkeypatch.setattr(checkout, "root", lambda: tmp_path)
     return tmp_path
 
 
 def test_figures_are_printed_and_kept_with_the_machine(folder, capsys):
-    assert command_line.main(["bench", "pebble", "--rounds", "3"]) == 0
+    assert command_line.main(["bench", "pebble", "--rounds", "3", "--only", "reads"]) == 0
     out = capsys.readouterr().out
     assert "reads.per_s   12,346" in out
     kept = json.loads((folder / "benchmarks" / "results" / "pebble.json").read_text())
-    assert kept["figures"] == {"reads": {"per_s": 12345.6, "rounds": 3}, "holds": True}
+    assert kept["figures"] == {"reads": {"per_s": 12345.6, "rounds": 3, "only": "reads"}, "holds": True}
     assert set(kept["machine"]) >= {"cpu", "cores", "python"}
 
 
