@@ -17,7 +17,7 @@ from fourplane.console.demonstration import Demonstration
 from fourplane.console.live import NodeFrame, View
 from fourplane.control import pages
 from fourplane.control.nodes import Node
-from fourplane.edge.routes import Call, Door, Reply, Route, SocketRoute, SocketSession, StaticFolder
+from fourplane.edge.routes import Call, Door, Priority, Reply, Route, SocketRoute, SocketSession, StaticFolder
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError, NotFound, Rejected
 from fourplane.foundation.lifecycle import Tasks
@@ -149,7 +149,7 @@ class Console:
     def doors(self) -> list[Door]:
         """The start page, its files, the live feed and the two orders an operator can give."""
         return [
-            Route("GET", "/", self._page, "The console"),
+            Route("GET", "/", self._page, "The console", priority=Priority.CRITICAL),
             Route(
                 "PUT",
                 "/console/api/drills/{system}",
@@ -157,10 +157,18 @@ class Console:
                 "Break a system for a few seconds",
                 body=DrillOrder,
                 access="operator",
+                priority=Priority.CRITICAL,
             ),
             pages.page("plan", STATIC),
             SocketRoute("/console/live", self._live, "A frame of all figures every second"),
-            Route("GET", "/console/api/frame", self._frame_now, "The latest figures once", answer=Opening),
+            Route(
+                "GET",
+                "/console/api/frame",
+                self._frame_now,
+                "The latest figures once",
+                answer=Opening,
+                priority=Priority.CRITICAL,
+            ),
             Route(
                 "PUT",
                 "/console/api/nodes/{system}/{node}",
@@ -168,6 +176,7 @@ class Console:
                 "Stop or start a node",
                 body=SwitchOrder,
                 access="operator",
+                priority=Priority.CRITICAL,
             ),
             Route(
                 "PUT",
@@ -176,6 +185,7 @@ class Console:
                 "Start or stop the demo",
                 body=DemoOrder,
                 access="operator",
+                priority=Priority.CRITICAL,
             ),
             StaticFolder("/console", STATIC, 60),
         ]

@@ -16,7 +16,7 @@ import msgspec
 
 from fourplane.control.chaos_schedule import Kind, ScheduleSettings, due
 from fourplane.control.pages import page
-from fourplane.edge.routes import Call, Door, Reply, Route
+from fourplane.edge.routes import Call, Door, Priority, Reply, Route
 from fourplane.foundation import clock, ids, processes
 from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Rejected
 from fourplane.foundation.lifecycle import Tasks
@@ -159,14 +159,15 @@ class Drills:
 
     def doors(self) -> list[Door]:
         """Drills and their reports; beginning and halting one is an operator's."""
-        base = "/control/api/drills"
+        base, first = "/control/api/drills", Priority.CRITICAL
         return [
-            Route("GET", base, self._all, "Drills and their reports", answer=DrillsView),
-            Route("POST", base, self._begin, "Begin a drill", body=DrillOrder, access="operator"),
-            Route("POST", "/control/api/halt", self._halt, "End the drill and every fault", access="operator"),
+            Route("GET", base, self._all, "Drills and their reports", answer=DrillsView, priority=first),
+            Route("POST", base, self._begin, "Begin a drill", body=DrillOrder, access="operator", priority=first),
+            Route("POST", "/control/api/halt", self._halt, "End the drill and every fault", access="operator",
+                  priority=first),
             page("drills"),
             Route("GET", "/control/drills/{file}", self._file, "A report, as a page or a text"),
-        ]
+        ]  # fmt: skip
 
     async def _run(self, name: str, drill: str) -> None:
         command = processes.python("fourplane", "chaos", name, "--record", drill)

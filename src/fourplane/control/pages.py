@@ -1,14 +1,14 @@
 """The pages under /control/: objectives, alerts, drills, traces, the plan.
 
 Each is a file with what stands inside `main`, put once between one head with one navigation and one foot: what they share stands
-here, in one place.
+here, in one place. Who looks after a deployment is turned away last: that is when these are needed.
 """
 
 from pathlib import Path
 
 import msgspec
 
-from fourplane.edge.routes import Call, Reply, Route
+from fourplane.edge.routes import Call, Priority, Reply, Route
 
 STATIC = Path(__file__).parent / "static"
 
@@ -65,7 +65,7 @@ def page(name: str, folder: Path = STATIC) -> Route:
     async def shown(_: Call[None]) -> Reply:
         return Reply(whole)
 
-    return Route("GET", f"/control/{name}", shown, f"The page {name}")
+    return Route("GET", f"/control/{name}", shown, f"The page {name}", priority=Priority.CRITICAL)
 
 
 def whole_page(name: str, inside: str) -> str:
