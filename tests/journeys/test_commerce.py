@@ -219,11 +219,31 @@ def test_a_browser_buys_with_javascript_and_without(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+async def losing(page) -> list[str]:
+    """The first answer to an addition and to an order gets lost on its way, after the shop has done both."""
+    lost: list[str] = []
+
+    async def cut(route) -> None:
+        name = route.request.url.partition("?")[0].rpartition("/")[2]
+        if route.request.method != "POST" or name in lost:
+            await route.continue_()
+            return
+        answer = await route.fetch(max_redirects=0)
+        assert answer.status in (200, 303)
+        lost.append(name)
+        await route.abort("connectionreset")
+
+    await page.route("**/lines?*", cut)
+    await page.route("**/commerce/checkout", cut)
+    return lost
+
+
 async def buy(s, browser, *, javascript: bool) -> None:
     context = await browser.new_context(java_script_enabled=javascript, viewport={"width": 390, "height": 844})
     page = await context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
+    lost = await losing(page) if javascript else []
     await page.goto(f"http://127.0.0.1:{s.server.port}/commerce/")
     await page.locator(".product h3 a").first.click()
     await page.get_by_role("button", name="Add to cart").click()
@@ -235,6 +255,8 @@ async def buy(s, browser, *, javascript: bool) -> None:
             await page.fill(f"input[name={field}]", value)
     await page.locator("#place").click()
     await page.wait_for_selector("#order-id")
+    assert "1 x " in await page.inner_text(".mini"), "what was sent again counted once"
+    assert lost == (["lines", "checkout"] if javascript else [])
     headline = await page.inner_text("h1")
     assert "Thank you" in headline or "Your order is" in headline  # packed already, on a quick machine
     assert await page.inner_text("#cart-count") == "0"

@@ -33,6 +33,7 @@ from fourplane.commerce.promotion_book import STANDING, PromotionBook
 from fourplane.commerce.schema import MONEY, SHARD, STORE
 from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
 from fourplane.commerce.store import Boxes, Store, StoreStatistics
+from fourplane.commerce.stored_ids import StoredIds
 from fourplane.commerce.storefront import Storefront
 from fourplane.commerce.webhooks import Webhooks, WebhookSettings
 from fourplane.control.nodes import Node
@@ -99,6 +100,7 @@ class Commerce:
         self._sql = sql
         self._registry = registry
         self._shards = list(shards) or [sql]
+        self._ids = ids = StoredIds(ids)
         boxes = Boxes()
         self.catalog = Catalog(settings.catalog, sql=sql, search=search, snapshot=snapshot)
         self.inventory = Inventory(settings.inventory, shards=self._shards, ids=ids)
@@ -163,6 +165,7 @@ class Commerce:
         for shard in self._shards:
             await schema.ensure(shard, "commerce-inventory", SHARD)
         await self.inventory.open()
+        await self._go_on()
         await self.webhooks.open()
         await self.coordinator.start(tasks)
         await self.promotions.open(STANDING if self._settings.standing_offers else ())
@@ -178,6 +181,13 @@ class Commerce:
         tasks.start(self._keep_pages(), "pages")
         tasks.start(self._keep_snapshot(), "snapshot")
         tasks.start(self.webhooks.run(), "webhooks")
+
+    async def _go_on(self) -> None:
+        """Ids come behind what is stored, whatever the clock says."""
+        stored = (("orders", "id"), ("payment_intents", "transaction_id"), ("webhook_deliveries", "id"))
+        await self._ids.go_on_behind(self._sql, *stored)
+        for shard in self._shards:
+            await self._ids.go_on_behind(shard, ("stock_ledger", "id"))
 
     async def drain(self) -> None:
         """Finish every checkout that has begun."""

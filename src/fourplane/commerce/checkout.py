@@ -1,19 +1,20 @@
 """One request turns a cart into an order, exactly once.
 
     read the cart -> current prices -> promotions -> shipping -> tax -> two-phase commit:
-        wave 0   the order's row (attempt, cart content and limited codes are claimed) and a hold in every stock shard
+        wave 0   attempt, cart content and limited codes are new, the card's intent is written, pieces are set aside
+                 (a hold in every stock shard that has a store of its own)
         wave 1   the card is authorised
-        decision one durable row
-        commit   order paid, stock sold, money captured
+        decision one durable row, and in its commit the order, paid, and the stock, sold
+        commit   money captured (stock sold where it has a store of its own)
 
 An attempt is named by the buyer's idempotency key. The same key hears the same answer, whether it arrives at the same
 moment, after the answer was lost, or after a crash. Two different keys for the same content of the same cart meet at the order's
 claim, so a second tab cannot buy the same things twice. What the buyer saw (`expected_total`) is what is charged, or the
 checkout stops and says what changed. `Coordinator.start` settles everything a crash left behind before the doors open.
 
-Orders, stock and decisions in one store: hold and order are one commit, decision, paid and sold another, the card network's two
-come between and after. With stock in stores of its own each shard has its two. All are shared with every other checkout of
-the moment.
+Orders, stock and decisions in one store: what must be known before the card is asked is one commit, everything else another, the
+card network's two come between and after. With stock in stores of its own each shard has two more. All are shared with every
+other checkout of the moment.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from fourplane.commerce.cart_store import CartStore, Copy
 from fourplane.commerce.catalog import Catalog
 from fourplane.commerce.inventory import HoldRequest, Inventory, OutOfStock, Wanted
 from fourplane.commerce.orders import Address, Order, OrderBody, Orders, Placing
-from fourplane.commerce.payment import Charge, Payments
+from fourplane.commerce.payment import Charge, PaymentDeclined, Payments
 from fourplane.commerce.pricing import Item, Market, Quote, market_of, price
 from fourplane.commerce.promotions import Promotion
 from fourplane.commerce.shipping import BuiltInCarrier, Rate
@@ -263,9 +264,8 @@ class Checkout:
             branches.append(Branch("payment", charge, wave=1))
         try:
             outcome = await self._coordinator.run(branches)
-        except FourplaneError as error:
-            if error.reason != "duplicate_order":
-                await self._orders.explain_failure(order.attempt, f"{error.reason}|{error.message}")
+        except PaymentDeclined as error:  # anything else may go better with the same key
+            await self._orders.remember_failure(order, f"{error.reason}|{error.message}")
             raise
         return msgspec.structs.replace(order, number=outcome.transaction.id, state="paid")
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from fourplane.commerce.inventory import Inventory, Piece
+from fourplane.commerce.inventory import Inventory
 from fourplane.commerce.orders import Order, Orders
 from fourplane.commerce.payment import Payments
+from fourplane.commerce.shelf import Piece
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.money import Money

@@ -8,6 +8,10 @@ statement itself, so any number of buyers may race. The life of a hold is that o
     commit    on_hand -= n, held -= n, a line in the ledger                              may be repeated
     abort     held -= n, the end is remembered, also when there was nothing to release   may be repeated
 
+Where the shard lies in the store of the coordinator's decisions, nothing need be promised (see "last agent" in
+`service/two_phase_commit`): pieces are set aside in memory (`shelf`) and sold by one statement, on condition, in the
+decision's commit. A crash forgets what was set aside, and with it the transaction.
+
 A prepared hold never lapses by itself: it is in doubt, and the coordinator settles what is in doubt (at the latest its sweep);
 `overdue` counts holds that wait longer than `hold_s`.
 The writer opens the shard with a new epoch; every commit carries it, so an owner that was replaced
@@ -17,15 +21,16 @@ Invariants (`check`): the ledger's sum is `on_hand`; the holds' sum is `held`; 0
 Source: Gray and Reuter, Transaction Processing (1992), escrow; CASES.md C9. Cost: one grouped commit per step.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
 
+from fourplane.commerce.shelf import Piece, Shelf
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.shared_commit import Row, Template, rendered
+from fourplane.service.shared_commit import Row, Template, Work, rendered
 from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Sql, Statement
 
@@ -58,19 +63,18 @@ _PUT_HOLD = Template(
     ") AS v WHERE NOT EXISTS (SELECT 1 FROM hold_ends WHERE transaction_id = CAST(v.column1 AS VARCHAR(80)))",
     label="ended",
 )
-_SOLD = Template(
-    "UPDATE stock SET on_hand = on_hand - v.column3, held = held - v.column3 FROM (VALUES ",
+_SELL_FREE = Template(
+    "UPDATE stock SET on_hand = on_hand - v.column3 FROM (VALUES ",
     _PIECES,
-    _THESE,
+    f"{_THESE} AND stock.on_hand - stock.held >= v.column3",
     summed=True,
-    label="sold",
+    label="stock",
 )
 _ENTER = Template(
     "INSERT INTO stock_ledger (id, sku, warehouse, delta, reason, reference, at_us) VALUES ",
     "({}, {}, {}, {}, {}, {}, {})",
     label="ledger",
 )
-_DROPPED = Template("DELETE FROM holds WHERE transaction_id IN (", "{}", ")", label="held")
 _SELL = "UPDATE stock SET on_hand = on_hand - ?3, held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
 _RELEASE = "UPDATE stock SET held = held - ?3 WHERE sku = ?1 AND warehouse = ?2"
 _END = "INSERT INTO hold_ends (transaction_id, outcome, at_us) VALUES (?1, ?2, ?3)"
@@ -116,15 +120,7 @@ class HoldRequest(msgspec.Struct, frozen=True):
 
     wanted: list[Wanted]
     zone: str
-    pieces: list["Piece"] = []
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """So much of a sku from one warehouse."""
-
-    sku: str
-    warehouse: str
-    quantity: int
+    pieces: list[Piece] = []
 
 
 class OutOfStock(Conflict):
@@ -143,42 +139,6 @@ class InventoryStatistics(msgspec.Struct, frozen=True):
     races: int
 
 
-class Shelf:
-    """What the one writer of a shard remembers of its rows, so that a checkout need not read them: a hint, never a verdict.
-
-    It is too low between a hold and its refusal, and forgets a sku whenever something else than a hold happens to it; whether
-    there is enough is always decided by the statement that holds.
-    """
-
-    __slots__ = ("_levels", "_most")
-
-    def __init__(self, most: int) -> None:
-        self._levels: dict[str, dict[str, int]] = {}
-        self._most = most
-
-    def find(self, sku: str) -> dict[str, int] | None:
-        """Free pieces by warehouse as last known."""
-        return self._levels.get(sku)
-
-    def put(self, sku: str, levels: dict[str, int]) -> None:
-        """Remember what the rows say."""
-        if len(self._levels) >= self._most:
-            self._levels.clear()
-        self._levels[sku] = levels
-
-    def take(self, pieces: "Sequence[Piece]") -> None:
-        """These are being held."""
-        for piece in pieces:
-            levels = self._levels.get(piece.sku)
-            if levels is not None and piece.warehouse in levels:
-                levels[piece.warehouse] = max(0, levels[piece.warehouse] - piece.quantity)
-
-    def forget(self, skus: Iterable[str]) -> None:
-        """Look at the rows next time."""
-        for sku in skus:
-            self._levels.pop(sku, None)
-
-
 class InventoryShard:
     """The one writer of one shard."""
 
@@ -188,6 +148,7 @@ class InventoryShard:
         self._ids = ids
         self._epoch = 0
         self._pieces: dict[int, list[Piece]] = {}
+        self._settling: set[int] = set()
         self._shelf = Shelf(settings.shelf_max)
         self.holds = self.sold = self.released = self.refused = self.races = 0
 
@@ -250,31 +211,26 @@ class InventoryShard:
     async def prepare(self, transaction: Transaction, work: object) -> list[Piece]:
         """Hold all of it or nothing, durably; where from. Raises OutOfStock, or Conflict when it has already ended."""
         assert isinstance(work, HoldRequest), "an inventory holds stock"
+        number = transaction.id
         for attempt in range(self._settings.attempts_max):
-            draft = await self.draft(transaction, work, attempt)
+            pieces = work.pieces if work.pieces and attempt == 0 else await self.allocate(work.wanted, work.zone)
+            self._pieces[number] = pieces
+            self._shelf.take(pieces)
             try:
-                await self._sql.commit([*draft.fences, *rendered(draft.statements)])
+                await self._sql.commit([self._fence(), *rendered(self._holding(transaction, pieces))])
             except Conflict as conflict:
-                self._shelf.forget(piece.sku for piece in self._pieces.pop(transaction.id, ()))
-                await self._explain(conflict, str(transaction.id))
-                if held := await self._held(transaction.id):
-                    self._pieces[transaction.id] = held
+                self._shelf.forget(piece.sku for piece in self._pieces.pop(number, ()))
+                await self._explain(conflict, str(number))
+                if held := await self._held(number):
+                    self._pieces[number] = held
                     return held
                 self.races += 1
                 continue
             self.holds += 1
-            return self._pieces[transaction.id]
-        raise Conflict("too many buyers at once for this; try again", code="stock_busy")
+            return pieces
+        raise _busy()
 
-    @property
-    def store(self) -> Sql:
-        """Where this shard lies."""
-        return self._sql
-
-    async def draft(self, transaction: Transaction, work: object, attempt: int) -> Draft:
-        """The hold as statements; looks for pieces anew after a lost race. Raises OutOfStock."""
-        assert isinstance(work, HoldRequest), "an inventory holds stock"
-        pieces = work.pieces if work.pieces and attempt == 0 else await self.allocate(work.wanted, work.zone)
+    def _holding(self, transaction: Transaction, pieces: Sequence[Piece]) -> list[Row]:
         number, who = transaction.id, (transaction.coordinator, transaction.epoch)
         expires = clock.now_us() + int(self._settings.hold_s * 1e6)
         rows: list[Row] = []
@@ -282,33 +238,72 @@ class InventoryShard:
             sku, warehouse, quantity = piece.sku, piece.warehouse, piece.quantity
             rows.append(Row(_PUT_HOLD, (number, sku, warehouse, quantity, expires, *who)))
             rows.append(Row(_RESERVE, (sku, warehouse, quantity)))
-        self._pieces[number] = pieces
-        self._shelf.take(pieces)
-        return Draft(rows, pieces, (self._fence(),))
-
-    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - one shape
-        """Raise unless it was a lost race for stock; then another draft may find other pieces."""
-        self._shelf.forget(piece.sku for piece in self._pieces.pop(transaction.id, ()))
-        await self._explain(conflict, str(transaction.id))
-        lost = conflict.fields.get("label") == "stock"
-        self.races += lost
-        return lost
-
-    def fulfil(self, transaction: Transaction) -> list[Row]:
-        """The hold becomes a sale."""
-        now, reference = clock.now_us(), str(transaction.id)
-        pieces = self._pieces[transaction.id]
-        rows = [Row(_DROPPED, (transaction.id,), len(pieces))]
-        for piece in pieces:
-            rows.append(Row(_SOLD, (piece.sku, piece.warehouse, piece.quantity)))
-            values = (self._ids.next(), piece.sku, piece.warehouse, -piece.quantity, "sale", reference, now)
-            rows.append(Row(_ENTER, values))
         return rows
 
-    def fulfilled(self, transaction: Transaction) -> None:
-        """Count what was sold."""
+    # -- as a last agent: nothing is promised, the sale is in the decision's commit
+
+    @property
+    def store(self) -> Sql:
+        """Where this shard lies."""
+        return self._sql
+
+    async def enlist(self, transaction: Transaction, work: object, attempt: int) -> Sequence[Work]:
+        """Set pieces aside for this buyer; looks for others after a lost race. Raises OutOfStock."""
+        assert isinstance(work, HoldRequest), "an inventory holds stock"
+        pieces = work.pieces
+        if attempt or not pieces or not self._shelf.has(pieces):
+            for _ in range(self._settings.attempts_max):
+                pieces = await self.allocate(work.wanted, work.zone)
+                if self._shelf.has(pieces):  # several skus are looked at one after the other
+                    break
+            else:
+                raise _busy()
+        self._shelf.set_aside(pieces)
+        self._pieces[transaction.id] = pieces
+        return ()
+
+    def complete(self, transaction: Transaction, work: object) -> Draft:  # noqa: ARG002 - one shape for all
+        """Sell what was set aside, while it is there."""
+        number, now = transaction.id, clock.now_us()
+        pieces, reference = self._pieces[number], str(number)
+        rows: list[Row] = []
+        for piece in pieces:
+            sku, warehouse, quantity = piece.sku, piece.warehouse, piece.quantity
+            rows.append(Row(_SELL_FREE, (sku, warehouse, quantity)))
+            rows.append(Row(_ENTER, (self._ids.next(), sku, warehouse, -quantity, "sale", reference, now)))
+        self._shelf.settle(pieces)
+        self._settling.add(number)
+        return Draft(rows, pieces, (self._fence(),))
+
+    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - as above
+        """Whether it was a lost race for stock; then other pieces may be found. Raises for a shard with a new owner."""
+        label = conflict.fields.get("label")
+        lost = label == "stock"
+        if lost:
+            self._shelf.forget(piece.sku for piece in self._pieces.get(transaction.id, ()))
+            self.races += 1
+        self.release(transaction)
+        if label == "epoch":
+            raise Conflict("this shard has a new owner", code="not_owner") from conflict
+        return lost
+
+    def completed(self, transaction: Transaction) -> None:
+        """Sold: the rows have it."""
+        pieces = self._pieces.get(transaction.id, ())
+        self._shelf.take(pieces)
+        self.release(transaction)
         self.holds += 1
-        self.sold += sum(piece.quantity for piece in self._pieces.pop(transaction.id, ()))
+        self.sold += sum(piece.quantity for piece in pieces)
+
+    def release(self, transaction: Transaction) -> None:
+        """What was set aside is free."""
+        pieces = self._pieces.pop(transaction.id, None)
+        if pieces is None:
+            return
+        self._shelf.put_back(pieces)
+        if transaction.id in self._settling:
+            self._settling.discard(transaction.id)
+            self._shelf.settled(pieces)
 
     async def commit(self, transaction: Transaction) -> None:
         """Turn the hold into a sale; once."""
@@ -407,18 +402,7 @@ class InventoryShard:
 
     async def allocate(self, wanted: Sequence[Wanted], zone: str) -> list[Piece]:
         """One warehouse for everything where one has it, the nearest first; else each line from the nearest that have some."""
-        free: dict[str, dict[str, int]] = {}
-        for want in wanted:
-            levels = self._shelf.find(want.sku)
-            if levels is None or sum(levels.values()) < want.quantity:  # only the rows may say no
-                rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", want.sku)
-                levels = {str(warehouse): int(count or 0) for warehouse, count in rows}
-                self._shelf.put(want.sku, levels)
-            free[want.sku] = dict(levels)  # the shelf's own changes while another sku is read from a far store
-            left = sum(levels.values())
-            if left < want.quantity:
-                self.refused += 1
-                raise OutOfStock(f"only {left} left", sku=want.sku, wanted=want.quantity, available=left)
+        free = {want.sku: await self._free(want) for want in wanted}
         near = self._settings.near.get(zone, self._settings.warehouses)
         for warehouse in near:
             if all(free[want.sku].get(warehouse, 0) >= want.quantity for want in wanted):
@@ -432,6 +416,28 @@ class InventoryShard:
                     pieces.append(Piece(want.sku, warehouse, count))
                     missing -= count
         return pieces
+
+    async def _free(self, want: Wanted) -> dict[str, int]:
+        """Free pieces by warehouse, enough of them; raises OutOfStock. Only the rows may say no."""
+        sku, wanted, shelf = want.sku, want.quantity, self._shelf
+        free = shelf.find(sku)
+        for _ in range(self._settings.attempts_max):
+            if free is not None and sum(free.values()) >= wanted:
+                return free
+            rows = await self._sql.read("SELECT warehouse, on_hand - held FROM stock WHERE sku = ?1", sku)
+            shelf.put(sku, {str(warehouse): int(count or 0) for warehouse, count in rows})
+            free = shelf.find(sku)
+            assert free is not None, "it was put there"
+            left = sum(free.values())
+            if left >= wanted:
+                return free
+            if left + shelf.undecided(sku) < wanted:
+                self.refused += 1
+                left = max(0, left)
+                raise OutOfStock(f"only {left} left", sku=sku, wanted=wanted, available=left)
+            await shelf.until_settled(sku)
+            free = None
+        raise _busy()
 
     async def _held(self, transaction: int) -> list[Piece]:
         rows = await self._sql.read(
@@ -478,6 +484,10 @@ class InventoryShard:
     def _ledger(self, piece: Piece, delta: int, reason: str, reference: str, now: int) -> Statement:
         values = (self._ids.next(), piece.sku, piece.warehouse, delta, reason, reference, now)
         return rendered([Row(_ENTER, values)])[0]
+
+
+def _busy() -> Conflict:
+    return Conflict("too many buyers at once for this; try again", code="stock_busy")
 
 
 class Inventory:

@@ -5,9 +5,10 @@
        v          v         v
     failed    cancelled  cancelled            (a paid order that is cancelled is refunded and its stock goes back)
 
-`placing` is the prepared state of the two-phase commit: the row exists, its attempt key and the content of its cart are
-claimed, limited codes are counted; nobody sees it as an order yet. A failed order gives claim and codes back and keeps its
-attempt, so that the same attempt hears the same answer.
+An order that lies beside the coordinator's decisions is written by the decision itself, as `paid`; before the card is asked
+one statement sees to it that its attempt and the content of its cart are new. Elsewhere `placing` is the prepared state of the
+two-phase commit: the row exists, attempt and cart are claimed, limited codes are counted; nobody sees it as an order yet.
+A failed order keeps its attempt only, so that the same attempt hears the same answer.
 Every change is one commit: the row under the condition of its old state, and one event of its story.
 """
 
@@ -49,12 +50,21 @@ _FIELDS = (
     "changed_us",
     "body",
 )
+REFUSED_MAX = 1_000
 _UNPRINTABLE = re.compile(r"[\x00-\x1f<>]")
 _PUT = Template(
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
     "coordinator, epoch) VALUES ",
-    "({}, {}, {}, {}, {}, 'placing', '', {}, {}, {}, {}, {}, {}, {})",
+    "({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})",
     label="order",
+)
+_PUT_FAILED = Template(_PUT.head, _PUT.row, " ON CONFLICT DO NOTHING", counted=False)
+_NEW = Template(
+    "SELECT 1 FROM (VALUES ",
+    "(CAST({} AS VARCHAR(100)), CAST({} AS VARCHAR(100)))",
+    ") AS v WHERE NOT EXISTS (SELECT 1 FROM orders WHERE attempt = v.column1) "
+    "AND NOT EXISTS (SELECT 1 FROM orders WHERE claim = v.column2)",
+    label="new",
 )
 _PAID = Template("UPDATE orders SET state = 'paid' WHERE state = 'placing' AND id IN (", "{}", ")", label="paid")
 _PUT_EVENT = (
@@ -147,6 +157,9 @@ class Orders:
         self._announce = announce
         self._decoder = msgspec.msgpack.Decoder(OrderBody)
         self._encoder = msgspec.msgpack.Encoder()
+        self._underway: set[str] = set()  # attempts and claims of checkouts that have begun
+        self._enlisted: dict[int, Order] = {}
+        self._refused: dict[int, str] = {}  # attempts that failed lately, by transaction
 
     @property
     def store(self) -> Sql:
@@ -155,48 +168,90 @@ class Orders:
 
     async def prepare(self, transaction: Transaction, work: object) -> None:
         """Write the order as `placing`; raises Conflict when attempt or cart are taken or a limited code is used up."""
-        draft = await self.draft(transaction, work, 0)
+        assert isinstance(work, Placing), "what is prepared here is an order"
+        codes = [_use(code, work.per_buyer.get(code)) for code in work.order.body.codes]
+        works = [*codes, self._put(transaction, work.order, "placing"), *work.along(transaction)]
         try:
-            await self._sql.commit(rendered(draft.statements))
+            await self._sql.commit(rendered(works))
         except Conflict as conflict:
             await self.conflicted(transaction, work, conflict)
 
-    async def draft(self, transaction: Transaction, work: object, attempt: int) -> Draft:  # noqa: ARG002 - one shape for all
-        """The order as `placing`, its codes counted, and what goes along."""
-        assert isinstance(work, Placing), "what is prepared here is an order"
+    # -- as a last agent: written by the decision's commit
+
+    async def enlist(self, transaction: Transaction, work: object, attempt: int) -> Sequence[Work]:
+        """Claim attempt and cart among those under way; what must be known before the card is asked."""
+        assert isinstance(work, Placing), "what is placed here is an order"
         order = work.order
-        assert order.state == "placing", "only a new order is prepared"
-        works: list[Work] = [_use(code, work.per_buyer.get(code)) for code in order.body.codes]
-        quote = order.body.quote
-        who = (transaction.id, order.attempt, order.cart, order.claim, order.account)
-        when, body = order.created_us, self._encoder.encode(order.body)
-        by = (transaction.coordinator, transaction.epoch)
-        works.append(Row(_PUT, (*who, when, when, body, quote.currency, quote.total, *by)))
-        works += work.along(transaction)
+        if attempt:
+            return ()
+        if not self._underway.isdisjoint((order.attempt, order.claim)):
+            raise _duplicate()
+        self._underway.update((order.attempt, order.claim))
+        self._enlisted[transaction.id] = order
+        along = work.along(transaction)
+        if not along:
+            return ()
+        codes = [_unused(code, work.per_buyer.get(code)) for code in order.body.codes]
+        return [*codes, Row(_NEW, (order.attempt, order.claim)), *along]
+
+    def complete(self, transaction: Transaction, work: object) -> Draft:
+        """The order as `paid`, its codes counted, and whoever listens is told."""
+        assert isinstance(work, Placing), "what is placed here is an order"
+        works: list[Work] = [_use(code, work.per_buyer.get(code)) for code in work.order.body.codes]
+        works.append(self._put(transaction, work.order, "paid"))
+        works += self._announce(transaction.id, "paid")
         return Draft(works)
 
-    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:  # noqa: ARG002 - as above
+    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:
         """Raise when a code is used up, or attempt or cart are taken; another try would not help."""
+        assert isinstance(work, Placing), "what is placed here is an order"
         label = str(conflict.fields.get("label", ""))
         if label.startswith("code:"):
             code, mine, _ = label.partition(":")[2].partition("|")
             text = f"you have used the code {code} already" if mine else f"the code {code} has been used up"
             raise Conflict(text, code="code_used_up", promotion=code) from conflict
-        if not label and await self.find(transaction.id) is None:
-            raise Conflict("this cart is already being ordered", code="duplicate_order") from conflict
+        if label == "new" or (not label and await self.find(transaction.id) is None):
+            raise _duplicate() from conflict
         return False
 
-    def fulfil(self, transaction: Transaction) -> list[Work]:
-        """`placing` becomes `paid`, and whoever listens is told."""
-        return [Row(_PAID, (transaction.id,)), *self._announce(transaction.id, "paid")]
+    def completed(self, transaction: Transaction) -> None:
+        """It is an order."""
+        self.release(transaction)
+        self._refused.pop(transaction.id, None)
 
-    def fulfilled(self, transaction: Transaction) -> None:
-        """Nothing is remembered outside the rows."""
+    def release(self, transaction: Transaction) -> None:
+        """Attempt and cart are free; the number is kept a while for the reason."""
+        order = self._enlisted.pop(transaction.id, None)
+        if order is None:
+            return
+        self._underway.difference_update((order.attempt, order.claim))
+        if len(self._refused) >= REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[transaction.id] = order.attempt
+
+    async def remember_failure(self, order: Order, reason: str) -> None:
+        """Keep why an attempt was refused after it had begun, for whoever asks again."""
+        number = next((one for one, attempt in reversed(self._refused.items()) if attempt == order.attempt), None)
+        if number is None:
+            return  # refused before anything was asked for: it may be tried again
+        del self._refused[number]
+        failed = msgspec.structs.replace(order, reason=reason[:200], claim=f"failed:{number}")
+        row = self._put(Transaction(number, "", 0), failed, "failed")
+        await self._sql.commit(rendered([Row(_PUT_FAILED, row.values)]))
+
+    def _put(self, transaction: Transaction, order: Order, state: State) -> Row:
+        quote, when, body = order.body.quote, order.created_us, self._encoder.encode(order.body)
+        who = (transaction.id, order.attempt, order.cart, order.claim, order.account, state, order.reason)
+        by = (transaction.coordinator, transaction.epoch)
+        return Row(_PUT, (*who, when, when, body, quote.currency, quote.total, *by))
+
+    # -- of an order that was prepared
 
     async def commit(self, transaction: Transaction) -> None:
         """`placing` becomes `paid`; may be repeated."""
         try:
-            await self._sql.commit(rendered(self.fulfil(transaction)))
+            paid: list[Work] = [Row(_PAID, (transaction.id,)), *self._announce(transaction.id, "paid")]
+            await self._sql.commit(rendered(paid))
         except Conflict:
             order = await self.fetch(transaction.id)
             assert order.state not in ("placing", "failed"), f"{order.id} is {order.state} and was to become paid"
@@ -216,16 +271,6 @@ class Orders:
             coordinator,
         )
         return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
-
-    async def explain_failure(self, attempt: str, reason: str) -> None:
-        """Keep why an attempt failed, for whoever asks again."""
-        await self._sql.commit(
-            [
-                Statement(
-                    "UPDATE orders SET reason = ?2 WHERE attempt = ?1 AND state = 'failed'", (attempt, reason[:200])
-                )
-            ]
-        )
 
     async def advance(self, number: int, state: State, note: str = "") -> None:
         """Take the next step; raises Conflict where the order's state does not allow it."""
@@ -276,7 +321,8 @@ class Orders:
         rows = await self._sql.read(
             "SELECT state, at_us, note FROM order_events WHERE order_id = ?1 ORDER BY number", number
         )
-        placed = OrderEvent("paid", ids.created_us(number), "payment captured")
+        made = await self._sql.read("SELECT created_us FROM orders WHERE id = ?1", number)
+        placed = OrderEvent("paid", int(made[0][0] or 0) if made else ids.created_us(number), "payment captured")
         return [placed, *(OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows)]
 
     async def in_state(self, state: State, *, limit: int = 100) -> list[Order]:
@@ -310,6 +356,19 @@ class Orders:
         body = self._decoder.decode(stored)
         assert body.schema == 1, "an order of a newer schema"
         return msgspec.convert(dict(zip(_FIELDS, (*columns, body), strict=True)), Order)
+
+
+def _duplicate() -> Conflict:
+    return Conflict("this cart is already being ordered", code="duplicate_order")
+
+
+def _unused(code: str, per_buyer: int | None) -> Statement:
+    """The same condition, only looked at: nobody is asked to pay for what cannot be had any more."""
+    if per_buyer is None:
+        sql = "SELECT 1 FROM code_uses WHERE code = ?1 AND (uses_max = 0 OR used < uses_max)"
+        return Statement(sql, (code,), expect_rows=1, label=f"code:{code}")
+    sql = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM code_uses WHERE code = ?1 AND used >= ?2)"
+    return Statement(sql, (code, per_buyer), expect_rows=1, label=f"code:{code}")
 
 
 def _use(code: str, per_buyer: int | None) -> Statement:

@@ -52,7 +52,17 @@ class Webhooks:
         self.delivered = self.failed = self.dead = 0
 
     async def open(self) -> None:
-        """Read the endpoints."""
+        """Read the endpoints; what waits for a time the clock was set back from is due now."""
+        now = clock.now_us()
+        latest = now + int(self._settings.retry_s_max * 2e6)
+        await self._sql.commit(
+            [
+                Statement(
+                    "UPDATE webhook_deliveries SET due_us = ?1 WHERE state = 'due' AND due_us > ?2",
+                    (now, latest),
+                )
+            ]
+        )
         rows = await self._sql.read("SELECT id, url, secret FROM webhook_endpoints ORDER BY id")
         self._endpoints = {
             int(number or 0): Endpoint(ids.encode("hook", int(number or 0)), str(url), str(secret))

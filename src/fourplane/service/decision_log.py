@@ -1,7 +1,7 @@
 """The durable memory of one coordinator: its epoch and the commits that are not confirmed everywhere.
 
 Decisions are rows of the store's shared commits (`shared_commit`): all made while a write is under way share the next one,
-together with the removal of finished rows and with what local participants promised. Every write locks the coordinator's
+together with the removal of finished rows and the parts of last agents. Every write locks the coordinator's
 epoch row and expects it unchanged: one that was replaced can write nothing more.
 """
 
@@ -67,9 +67,15 @@ class DecisionLog:
             found += [(int(number or 0), str(names).split()) for number, names in rows]
             last = found[-1][0]
 
-    async def commit(self, transaction_id: int, participants: list[str], along: Sequence[Work] = ()) -> None:
-        """Decide durably, with the work `along`; raises Conflict (`coordinator_fenced`) when a younger coordinator
-        has taken over.
+    async def commit(
+        self,
+        transaction_id: int,
+        participants: Sequence[str],
+        along: Sequence[Work] = (),
+        fences: Sequence[Statement] = (),
+    ) -> None:
+        """Decide durably, with the work `along` while its `fences` hold; raises Conflict (`coordinator_fenced`) when a
+        younger coordinator has taken over.
 
         After any other error the row may or may not be there: `abort` finds out.
         """
@@ -77,14 +83,14 @@ class DecisionLog:
         over = [self._finished.popleft() for _ in range(min(len(self._finished), FORGOTTEN_WITH_ONE))]
         works = [row, *along, *(Row(FORGET, (number,)) for number in over)]
         try:
-            await self._shared.commit(works, fences=(self._fence(),))
+            await self._shared.commit(works, fences=(self._fence(), *fences))
         except FourplaneError as error:
             self._finished.extend(over)
             if isinstance(error, Conflict) and error.fields.get("label") == "fence":
                 raise _fenced() from None
             raise
 
-    async def abort(self, transaction_id: int, participants: list[str]) -> bool:
+    async def abort(self, transaction_id: int, participants: Sequence[str]) -> bool:
         """Make a commit of this transaction impossible; False when it is committed already."""
         values = (transaction_id, self._name, "abort", " ".join(participants), clock.now_us())
         await self._sql.commit([Statement(f"{INSERT} ON CONFLICT (transaction_id) DO NOTHING", values)])

@@ -10,11 +10,11 @@ Fencing: the row is written under the condition that the coordinator's epoch is 
 and wakes up late cannot decide any more. An unknown outcome of that write (the store vanished mid-way) is settled by writing
 ABORT under the same primary key: exactly one of the two rows can exist.
 
-Local participants. Where a participant's rows lie in the very store of the decision log, its work needs no commit of its own:
-the promises of all local branches of a wave are one commit, and making them true is part of the decision's commit (the
-"last agent" of Gray and Lamport, for as many as share the store). Nothing else changes: until the decision they hold, they
-are asked what is in doubt, they are told to abort. With order, stock and decisions in one store a checkout has two commits there
-instead of five, and only the card network is told afterwards.
+The last agent (Gray 1978). A participant whose rows lie in the very store of the decision log need not promise anything: its
+part is done, whole and on condition, in the commit of the decision itself. It sets aside in memory what it will need
+(`enlist`), the others promise, then one commit decides and does the part of every last agent (`complete`), or nothing. What
+was set aside in memory is gone with a crash, like the transaction. With order, stock and decisions in one store a checkout has
+two commits there: what must be known before the card network is asked, and everything else.
 
 Invariants: prepare, commit and abort of a participant are idempotent; commit is only called behind a durable row; abort only
 where no row can appear. A caller who gives up does not stop a transaction: it runs to its end and can be asked about.
@@ -69,7 +69,7 @@ class Participant(Protocol):
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """What makes a local participant's promise durable while its fences hold, and what the caller gets for it."""
+    """A last agent's part as statements, under which fences, and what the caller gets for it."""
 
     statements: Sequence[Work]
     result: object = None
@@ -77,24 +77,29 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 @runtime_checkable
-class LocalParticipant(Participant, Protocol):
-    """A participant that can also put its writes into commits of the coordinator, when they share a store."""
+class LastAgent(Participant, Protocol):
+    """A participant that can do its part in the decision's commit, when they share a store."""
 
     @property
     def store(self) -> Sql:
-        """Where its rows lie; only where that is the decision log's store it is treated as local."""
+        """Where its rows lie; only where that is the decision log's store it is a last agent."""
 
-    async def draft(self, transaction: Transaction, work: object, attempt: int) -> Draft:
-        """The promise as statements; raises what makes it impossible. `attempt` counts from 0."""
+    async def enlist(self, transaction: Transaction, work: object, attempt: int) -> Sequence[Work]:
+        """Set aside in memory what the part needs; what must be durable before later waves are asked. Raises what makes
+        it impossible. `attempt` counts from 0; later ones follow a lost race.
+        """
+
+    def complete(self, transaction: Transaction, work: object) -> Draft:
+        """The whole part, with expectations that fail when it has become impossible."""
 
     async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:
-        """The commit of all drafts met a conflict: raise what the caller hears, or say whether a new draft may go better."""
+        """A commit met this conflict: raise what the caller hears, or say whether to enlist again may go better."""
 
-    def fulfil(self, transaction: Transaction) -> Sequence[Work]:
-        """What makes the promise true; run once, in the commit of the decision."""
+    def completed(self, transaction: Transaction) -> None:
+        """The decision is durable, and the part with it."""
 
-    def fulfilled(self, transaction: Transaction) -> None:
-        """The decision is durable, and what `fulfil` returned with it."""
+    def release(self, transaction: Transaction) -> None:
+        """It will not be completed: what was set aside is free. May be repeated."""
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -154,8 +159,8 @@ class Coordinator:
         self._settings = settings or CommitSettings()
         self._shared = SharedCommit(sql)
         self._log = DecisionLog(sql, name, self._shared)
-        self._local: dict[str, LocalParticipant] = {
-            name: one for name, one in participants.items() if isinstance(one, LocalParticipant) and one.store is sql
+        self._agents: dict[str, LastAgent] = {
+            name: one for name, one in participants.items() if isinstance(one, LastAgent) and one.store is sql
         }
         self._tasks: Tasks | None = None
         self._open: set[int] = set()  # until everybody has confirmed
@@ -282,9 +287,9 @@ class Coordinator:
         self, transaction: Transaction, branches: Sequence[Branch], future: "asyncio.Future[Outcome]"
     ) -> None:
         began = clock.monotonic_s()
-        names = [branch.participant for branch in branches]
+        others = [branch.participant for branch in branches if branch.participant not in self._agents]
         try:
-            results = await self._prepare_and_decide(transaction, branches, names)
+            results = await self._prepare_and_decide(transaction, branches)
         except asyncio.CancelledError:
             _fail(future, _in_doubt())
             raise
@@ -297,7 +302,6 @@ class Coordinator:
         late = Outcome(transaction, results, settled=False)
         timer = asyncio.get_running_loop().call_later(self._settings.confirm_s, _settle, future, late)
         self._unsettled += 1
-        others = [name for name in names if name not in self._local]
         try:
             if others:
                 await self._confirm(transaction, others, "commit")
@@ -320,60 +324,92 @@ class Coordinator:
         self._callers.pop(transaction.id, None)
         self._idle.set()
 
-    async def _prepare_and_decide(
-        self, transaction: Transaction, branches: Sequence[Branch], names: list[str]
-    ) -> dict[str, object]:
+    async def _prepare_and_decide(self, transaction: Transaction, branches: Sequence[Branch]) -> dict[str, object]:
         results: dict[str, object] = {}
         asked: list[str] = []
+        others = [branch.participant for branch in branches if branch.participant not in self._agents]
+        agents = [branch for branch in branches if branch.participant in self._agents]
         try:
             for wave in sorted({branch.wave for branch in branches}):
                 voting = [branch for branch in branches if branch.wave == wave]
-                asked += [branch.participant for branch in voting]
-                results.update(await self._ask(transaction, voting))
+                asked += [branch.participant for branch in voting if branch.participant in others]
+                await self._ask(transaction, voting, results)
         except Exception as error:
-            self._tell(transaction, f"abort: {error!r}")
-            await self._confirm(transaction, asked, "abort")
+            await self._let_go(transaction, agents, asked, error)
             raise
         try:
-            await self._decide(transaction, names)
+            await self._decide(transaction, others, agents, results)
         except FourplaneError as error:
-            if not await self._try_abort(transaction, names):
-                self._told_local(transaction, names)
+            sure = isinstance(error, Conflict)  # nothing was written, and nothing will be
+            if not sure and not await self._try_abort(transaction, others):
+                for branch in agents:
+                    self._agents[branch.participant].completed(transaction)
                 return results  # the row was there after all
-            self._tell(transaction, f"abort: no decision could be written: {error!r}")
-            await self._confirm(transaction, names, "abort")
-            self._log.forget(transaction.id)
+            await self._let_go(transaction, agents, others, error)
+            if not sure:
+                self._log.forget(transaction.id)
             raise
         self._tell(transaction, "decided to commit")
-        self._told_local(transaction, names)
+        for branch in agents:
+            self._agents[branch.participant].completed(transaction)
         return results
 
-    async def _decide(self, transaction: Transaction, names: list[str]) -> None:
-        """Write the decision, and with it what local participants promised; the row waits for the others only."""
-        local = self._local
-        if not local:
-            await self._log.commit(transaction.id, names)
+    async def _let_go(
+        self, transaction: Transaction, agents: Sequence[Branch], asked: Sequence[str], error: Exception
+    ) -> None:
+        self._tell(transaction, f"abort: {error!r}")
+        for branch in agents:
+            self._agents[branch.participant].release(transaction)
+        if asked:
+            await self._confirm(transaction, asked, "abort")
+
+    async def _decide(
+        self, transaction: Transaction, others: Sequence[str], agents: Sequence[Branch], results: dict[str, object]
+    ) -> None:
+        """Write the decision, and with it the parts of the last agents; the row waits for the others only."""
+        if not agents:
+            await self._log.commit(transaction.id, others)
             return
-        along = [statement for name in names if name in local for statement in local[name].fulfil(transaction)]
-        await self._log.commit(transaction.id, [name for name in names if name not in local], along)
+        for attempt in range(1, DRAFTS_MAX + 1):
+            along: list[Work] = []
+            fences: list[Statement] = []
+            for branch in agents:
+                draft = self._agents[branch.participant].complete(transaction, branch.work)
+                along += draft.statements
+                fences += draft.fences
+                results[branch.participant] = draft.result
+            try:
+                await self._log.commit(transaction.id, others, along, fences)
+            except Conflict as conflict:
+                if conflict.reason == "coordinator_fenced" or not await self._again(transaction, agents, conflict):
+                    raise
+            else:
+                return
+            for branch in agents:
+                await self._agents[branch.participant].enlist(transaction, branch.work, attempt)
+        raise Conflict("too many at once for this; try again", code="contended")
 
-    def _told_local(self, transaction: Transaction, names: list[str]) -> None:
-        for name in names:
-            if name in self._local:
-                self._local[name].fulfilled(transaction)
+    async def _again(self, transaction: Transaction, agents: Sequence[Branch], conflict: Conflict) -> bool:
+        """Whether some agent thinks that another try may go better; raises what one of them says to the caller."""
+        again = False
+        for branch in agents:
+            again |= await self._agents[branch.participant].conflicted(transaction, branch.work, conflict)
+        return again
 
-    async def _ask(self, transaction: Transaction, branches: Sequence[Branch]) -> dict[str, object]:
-        local = [branch for branch in branches if branch.participant in self._local]
-        if len(local) == len(branches):
-            return await self._promise(transaction, local)
-        if len(branches) == 1 and getattr(self._participants[branches[0].participant], "votes_in_time", False):
-            return {branches[0].participant: await self._vote(transaction, branches[0])}
+    async def _ask(self, transaction: Transaction, branches: Sequence[Branch], results: dict[str, object]) -> None:
+        """Enlist the last agents of a wave and collect the votes of the others."""
+        agents = [branch for branch in branches if branch.participant in self._agents]
+        if agents:
+            await self._enlist(transaction, agents)
+            branches = [branch for branch in branches if branch.participant not in self._agents]
+            if not branches:
+                return
+        first = branches[0]
+        if len(branches) == 1 and getattr(self._participants[first.participant], "votes_in_time", False):
+            results[first.participant] = await self._vote(transaction, first)
+            return
         try:
             async with asyncio.timeout(self._settings.prepare_s):
-                results = await self._promise(transaction, local) if local else {}
-                branches = [branch for branch in branches if branch.participant not in self._local]
-                if len(branches) == 1 and not local:
-                    return {branches[0].participant: await self._vote(transaction, branches[0])}
                 votes = [self._vote(transaction, branch) for branch in branches]
                 found = await asyncio.gather(*votes, return_exceptions=True)
         except TimeoutError:
@@ -381,33 +417,27 @@ class Coordinator:
         for vote in found:
             if isinstance(vote, BaseException):
                 raise vote
-        return results | {branch.participant: vote for branch, vote in zip(branches, found, strict=True)}
+        results.update({branch.participant: vote for branch, vote in zip(branches, found, strict=True)})
 
-    async def _promise(self, transaction: Transaction, branches: Sequence[Branch]) -> dict[str, object]:
-        """The promises of all local branches in one commit."""
-        local = self._local
-        for attempt in range(DRAFTS_MAX):
-            drafts = [await local[branch.participant].draft(transaction, branch.work, attempt) for branch in branches]
-            try:
-                await self._shared.commit(
-                    [work for draft in drafts for work in draft.statements],
-                    fences=[fence for draft in drafts for fence in draft.fences],
-                )
-            except Conflict as conflict:
-                again = [await local[one.participant].conflicted(transaction, one.work, conflict) for one in branches]
-                if not any(again):
-                    raise
-                continue
-            self._tell(transaction, "local participants are prepared")
-            return {branch.participant: draft.result for branch, draft in zip(branches, drafts, strict=True)}
-        raise Conflict("too many at once for this; try again", code="contended")
+    async def _enlist(self, transaction: Transaction, agents: Sequence[Branch]) -> None:
+        """What must be known before anybody else is asked is one commit, shared with others."""
+        works: list[Work] = []
+        for branch in agents:
+            works += await self._agents[branch.participant].enlist(transaction, branch.work, 0)
+        if not works:
+            return
+        try:
+            await self._shared.commit(works)
+        except Conflict as conflict:
+            await self._again(transaction, agents, conflict)
+            raise
 
     async def _vote(self, transaction: Transaction, branch: Branch) -> object:
         result = await self._participants[branch.participant].prepare(transaction, branch.work)
         self._tell(transaction, f"{branch.participant} is prepared")
         return result
 
-    async def _try_abort(self, transaction: Transaction, names: list[str]) -> bool:
+    async def _try_abort(self, transaction: Transaction, names: Sequence[str]) -> bool:
         """Make sure that no commit row can appear any more; False when one is there."""
         delay = self._settings.retry_s
         while True:

@@ -4,8 +4,9 @@ from fourplane.commerce import checkout
 from fourplane.commerce.cart import Cart
 from fourplane.commerce.cart_store import CartStore
 from fourplane.commerce.checkout import Checkout
-from fourplane.commerce.inventory import InventoryShard, Piece
+from fourplane.commerce.inventory import InventoryShard
 from fourplane.commerce.payment import Payments
+from fourplane.commerce.shelf import Piece, Shelf
 from fourplane.foundation import clock, ids
 from fourplane.service.card_simulator import CardSimulator
 from fourplane.service.two_phase_commit import Coordinator
@@ -59,39 +60,39 @@ def refused_orders_keep_their_pieces(patch):
         return None
 
     patch.setattr(InventoryShard, "abort", abort)
+    patch.setattr(InventoryShard, "release", lambda self, transaction: None)
 
 
 def a_hold_is_for_one_piece(patch):
-    """Whatever is ordered, one piece of it is put aside."""
-    draft = InventoryShard.draft
+    """Whatever is ordered, one piece of it is put aside, or leaves the shelf."""
+    holding, complete = InventoryShard._holding, InventoryShard.complete
 
-    async def less(self, transaction, work, attempt):
-        told = await draft(self, transaction, work, attempt)
-        rows = [
-            row if len(row.values) != 3 else type(row)(row.template, (*row.values[:2], 1)) for row in told.statements
-        ]
-        return type(told)(rows, told.result, told.fences)
+    def one(rows):
+        return [row if len(row.values) != 3 else type(row)(row.template, (*row.values[:2], 1)) for row in rows]
 
-    patch.setattr(InventoryShard, "draft", less)
+    def less(self, transaction, work):
+        told = complete(self, transaction, work)
+        return type(told)(one(told.statements), told.result, told.fences)
+
+    patch.setattr(InventoryShard, "_holding", lambda self, *what: one(holding(self, *what)))
+    patch.setattr(InventoryShard, "complete", less)
 
 
 def the_shelf_is_believed(patch):
     """What a buyer may have is decided by what was there at the start, and no row may say no."""
-    seen = {}
 
     async def allocate(self, wanted, zone):
-        for want in wanted:
-            seen.setdefault(want.sku, 0)
         return [Piece(want.sku, self._settings.warehouses[0], want.quantity) for want in wanted]
 
-    async def draft(self, transaction, work, attempt):
-        told = await kept(self, transaction, work, attempt)
+    def complete(self, transaction, work):
+        told = kept(self, transaction, work)
         return type(told)([], told.result, told.fences)
 
-    kept = InventoryShard.draft
+    kept = InventoryShard.complete
     patch.setattr(InventoryShard, "allocate", allocate)
-    patch.setattr(InventoryShard, "draft", draft)
-    patch.setattr(InventoryShard, "fulfil", lambda self, transaction: [])
+    patch.setattr(InventoryShard, "_holding", lambda self, *what: [])
+    patch.setattr(InventoryShard, "complete", complete)
+    patch.setattr(Shelf, "has", lambda self, pieces: True)
 
 
 def refused_orders_keep_their_money(patch):
@@ -116,9 +117,9 @@ def orders_are_told_before_they_are_decided(patch):
     """The buyer hears of the order before the decision is written, and not every decision is."""
     decide = Coordinator._decide
 
-    async def forget(self, transaction, names):
+    async def forget(self, transaction, others, agents, results):
         if clock.random().random() < 0.7:
-            await decide(self, transaction, names)
+            await decide(self, transaction, others, agents, results)
 
     patch.setattr(Coordinator, "_decide", forget)
 

@@ -25,12 +25,48 @@ function toast(text) {
   setTimeout(() => box.remove(), 4000);
 }
 
+// -- asking again
+//
+// A request that may be sent twice (it only reads, or carries a key by which the shop knows it again) is sent again, the same to
+// the letter, when no answer came, or when 502 or 503 say when to come back. The tries begin within 5 s of the first failure,
+// after 0.2, 0.4, 0.8, 1.6, 1.6 s, each drawn from its upper half, so that those who failed together do not return together.
+
+const patience = 5000;
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+async function ask(path, options, told = () => {}) {
+  let began = 0;
+  for (let tries = 0; ; tries++) {
+    let answer = null;
+    let failure = null;
+    try {
+      answer = await fetch(path, options);
+    } catch (error) {
+      failure = error;
+    }
+    const least = answer ? answer.headers.get("retry-after") : "0";
+    if (answer && !((answer.status === 502 || answer.status === 503) && /^[0-9]+$/.test(least || ""))) return answer;
+    const now = performance.now();
+    began ||= now;
+    const wait = Math.max(1000 * Number(least), Math.min(1600, 200 * 2 ** tries) * (0.5 + Math.random() / 2));
+    if (now + wait - began > patience) {
+      if (answer) return answer;
+      throw new Error("the shop did not answer; nothing is lost, please try again", { cause: failure });
+    }
+    told();
+    await pause(wait);
+  }
+}
+
+const stillTrying = () => toast("The shop is slow to answer. Still trying…");
+
 async function call(method, path, data) {
-  const answer = await fetch(`/commerce/api${path}`, {
+  const options = {
     method,
     headers: data ? { "content-type": "application/json" } : {},
     body: data ? JSON.stringify(data) : undefined,
-  });
+  };
+  const answer = await ask(`/commerce/api${path}`, options, method === "GET" ? undefined : stillTrying);
   const found = answer.status === 204 ? null : await answer.json();
   if (!answer.ok) throw new Error(found?.error?.message || "that did not work");
   return found;
@@ -148,16 +184,39 @@ async function newCart() {
 
 const id = () => crypto.getRandomValues(new Uint32Array(2)).join("");
 
+// The form's attempt key makes the order one order, however often it is sent and whichever answer got lost.
+async function checkout(event, form) {
+  event.preventDefault();
+  const button = form.querySelector("#place");
+  const before = button.textContent;
+  button.disabled = true;
+  button.textContent = "One moment…";
+  try {
+    const sent = { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { accept: "text/html" } };
+    const answer = await ask(form.action, sent, () => {
+      button.textContent = "Still trying…";
+      stillTrying();
+    });
+    if (answer.redirected) return location.assign(answer.url);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    document.querySelector("main").replaceWith(page.querySelector("main"));
+    document.title = page.title;
+    const problem = document.querySelector("main [aria-invalid], main [role=alert]") || document.querySelector("main h1");
+    problem.tabIndex = problem.tabIndex < 0 && !problem.matches("input") ? -1 : problem.tabIndex;
+    problem.focus();
+    scrollTo(0, 0);
+  } catch (error) {
+    button.disabled = false;
+    button.textContent = before;
+    toast(error.message[0].toUpperCase() + error.message.slice(1));
+  }
+}
+
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   const kind = form.dataset.enhance;
   if (!kind) return;
-  if (kind === "checkout") {
-    const button = form.querySelector("#place");
-    button.disabled = true;
-    button.textContent = "One moment…";
-    return;
-  }
+  if (kind === "checkout") return checkout(event, form);
   const fields = new FormData(form);
   if (kind !== "add") return;
   event.preventDefault();
@@ -186,13 +245,13 @@ addEventListener("pageshow", (event) => {
 
 document.querySelector(".facets")?.addEventListener("change", (event) => event.currentTarget.requestSubmit());
 document.querySelector(".country select")?.addEventListener("change", (event) => event.target.form.requestSubmit());
-for (const choice of document.querySelectorAll("[data-reload=checkout]")) {
-  choice.addEventListener("change", () => {
-    const fields = new FormData(choice.form);
-    for (const name of ["attempt", "expected_total"]) fields.delete(name);
-    location.replace(`/commerce/checkout?${new URLSearchParams(fields)}`);
-  });
-}
+document.addEventListener("change", (event) => {
+  const choice = event.target.closest("[data-reload=checkout]");
+  if (!choice) return;
+  const fields = new FormData(choice.form);
+  for (const name of ["attempt", "expected_total"]) fields.delete(name);
+  location.replace(`/commerce/checkout?${new URLSearchParams(fields)}`);
+});
 const filters = document.querySelector(".filters");
 if (filters && matchMedia("(max-width: 760px)").matches) filters.open = false;
 body.classList.add("enhanced");

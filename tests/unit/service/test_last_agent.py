@@ -1,4 +1,4 @@
-"""Participants whose rows lie beside the decision log ride in its commits."""
+"""Last agents: participants whose rows lie beside the decision log do their part in its commit."""
 
 import asyncio
 
@@ -14,36 +14,39 @@ from fourplane.state.contracts import Statement
 QUICK = CommitSettings(retry_s=0.0001, retry_s_max=0.0001, confirm_s=5.0, prepare_s=5.0)
 
 
-class LocalPieces(Pieces):
-    """The same counter, offered as statements."""
+class AgentPieces(Pieces):
+    """The same counter, sold by the decision itself; `known` is what must be durable before the money is asked."""
 
-    broken: int | None = None  # the transaction whose fulfilment is wrong
+    broken: int | None = None  # the transaction whose part is wrong
+    known = True
 
     @property
     def store(self):
         return self.sql
 
-    async def draft(self, transaction, work, attempt):
+    async def enlist(self, transaction, work, attempt):
+        self.calls.append("enlist")
+        note = f"INSERT INTO holds_{self.name} VALUES (?1, ?2, ?3, 0)"
+        values = (transaction.id, transaction.coordinator, transaction.epoch)
+        return [Statement(note, values)] if self.known and not attempt else []
+
+    def complete(self, transaction, work):
+        if transaction.id == self.broken:
+            return Draft([Statement(f"DELETE FROM holds_{self.name} WHERE id = -1", expect_rows=1)])
         count = int(str(work))
-        hold = f"INSERT INTO holds_{self.name} VALUES (?1, ?2, ?3, ?4)"
-        take = f"UPDATE pieces_{self.name} SET free = free - ?1 WHERE free >= ?1"
-        values = (transaction.id, transaction.coordinator, transaction.epoch, count)
-        return Draft([Statement(hold, values), Statement(take, (count,), expect_rows=1, label="sold_out")], count)
+        sell = f"UPDATE pieces_{self.name} SET free = free - ?1, sold = sold + ?1 WHERE free >= ?1"
+        done = f"DELETE FROM holds_{self.name} WHERE id = ?1"
+        sold = Statement(sell, (count,), expect_rows=1, label="sold_out")
+        return Draft([sold, Statement(done, (transaction.id,))], count)
 
     async def conflicted(self, transaction, work, conflict):
         return False
 
-    def fulfil(self, transaction):
-        if transaction.id == self.broken:
-            return [Statement(f"DELETE FROM holds_{self.name} WHERE id = -1", expect_rows=1)]
-        sold = f"(SELECT count FROM holds_{self.name} WHERE id = ?1)"
-        return [
-            Statement(f"UPDATE pieces_{self.name} SET sold = sold + {sold}", (transaction.id,), expect_rows=1),
-            Statement(f"DELETE FROM holds_{self.name} WHERE id = ?1", (transaction.id,), expect_rows=1),
-        ]
+    def completed(self, transaction):
+        self.calls.append("completed")
 
-    def fulfilled(self, transaction):
-        self.calls.append("fulfilled")
+    def release(self, transaction):
+        self.calls.append("release")
 
 
 class Counted:
@@ -65,10 +68,11 @@ class Counted:
 async def shop(sql, stock=10):
     counted = Counted(sql)
     made = {
-        "order": LocalPieces(counted, "order"),
-        "stock": LocalPieces(counted, "stock"),
+        "order": AgentPieces(counted, "order"),
+        "stock": AgentPieces(counted, "stock"),
         "money": Pieces(sql, "money"),
     }
+    made["stock"].known = False
     await made["order"].make(1_000)
     await made["stock"].make(stock)
     await made["money"].make(10_000)
@@ -79,11 +83,17 @@ async def shop(sql, stock=10):
 BUY = [Branch("order", 1), Branch("stock", 1), Branch("money", 10, wave=1)]
 
 
+async def swept(coordinator):
+    """What became known of transactions that ended is in doubt at two looks, so it is let go."""
+    await coordinator.resolve()
+    await coordinator.resolve()
+
+
 async def states(made):
     return [await one.state() for one in made.values()]
 
 
-def test_promises_are_one_commit_and_fulfilment_is_the_decision():
+def test_what_must_be_known_is_one_commit_and_everything_else_the_decision():
     async def main(sql):
         counted, made, coordinator, lifecycle = await shop(sql)
         before = counted.commits
@@ -93,17 +103,21 @@ def test_promises_are_one_commit_and_fulfilment_is_the_decision():
         assert outcome.results["stock"] == 1
         assert await states(made) == [(999, 1, 0), (9, 1, 0), (9_990, 10, 0)]
         assert made["money"].calls == ["prepare", "commit"]
+        assert made["stock"].calls == ["enlist", "completed"]
         await lifecycle.stop()
 
     run_with_sql(main)
 
 
-def test_a_no_of_the_last_one_lets_local_ones_go():
+def test_a_no_of_a_later_wave_releases_the_last_agents():
     async def main(sql):
         _, made, coordinator, lifecycle = await shop(sql)
         made["money"].fail["prepare"] = 1
         with pytest.raises(Conflict):
             await coordinator.run(BUY)
+        assert await states(made) == [(1_000, 0, 1), (10, 0, 0), (10_000, 0, 0)]
+        assert made["stock"].calls == ["enlist", "release"]
+        await swept(coordinator)
         assert await states(made) == [(1_000, 0, 0), (10, 0, 0), (10_000, 0, 0)]
         await lifecycle.stop()
 
@@ -115,13 +129,14 @@ def test_many_at_once_never_sell_more_than_there_is():
         _, made, coordinator, lifecycle = await shop(sql)
         done = await asyncio.gather(*(coordinator.run(BUY) for _ in range(60)), return_exceptions=True)
         assert sum(not isinstance(one, Exception) for one in done) == 10
+        await swept(coordinator)
         assert await states(made) == [(990, 10, 0), (0, 10, 0), (9_900, 100, 0)]
         await lifecycle.stop()
 
     run_with_sql(main)
 
 
-def test_a_fulfilment_that_cannot_be_written_concerns_its_own_transaction_only():
+def test_a_part_that_cannot_be_written_concerns_its_own_transaction_only():
     async def main(sql):
         _, made, coordinator, lifecycle = await shop(sql)
         number = IdGenerator()
@@ -139,6 +154,7 @@ def test_a_fulfilment_that_cannot_be_written_concerns_its_own_transaction_only()
         coordinator._ids = Ids()
         done = await asyncio.gather(*(coordinator.run(BUY) for _ in range(4)), return_exceptions=True)
         assert [isinstance(one, FourplaneError) for one in done] == [False, True, False, False]
+        await swept(coordinator)
         assert await states(made) == [(997, 3, 0), (7, 3, 0), (9_970, 30, 0)]
         await lifecycle.stop()
 
