@@ -6,6 +6,7 @@ number is raised after each finished step, so a killed migration goes on where i
 (`unchanged`: the new program reads what the old one wrote) needs no copy; it only keeps the old program out.
 
     1 -> 2   the journal of records holds a group of writes per frame; frames of one write are still read
+    2 -> 3   records gather in sorted runs between journal and table; journals of both older forms are still read
 """
 
 import os
@@ -19,7 +20,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Corrupt, Misconfigured
 
 FORMAT_NAME = "format.json"
-CURRENT = 2
+CURRENT = 3
 KEPT_OUT = ("backups", "deployment.lock", "control.sock")
 Step = Callable[[Path], None]
 
@@ -77,7 +78,7 @@ def unchanged(_folder: Path) -> None:
     """A step for a format that only adds."""
 
 
-STEPS: Mapping[int, Step] = {1: unchanged}
+STEPS: Mapping[int, Step] = {1: unchanged, 2: unchanged}
 
 
 def read_format(folder: Path) -> Format | None:

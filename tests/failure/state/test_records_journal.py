@@ -12,11 +12,14 @@ from fourplane.foundation.errors import Conflict, Corrupt, Unavailable
 from fourplane.state.contracts import Delete, Put, Record
 from fourplane.state.embedded.database import Database
 from fourplane.state.embedded.frame_writer import WriterSettings
+from fourplane.state.embedded.levels import LevelsSettings
 from fourplane.state.embedded.records import EmbeddedRecords, RecordsSettings
 from fourplane.state.embedded.vfs import Disk, Faults
 
 SMALL = RecordsSettings(
-    writer=WriterSettings(segment_bytes=3_000), fold_rows=10, fold_rows_at_once=3, overlay_rows_max=40
+    writer=WriterSettings(segment_bytes=3_000),
+    overlay_rows_max=40,
+    levels=LevelsSettings(fold_rows=10, merge_rows_synced=20, runs_kept=2, runs_max=4),
 )
 
 
@@ -136,7 +139,7 @@ def test_folded_segments_are_removed_and_writers_wait_for_room(tmp_path):
             assert records.statistics().overlay_rows <= 40 + 50
         await records.fold()
         assert records.statistics().overlay_rows == 0
-        assert records.statistics().folds > 3
+        assert records.statistics().levels.merges > 3
         await records.close()
         assert len(list((tmp_path / "a.db-changes").glob("*.segment"))) <= 2
         records = await opened(path)

@@ -6,7 +6,7 @@ import pytest
 
 from fourplane.foundation.errors import Corrupt, Misconfigured, Unavailable
 from fourplane.state import data_folder
-from fourplane.state.format import Format, ensure_format, read_format
+from fourplane.state.format import CURRENT, Format, ensure_format, read_format
 
 
 def test_second_opener_is_refused_with_pid_and_address(tmp_path):
@@ -76,7 +76,7 @@ def test_unreadable_format_is_corrupt(tmp_path):
 def test_folders_of_the_first_format_are_raised_without_a_copy(tmp_path):
     ensure_format(tmp_path, program="0.1", current=1)
     done = ensure_format(tmp_path, program="0.2")
-    assert (done.before, done.after, done.backup) == (1, 2, None)
+    assert (done.before, done.after, done.backup) == (1, CURRENT, None)
     with pytest.raises(Misconfigured) as told:
         ensure_format(tmp_path, program="0.1", current=1)
     assert told.value.reason == "newer_format"

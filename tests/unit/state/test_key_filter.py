@@ -31,7 +31,8 @@ def test_a_large_table_is_known_after_a_while_and_keys_written_meanwhile_are_not
         await records.fold()
         while not records.statistics().filtered_keys:
             await asyncio.sleep(0.01)
-        assert records.statistics().filtered_keys >= total + 50
+        assert records.statistics().filtered_keys > 0.95 * total  # one in a hundred looks as if it had been there
+        assert all(records._keys.may_hold((b"p", b"%06d" % number)) for number in range(total))
         reads = records.database.statistics().reads
         assert await records.get(b"nobody", b"s") is None
         assert records.database.statistics().reads == reads

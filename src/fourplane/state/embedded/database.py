@@ -19,7 +19,8 @@ Bounds: `queue_max` waiting commits, then Overloaded. Source: sqlite.org/wal.htm
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from operator import length_hint
@@ -155,12 +156,28 @@ class Database:
         """Call this when a whole group was rolled back, before the next one runs: what works remembered is wrong."""
         self._undone.append(callback)
 
+    def check_writable(self) -> None:
+        """Raise what a commit would raise now because of an earlier failure."""
+        if self._failed is not None:
+            raise self._failed
+
     def cursor(self, sql: str, parameters: tuple[SqlValue, ...] = ()) -> apsw.Cursor:
         """Rows one by one; the caller must use it up or close it before it waits."""
         self._reads += 1
         if self._stale:
             self._refresh()
         return self._reader.execute(sql, parameters)
+
+    def rows(self, sql: str, parameters: tuple[SqlValue, ...] = ()) -> Generator[Row, None, None]:
+        """The same, with errors as `read` tells them."""
+        self._reads += 1
+        try:
+            if self._stale:
+                self._refresh()
+            with closing(self._reader.execute(sql, parameters)) as cursor:
+                yield from cast("Iterator[Row]", cursor)
+        except Exception as error:
+            raise self._told(error) from error
 
     def read(self, sql: str, parameters: tuple[SqlValue, ...] = ()) -> list[Row]:
         """All rows of one query, inline."""

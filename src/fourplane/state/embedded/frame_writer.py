@@ -48,13 +48,15 @@ class _Waiting(msgspec.Struct, Generic[T], gc=False):
     key: int
     count: int
     body: bytes
+    size: int
     future: "asyncio.Future[None]"
 
 
 class FrameWriter(Generic[T]):
     """Writes frames for owners. `written(owners, frames)` before callers hear; `refused(owners)` before theirs hear.
 
-    With `joined`, a group is one frame: these bytes and all bodies; `frames` then holds that one for all owners.
+    With `joined`, a group is one frame whose body it makes of the owners; `frames` then holds that one for all. `sent(count)`:
+    a group is with the disk, and the loop has a moment.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class FrameWriter(Generic[T]):
         *,
         written: Callable[[Sequence[T], Sequence[Frame]], None],
         refused: Callable[[Sequence[T]], None],
-        joined: bytes | None = None,
+        joined: Callable[[Sequence[T]], bytes] | None = None,
+        sent: Callable[[int], None] | None = None,
     ) -> None:
         self.frames = frames
         self.worker = Worker(f"frames of {name}", queue_max=64)
@@ -75,6 +78,7 @@ class FrameWriter(Generic[T]):
         self._on_written = written
         self._on_refused = refused
         self._joined = joined
+        self._on_sent = sent
         self._queue: deque[_Waiting[T]] = deque()
         self._queue_bytes = self._groups = 0
         self._busy = self._scheduled = self._open = False
@@ -100,13 +104,14 @@ class FrameWriter(Generic[T]):
         if self._queue_bytes > self._settings.queue_bytes_max:
             raise Overloaded(f"{len(self._queue)} writes wait for {self._name}", retry_after_s=0.1)
 
-    def put(self, owner: T, key: int, count: int, body: bytes) -> "asyncio.Future[None]":
-        """Queue one frame; the future is done when it is durable."""
+    def put(self, owner: T, key: int, count: int, body: bytes, size: int = 0) -> "asyncio.Future[None]":
+        """Queue one frame, or a share of `size` bytes of a joined one; the future is done when it is durable."""
         self.check()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._queue.append(_Waiting(owner, key, count, body, future))
-        self._queue_bytes += len(body) + _FRAME_COST_BYTES
+        size += len(body) + _FRAME_COST_BYTES
+        self._queue.append(_Waiting(owner, key, count, body, size, future))
+        self._queue_bytes += size
         if not self._scheduled and not self._busy:
             self._scheduled = True
             loop.call_soon(self._flush)
@@ -178,17 +183,19 @@ class FrameWriter(Generic[T]):
         queue = self._queue
         group: list[_Waiting[T]] = []
         size = 0
-        while queue and (not group or size + len(queue[0].body) <= self._settings.group_bytes_max):
+        while queue and (not group or size + queue[0].size <= self._settings.group_bytes_max):
             group.append(queue.popleft())
-            size += len(group[-1].body) + _FRAME_COST_BYTES
+            size += group[-1].size
         self._queue_bytes -= size
+        count = sum([each.count for each in group])
         if self._joined is None:
             bodies = [(each.key, each.count, each.body) for each in group]
         else:
-            body = b"".join([self._joined, *[each.body for each in group]])
-            bodies = [(0, sum([each.count for each in group]), body)]
+            bodies = [(0, count, self._joined([each.owner for each in group]))]
         done = self.worker.submit(self.frames.write, bodies)
         done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
+        if self._on_sent is not None:
+            self._on_sent(count)
 
     def _written(self, group: list[_Waiting[T]], began: float, done: "asyncio.Future[list[Frame]]") -> None:
         self._busy = False

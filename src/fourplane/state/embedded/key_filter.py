@@ -8,7 +8,9 @@ It lives in memory and is filled again after an opening, some hundred rows at a 
 answers `maybe` to everything. Source: Bloom, Space/time trade-offs in hash coding, 1970; two probes of 16 bits a key.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
+
+import numpy as np
 
 BITS_PER_KEY = 16
 Key = tuple[bytes, bytes]
@@ -27,15 +29,18 @@ class KeyFilter:
         self.capacity = size // BITS_PER_KEY
         self.count = 0
 
-    def add(self, keys: Iterable[Key]) -> None:
-        """Remember these keys."""
-        bits, mask = self._bits, self._mask
-        for key in keys:
-            found = hash(key)
-            first, second = found & mask, (found >> 32) & mask
-            bits[first >> 3] |= 1 << (first & 7)
-            bits[second >> 3] |= 1 << (second & 7)
-            self.count += 1
+    def add(self, keys: Collection[Key]) -> None:
+        """Remember these keys; `count` grows by those that were not claimed before."""
+        found = np.fromiter(map(hash, keys), np.int64, len(keys))
+        bits = np.frombuffer(self._bits, np.uint8)
+        first, second = found & self._mask, found >> 32 & self._mask
+        in_first, in_second = (1 << (place & 7).astype(np.uint8) for place in (first, second))
+        first >>= 3
+        second >>= 3
+        known = (bits[first] & in_first != 0) & (bits[second] & in_second != 0)
+        np.bitwise_or.at(bits, first, in_first)
+        np.bitwise_or.at(bits, second, in_second)
+        self.count += len(keys) - int(np.count_nonzero(known))
 
     def may_hold(self, key: Key) -> bool:
         """False: this key was never added."""

@@ -18,6 +18,7 @@ is cut away again before the next one, so that no frame of it can come back; a s
 """
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
@@ -128,10 +129,14 @@ class Segments:
             at += HEADER_BYTES + length
         path = str(self._path(self._number))
         self._dirty = True
-        if at > self._ahead and at - self._end <= SMALL_BYTES:
+        grows = at > self._ahead
+        if grows and at - self._end <= SMALL_BYTES:
             self._go_ahead(path, at)
-        self._append(path, parts, self._end, at - self._end)
-        self._sync(path)
+        if grows or len(parts) > _VECTOR_MAX:
+            self._append(path, parts, self._end, at - self._end)
+            self._sync(path)
+        else:
+            self._append_durably(path, parts, at - self._end)
         self._end = at
         self._dirty = False
         self._acknowledge()
@@ -250,6 +255,15 @@ class Segments:
         if size <= _JOIN_BYTES_MAX or len(parts) > _VECTOR_MAX:
             parts = [b"".join(parts)]
         self._disk.append(path, parts, offset, size)
+
+    def _append_durably(self, path: str, parts: list[bytes], size: int) -> None:
+        """The same into zeros that are durable already, with its sync."""
+        try:
+            self._disk.append_durably(path, parts, self._end, size)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise SyncFailed(str(error)) from error
 
     def _sync(self, path: str) -> None:
         try:

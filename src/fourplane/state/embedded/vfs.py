@@ -90,6 +90,7 @@ class Disk:
         self._descriptors: dict[str, int] = {}
         self._undo: dict[str, list[tuple[int, bytes, int]]] = {}  # by file: writes that no sync has made durable
         self._page_bytes: dict[str, int] = {}
+        self._one_call = hasattr(os, "RWF_DSYNC")
         self._vfs = _Vfs(self)
 
     def expect(self, path: Path, page_bytes: int) -> None:
@@ -149,6 +150,27 @@ class Disk:
                 written += os.pwrite(self._descriptor(path), rest[written:], offset + written)
         self.writes += 1
         self.written_bytes += size
+
+    def append_durably(self, path: str, parts: list[bytes], offset: int, size: int) -> None:
+        """`append` and `sync` in one call of the system, so that no other thread's turn comes between; raises as `append`.
+
+        What was written into the file before is not made durable by it.
+        """
+        if self.faults is None and self._one_call:
+            try:
+                written = os.pwritev(self._descriptor(path), parts, offset, os.RWF_DSYNC)
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+                    raise
+                self._one_call = False  # the file system has no such call
+            else:
+                if written == size:
+                    self.writes += 1
+                    self.written_bytes += size
+                    self.syncs += 1
+                    return
+        self.append(path, parts, offset, size)
+        self.sync(path)
 
     def read(self, path: str, size: int, offset: int) -> bytes:
         """Bytes of such a file; raises FileNotFoundError."""
