@@ -31,6 +31,7 @@ from fourplane.edge.tunnel import Tunnel
 from fourplane.edge.waiting_room import WaitingRequired, WaitingRoom, WaitingRoomSettings
 from fourplane.edge.websocket import SocketPlan
 from fourplane.foundation import clock
+from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -135,6 +136,7 @@ class Gateway:
         for door in [*SessionRoutes(accounts, secure=secure).routes(), *doors]:
             self._add(door)
         self._folders.sort(key=lambda folder: -len(folder.prefix))
+        self._aside = Worker("describe")
         self._describe(version)
 
     # -- a lifecycle part, in front of which the server starts and after which it has stopped
@@ -149,8 +151,9 @@ class Gateway:
         self.close()
 
     def close(self) -> None:
-        """End the thread that reads static files."""
+        """End the threads that read static files and describe the API."""
         self._files.close()
+        self._aside.close()
         self._clock.close()
 
     # -- ASGI
@@ -393,14 +396,22 @@ class Gateway:
         return RateLimit(rate_per_s, burst, count_max=self.settings.callers_max)
 
     def _describe(self, version: str) -> None:
-        described = msgspec.json.encode(openapi.document(self.routes, title="Fourplane", version=version))
-        listed = api_page.page(self.routes)
+        """Two doors that tell of all others; what they tell is made when it is first asked for, beside the loop."""
+        routes = tuple(self.routes)
+        told: dict[str, bytes] = {}
+
+        def describe() -> bytes:
+            return msgspec.json.encode(openapi.document(routes, title="Fourplane", version=version))
 
         async def description(_call: Call[None]) -> Reply:
-            return Reply(described, media_type="application/json", headers={"cache-control": "no-cache"})
+            if "program" not in told:
+                told["program"] = await self._aside.submit(describe)
+            return Reply(told["program"], media_type="application/json", headers={"cache-control": "no-cache"})
 
         async def listing(_call: Call[None]) -> Reply:
-            return Reply(listed, headers={"cache-control": "no-cache"})
+            if "people" not in told:
+                told["people"] = await self._aside.submit(api_page.page, routes)
+            return Reply(told["people"], headers={"cache-control": "no-cache"})
 
         self._add(Route("GET", "/openapi.json", description, "This API in OpenAPI 3.1"))
         self._add(Route("GET", "/api/", listing, "This API as a page"))
