@@ -6,6 +6,7 @@ been made safe by somebody, every sender's wait ended once, and nothing was lost
 
 import asyncio
 
+import msgspec
 import pytest
 
 from fourplane.foundation import clock
@@ -93,12 +94,13 @@ class House:
 
     def received(self, _sender, batch, safe):
         longer = set()
-        for message, group in zip(batch.messages, batch.groups, strict=True):
+        batch_messages = msgspec.msgpack.decode(batch.messages, type=list[msgspec.Raw])
+        for message, group in zip(batch_messages, batch.groups, strict=True):
             self.handed[-1].append(bytes(message))
             if group and clock.random().random() < 0.3:
                 longer.add(group)
         of_group = {}
-        for message, group in zip(batch.messages, batch.groups, strict=True):
+        for message, group in zip(batch_messages, batch.groups, strict=True):
             of_group.setdefault(group, []).append(bytes(message))
         for group, messages in of_group.items():
             if group in longer:

@@ -32,7 +32,7 @@ from fourplane.service.rpc_client import Peer
 from fourplane.service.shards import ShardMap
 
 MANAGED = 1
-PUSHED_ARRAY = 0x92  # what msgpack begins an array of two with
+PUSHED = ""  # the name of what is no stanza
 ERROR = b"<presence type='error'/>"
 PAUSE = "far"
 ROOMS = "messaging.rooms"
@@ -42,23 +42,12 @@ _FROM = re.compile(rb" from='([^'/]+)")
 _NAMES = ((b"<m", MESSAGE), (b"<p", PRESENCE), (b"<i", IQ))
 
 
-class Forwarded(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
-    """A stanza between two workers."""
+class Forwarded(Stanza, array_like=True):
+    """A stanza between two workers; one without a name is bytes for one session of a user: what a room sends to an occupant."""
 
-    to: str
-    sender: str
-    name: str
-    attributes: dict[str, str]
-    children: list[str]
-    raw: bytes
+    to: str = ""
+    sender: str = ""
     managed: int = 0  # the sender acknowledges (XEP-0198)
-
-
-class Pushed(msgspec.Struct, array_like=True, gc=False):
-    """Bytes for one session of a user elsewhere: what a room sends to an occupant."""
-
-    to: str
-    data: bytes
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -72,7 +61,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Forwarded).decode
-_decode_pushed = msgspec.msgpack.Decoder(Pushed).decode
+_decode_all = msgspec.msgpack.Decoder(list[Forwarded]).decode
 
 
 class FarRooms(Protocol):
@@ -214,15 +203,8 @@ class UserShards:
         """Send a stanza to the worker of its receiver; never raises."""
         stanza, source = delivery.stanza, delivery.source
         managed = MANAGED if source is not None and source.management is not None else 0
-        told = Forwarded(
-            delivery.to.full,
-            delivery.sender.full,
-            stanza.name,
-            stanza.attributes,
-            stanza.children,
-            delivery.raw,
-            managed,
-        )
+        sender, to = delivery.sender.full, delivery.to.full
+        told = (stanza.name, stanza.attributes, stanza.children, delivery.raw, 0, to, sender, managed)  # a Forwarded
         self.forwarded += 1
         try:
             self.courier.send(self.slot_of(delivery.to), _encode(told), source)
@@ -255,31 +237,26 @@ class UserShards:
 
     def lost(self, message: bytes) -> None:
         """The receiver's worker did not come back in time."""
-        if message[0] == PUSHED_ARRAY:
-            return
         told = _decode(message)
-        stanza = Stanza(told.name, told.attributes, told.children, told.raw)
-        delivery = Delivery(stanza, told.raw, addresses.parse(told.sender), addresses.parse(told.to), None)
+        if told.name == PUSHED:
+            return
+        delivery = Delivery(told, told.raw, addresses.parse(told.sender), addresses.parse(told.to), None)
         self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")
 
     def received(self, _sender: int, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
         """Stanzas from another worker."""
-        router = self._router
-        self.received_count += len(batch.messages)
+        router, parse = self._router, addresses.parse
+        self.received_count += len(batch.groups)
         sources: dict[int, FarSource] = {}
-        for body, group in zip(batch.messages, batch.groups, strict=True):
-            view = memoryview(body)
-            if view[0] == PUSHED_ARRAY:
-                self._take_pushed(_decode_pushed(view))
+        for told, group in zip(_decode_all(batch.messages), batch.groups, strict=True):
+            if told.name == PUSHED:
+                self._take_pushed(told)
                 continue
-            told = _decode(view)
-            sender = addresses.parse(told.sender)
+            sender = parse(told.sender)
             source = sources.get(group)
             if source is None and group != NOBODY:
                 source = sources[group] = FarSource(router, sender, managed=told.managed == MANAGED)
-            stanza = Stanza(told.name, told.attributes, told.children, told.raw)
-            to = addresses.parse(told.to)
-            router.route(Delivery(stanza, told.raw, sender, to, source))  # type: ignore[arg-type] # stands in for a session
+            router.route(Delivery(told, told.raw, sender, parse(told.to), source))  # type: ignore[arg-type] # as a session
         longer: set[int] = set()
         for group, source in sources.items():
             if source.waits:
@@ -302,16 +279,16 @@ class UserShards:
     def push(self, to: Address, data: bytes) -> None:
         """Hand bytes of a room to one session elsewhere."""
         try:
-            self.courier.send(self.slot_of(to), _encode(Pushed(to.full, data)))
+            self.courier.send(self.slot_of(to), _encode((PUSHED, {}, [], data, 0, to.full)))
         except FourplaneError:
             return  # as a client that takes nothing: it is behind and will lose its place
 
-    def _take_pushed(self, told: Pushed) -> None:
+    def _take_pushed(self, told: Forwarded) -> None:
         to = addresses.parse(told.to)
         user = self._router.users.get(to.bare)
         session = user.sessions.get(to.resource) if user is not None else None
         if session is not None:
-            session.send(told.data)
-        elif (room := _FROM.search(told.data)) is not None:  # its worker began anew: the room learns that it left
+            session.send(told.raw)
+        elif (room := _FROM.search(told.raw)) is not None:  # its worker began anew: the room learns that it left
             gone = Stanza(PRESENCE, {"type": "error"}, [], ERROR)
             self._router.route(Delivery(gone, ERROR, to, addresses.parse(room.group(1).decode()), None))

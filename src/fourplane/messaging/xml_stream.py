@@ -13,6 +13,8 @@ Cost: about 2.5 us for a chat message on one core of 2026.
 
 from pyexpat import ExpatError, ParserCreate, XMLParserType, errors
 
+import msgspec
+
 from fourplane.foundation.errors import FourplaneError
 
 CLIENT = "jabber:client"
@@ -42,17 +44,14 @@ class StreamError(FourplaneError):
         self.text = text
 
 
-class Stanza:
+class Stanza(msgspec.Struct, eq=False, gc=False):
     """One top-level element: qualified name, attributes, qualified names of its children, and its bytes."""
 
-    __slots__ = ("attributes", "children", "end", "name", "raw")
-
-    def __init__(self, name: str, attributes: dict[str, str], children: list[str], raw: bytes, end: int = 0) -> None:
-        self.name = name
-        self.attributes = attributes
-        self.children = children
-        self.raw = raw
-        self.end = end  # its parser's index behind it
+    name: str
+    attributes: dict[str, str]
+    children: list[str]
+    raw: bytes
+    end: int = 0  # its parser's index behind it
 
 
 class Framer:

@@ -1,7 +1,8 @@
 """Messages for what other workers own: in order, joined per tick, each handed on once, kept until they are safe there.
 
 A call asks and waits; a message is told and answered later, if at all. Every pair of workers has a lane in each direction. What
-one tick has for a lane leaves as one batch in one call (`take`). Whoever has messages in a batch (their owner: a session)
+one tick has for a lane leaves as one batch in one call (`take`); while two are under way, what the next ticks have is joined, so
+that batches are as long as the other side is slow. Whoever has messages in a batch (their owner: a session)
 waits for that batch once, not per message. The receiver hands the messages on and answers which owners must wait longer,
 because something of theirs is not durable or not read yet; `settle` comes for these later. Until then the sender keeps them,
 because the other worker may die with what it took. When a connection breaks, the sender asks (`hello`) who is there and what
@@ -28,8 +29,9 @@ from fourplane.service.rpc import Caller, idempotent, remote
 SERVICE = "courier"
 RETRY_S = 0.02
 CALL_S = 10.0
-BATCH_MAX = 256
-FLYING_MAX = 32  # batches of one lane under way
+BATCH_MAX = 512
+BATCH_BYTES_MAX = 1 << 20  # and one message more
+FLYING_MAX = 2  # batches of one lane under way: one is handed on there while the next one travels
 NOBODY = 0  # the group of messages that nobody waits for
 
 Safe = Callable[[], None]
@@ -73,7 +75,7 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     """What one tick had for one lane: messages, and to which group of its owners each belongs."""
 
     number: int
-    messages: list[msgspec.Raw]
+    messages: msgspec.Raw  # an array of them, read by whoever knows what they are
     groups: list[int]
 
 
@@ -104,7 +106,7 @@ class Courier:
         self._lanes = {one: _Lane(self, desk, one) for one, desk in far.items()}
 
     def send(self, slot: int, message: bytes, owner: object | None = None) -> None:
-        """Tell the worker in a slot; `owner` waits until it is safe there. Raises Overloaded past the bound."""
+        """Tell the worker in a slot one value in msgpack; `owner` waits until it is safe there. May raise Overloaded."""
         self._lanes[slot].send(message, owner)
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -141,7 +143,7 @@ class Courier:
         if last == 0:
             self._answers.pop(sender, None)
         self._heard[sender] = (boot, batch.number)
-        self.messages_received += len(batch.messages)
+        self.messages_received += len(batch.groups)
         lane, number = self._lanes[sender], batch.number
         longer = list(self.office.received(sender, batch, lambda group: lambda: lane.tell(boot, number, group)))
         answers = self._answers.setdefault(sender, {})
@@ -200,22 +202,22 @@ METHODS = frozenset(("take", "hello", "settle"))
 class _Load:
     """A batch on the sender's side, from its first message until all its owners' waits are over."""
 
-    __slots__ = ("groups", "messages", "number", "started", "taken", "tokens", "waits")
+    __slots__ = ("groups", "messages", "number", "size", "taken", "tokens", "waits")
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = self.size = 0
         self.messages: list[bytes] = []
         self.groups: list[int] = []
         self.tokens: dict[object, int] = {}  # owner: its group, in order
         self.waits: dict[int, tuple[object, int]] = {}  # group: owner and its token
-        self.started = self.taken = False
+        self.taken = False
 
 
 class _Lane:
     """The way to one other worker."""
 
     __slots__ = (
-        "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up",
+        "_begun", "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up",
         "given_up", "repeated", "sent", "unsettled",
     )  # fmt: skip
 
@@ -224,8 +226,8 @@ class _Lane:
         self._far = far
         self._slot = slot
         self.sent = self.unsettled = self.repeated = self.given_up = 0
-        self._numbers = self._flying = 0
-        self._fresh: _Load | None = None  # of this tick
+        self._numbers = self._begun = self._flying = 0  # `_begun`: the last batch that was sent
+        self._fresh: _Load | None = None  # being filled
         self._loads: dict[int, _Load] = {}  # not settled, in order
         self._up = False  # greeted, and nothing was lost since
         self._reaching = False
@@ -251,7 +253,7 @@ class _Lane:
     def send(self, message: bytes, owner: object | None) -> None:
         """See `Courier.send`."""
         load = self._fresh
-        if load is None or len(load.messages) >= BATCH_MAX:
+        if load is None or len(load.messages) >= BATCH_MAX or load.size >= BATCH_BYTES_MAX:
             load = self._load()
         if owner is None:
             group = NOBODY
@@ -264,6 +266,7 @@ class _Lane:
                 group = found
         load.messages.append(message)
         load.groups.append(group)
+        load.size += len(message)
 
     def settle(self, safe: list[tuple[int, int]]) -> None:
         """These groups are safe at the other side."""
@@ -287,16 +290,21 @@ class _Lane:
         if self._fresh is not None:
             self._leave()
         else:
-            asyncio.get_running_loop().call_soon(self._leave)
+            asyncio.get_running_loop().call_soon(self._leave_unless_busy)
         load = self._fresh = _Load()
         return load
+
+    def _leave_unless_busy(self) -> None:
+        """The tick is over; with enough under way, its batch waits for one of them and for more messages."""
+        if self._flying < FLYING_MAX:
+            self._leave()
 
     def _leave(self) -> None:
         load, self._fresh = self._fresh, None
         if load is None:
             return
         self._enter(load)
-        self._fly(load)
+        self._fly_next()
 
     def _enter(self, load: _Load) -> None:
         self._numbers = load.number = self._numbers + 1
@@ -304,11 +312,12 @@ class _Lane:
         self.sent += len(load.messages)
         self.unsettled += len(load.messages)
 
-    def _fly(self, load: _Load) -> None:
-        if self._up and self._flying < FLYING_MAX:
-            load.started = True
+    def _fly_next(self) -> None:
+        """Send what waits, in order, as far as there is room."""
+        while self._up and self._flying < FLYING_MAX and self._begun < self._numbers:
+            self._begun += 1
             self._flying += 1
-            self._courier.start_task(self._carry(load))
+            self._courier.start_task(self._carry(self._loads[self._begun]))
 
     async def _carry(self, load: _Load) -> None:
         """One call; whatever went wrong is found out by greeting again."""
@@ -318,13 +327,12 @@ class _Lane:
             self.renew()
         finally:
             self._flying -= 1
-        if self._up and self._flying == FLYING_MAX - 1:
-            for waiting in [one for one in self._loads.values() if not one.started][:FLYING_MAX]:
-                self._fly(waiting)
+        self._fly_next()
+        self._leave_unless_busy()
 
     async def _take(self, load: _Load) -> None:
         courier = self._courier
-        batch = Batch(load.number, [msgspec.Raw(message) for message in load.messages], load.groups)
+        batch = Batch(load.number, msgspec.Raw(_array(load.messages)), load.groups)
         with call_context.within(CALL_S):
             longer = await self._far.take(courier.slot, courier.boot, batch)
         self._answered(load, longer)
@@ -357,9 +365,8 @@ class _Lane:
                 self._look_back(greeting.last, greeting.longer)
                 while (load := self._next()) is not None:
                     self.repeated += len(load.messages)
-                    load.started = True
                     await self._take(load)
-                self._reaching, self._up = False, True
+                self._reaching, self._up, self._begun = False, True, self._numbers
                 return
             except FourplaneError:
                 if clock.monotonic_s() > until:
@@ -370,12 +377,12 @@ class _Lane:
         """What of ours does the process that answers have? A new one has nothing: what was not safe is numbered anew."""
         if last == 0 and self._numbers:
             loads, self._loads = self._loads, {}
-            self.unsettled = self._numbers = 0
+            self.unsettled = self._numbers = self._begun = 0
             for load in loads.values():
                 if load.taken:  # only what somebody still waits for
                     kept = [one for one in zip(load.messages, load.groups, strict=True) if one[1] in load.waits]
                     load.messages, load.groups = [one for one, _ in kept], [group for _, group in kept]
-                load.started = load.taken = False
+                load.taken = False
                 self._enter(load)
             return
         for load in [one for one in self._loads.values() if not one.taken and one.number <= last]:
@@ -413,3 +420,10 @@ class _Lane:
                     except FourplaneError:
                         await clock.sleep(RETRY_S)
         self._telling = False
+
+
+def _array(messages: list[bytes]) -> bytes:
+    """The msgpack array of messages that are msgpack already."""
+    count = len(messages)
+    head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+    return head + b"".join(messages)

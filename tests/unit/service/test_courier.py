@@ -23,7 +23,7 @@ class House:
         self.handed = []
 
     def received(self, _sender, batch, _safe):
-        self.handed += [bytes(message) for message in batch.messages]
+        self.handed += msgspec.msgpack.decode(batch.messages)
         return set()
 
 
@@ -31,14 +31,94 @@ def test_a_worker_that_is_starting_takes_nothing_and_remembers_nothing():
     async def main():
         house = House()
         courier = Courier(0, {1: Way()}, house)
-        batch = Batch(1, [msgspec.Raw(b"\xa2hi")], [0])
+        batch = Batch(1, msgspec.Raw(msgspec.msgpack.encode(["hi"])), [0])
         with pytest.raises(Unavailable):
             await courier.take(1, "boot", batch)
         with pytest.raises(Unavailable):
             await courier.hello(1, "boot")
         lifecycle = await started(courier)
         assert await courier.take(1, "boot", batch) == []
-        assert house.handed == [b"\xa2hi"], "what came too early was not counted as seen"
+        assert house.handed == ["hi"], "what came too early was not counted as seen"
         await lifecycle.stop()
 
     asyncio.run(main())
+
+
+class Gate:
+    """To a neighbour whose answers come when the test wants them."""
+
+    def __init__(self, courier):
+        self.courier = courier
+        self.open = asyncio.Event()
+
+    def method(self, _service, method):
+        async def call(*arguments):
+            if method.name == "take":
+                await self.open.wait()
+            return await getattr(self.courier, method.name)(*arguments)
+
+        return call
+
+
+class Batches(House):
+    def received(self, _sender, batch, _safe):
+        self.handed.append(msgspec.msgpack.decode(batch.messages))
+        return set()
+
+    def restarted(self, _slot):
+        pass
+
+
+def with_two(main):
+    """Run `main(send, gate, handed)`; `send` is a tick of its own, `handed` what each batch brought."""
+
+    async def body():
+        house = Batches()
+        there = Courier(1, {0: Way()}, house)
+        gate = Gate(there)
+        here = Courier(0, {1: gate}, Batches())
+        lives = [await started(there), await started(here)]
+        while not here._lanes[1]._up:
+            await asyncio.sleep(0)
+
+        async def send(*messages):
+            for message in messages:
+                here.send(1, msgspec.msgpack.encode(message))
+            await asyncio.sleep(0)
+
+        async def all_taken():
+            async with asyncio.timeout(10):
+                while here._lanes[1].waiting:
+                    await asyncio.sleep(0)
+
+        await main(send, gate.open, all_taken, house.handed)
+        assert here.statistics().unsettled == 0
+        for life in lives:
+            await life.stop()
+
+    asyncio.run(body())
+
+
+def test_what_comes_while_two_batches_are_under_way_is_joined_in_order():
+    async def main(send, gate, all_taken, handed):
+        for number in range(6):
+            await send(number)
+        assert handed == []
+        gate.set()
+        await all_taken()
+        assert handed == [[0], [1], [2, 3, 4, 5]]
+
+    with_two(main)
+
+
+def test_a_batch_of_large_messages_ends_at_its_bytes_and_all_arrive():
+    large = [bytes([number]) * 300_000 for number in range(12)]
+
+    async def main(send, gate, all_taken, handed):
+        gate.set()
+        await send(*large)
+        await all_taken()
+        assert [message for batch in handed for message in batch] == large
+        assert max(sum(map(len, batch)) for batch in handed) < 2 << 20
+
+    with_two(main)
