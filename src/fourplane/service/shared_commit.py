@@ -31,6 +31,7 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
 SIZES = (64, 32, 16, 8, 4, 2, 1)  # rows per statement: few texts, so that engines keep them prepared
+FAR_SIZES = (64, 48, *range(32, 0, -1))  # where a statement is a round trip: one or two for any number of rows
 
 
 class Template(msgspec.Struct, frozen=True, eq=False):
@@ -93,6 +94,7 @@ class SharedCommit:
 
     def __init__(self, sql: Sql, settings: SharedCommitSettings | None = None) -> None:
         self._sql = sql
+        self._sizes = SIZES if sql.dialect == "sqlite" else FAR_SIZES
         self._settings = settings or SharedCommitSettings()
         self._waiting: deque[_Caller] = deque()
         self._tasks: Tasks | None = None
@@ -167,7 +169,7 @@ class SharedCommit:
             fences += [fence for fence in caller.fences if fence not in fences]
             works += caller.works
         try:
-            await self._sql.commit([*fences, *rendered(works)])
+            await self._sql.commit([*fences, *rendered(works, self._sizes)])
         except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
             if len(batch) > 1 and (isinstance(error, Conflict | Rejected) or not isinstance(error, FourplaneError)):
                 self._alone += len(batch)
@@ -182,7 +184,7 @@ class SharedCommit:
 
     async def _write_alone(self, caller: _Caller) -> None:
         try:
-            await self._sql.commit([*caller.fences, *rendered(caller.works)])
+            await self._sql.commit([*caller.fences, *rendered(caller.works, self._sizes)])
         except Exception as error:  # noqa: BLE001 - it belongs to this caller
             _fail(caller.future, error)
         else:
@@ -190,7 +192,7 @@ class SharedCommit:
                 caller.future.set_result(None)
 
 
-def rendered(works: Sequence[Work]) -> list[Statement]:
+def rendered(works: Sequence[Work], sizes: Sequence[int] = SIZES) -> list[Statement]:
     """Works as statements: plain ones first, in order, then the rows, template by template as they first appear."""
     statements: list[Statement] = []
     groups: dict[Template, list[Row]] = {}
@@ -204,14 +206,14 @@ def rendered(works: Sequence[Work]) -> list[Statement]:
         else:
             statements.append(work)  # type: ignore[arg-type]  # what is no Row is a Statement
     for template, rows in groups.items():
-        _render(template, _sums(rows) if template.summed and len(rows) > 1 else rows, statements)
+        _render(template, _sums(rows) if template.summed and len(rows) > 1 else rows, statements, sizes)
     return statements
 
 
-def _render(template: Template, rows: Sequence[Row], statements: list[Statement]) -> None:
+def _render(template: Template, rows: Sequence[Row], statements: list[Statement], sizes: Sequence[int]) -> None:
     at, left = 0, len(rows)
     counted, label = template.counted, template.label
-    for size in SIZES:
+    for size in sizes:
         while left >= size:
             part = rows[at : at + size]
             at, left = at + size, left - size

@@ -7,7 +7,7 @@ from tests.unit.service.running import run_with_sql
 
 from fourplane.foundation.errors import Conflict, Unavailable
 from fourplane.foundation.lifecycle import Tasks
-from fourplane.service.shared_commit import Row, SharedCommit, Template, rendered
+from fourplane.service.shared_commit import FAR_SIZES, SIZES, Row, SharedCommit, Template, rendered
 from fourplane.state.contracts import Statement
 
 PUT = Template("INSERT INTO thing (id, name) VALUES ", "({}, {})", label="put")
@@ -147,3 +147,13 @@ def test_equal_counters_become_one_row_and_uncounted_rows_expect_nothing():
     assert (statement.parameters, statement.expect_rows) == ((1, 5), 1)
     [statement] = rendered([Row(DROP, (5,))])
     assert (statement.sql, statement.expect_rows) == ("DELETE FROM thing WHERE id IN (?1)", None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 31, 33, 47, 60, 64, 96])
+def test_far_away_any_number_of_rows_is_one_statement_or_two_and_nothing_is_left_out(count):
+    works = [Row(PUT, (number, "x")) for number in range(count)]
+    far, near = rendered(works, FAR_SIZES), rendered(works, SIZES)
+    assert len(far) <= 1 + (count > 32)
+    for statements in (far, near):
+        assert [value for one in statements for value in one.parameters[::2]] == list(range(count))
+        assert sum(one.expect_rows for one in statements) == count
