@@ -33,6 +33,7 @@ _FIELDS = ("id", "title", "file", "owned", "state", "error", "said", "created_us
 SWEEP_S = 3_600.0
 ENDED = frozenset({"done", "failed", "cancelled"})
 LISTED_MAX = 100
+ENCODED = 0.98  # of an import; what is left is packaging
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -223,13 +224,13 @@ class Jobs:
         folder = self._settings.folder / "work" / job.id
 
         def report(progress: Progress) -> None:
-            self.progress = progress
+            self.progress = msgspec.structs.replace(progress, share=ENCODED * progress.share)
             self._tell(job)
 
         encode = Encode(encoder, Path(job.file), folder, self._settings.encoding, report=report)
         encoded = await encode.run()
         version = self._ids.text("v")
-        report(Progress(0.98, "packaging"))
+        report(Progress(1.0, "packaging"))
         index = await self._worker.submit(packaging.index_title, title.id, version, encoded)
         stored = await packaging.publish(self._blobs, index, encoded)
         replaced = await self._titles.publish(index, stored)

@@ -146,7 +146,7 @@ def test_a_full_disk_is_a_named_fault_and_what_was_finished_is_kept(encoder, fil
     run(main)
 
 
-def test_one_broken_film_keeps_no_other_of_its_folder_out(encoder, film, tmp_path):
+def test_one_broken_film_keeps_no_other_of_its_folder_out(encoder, film, tmp_path, monkeypatch):
     folder = tmp_path / "Dark" / "Season 1"
     folder.mkdir(parents=True)
     settings = msgspec.structs.replace(TINY, duration_s_max=1.0)
@@ -156,8 +156,18 @@ def test_one_broken_film_keeps_no_other_of_its_folder_out(encoder, film, tmp_pat
 
     async def main():
         async with house(tmp_path / "data", encoding=settings) as here:
-            told = []
+            told, steps, jobs = [], {}, here.rooms.jobs
+            tell = jobs._tell
+
+            def heard(job):
+                if jobs.progress is not None:
+                    steps.setdefault(job.id, []).append(jobs.progress.share)
+                tell(job)
+
+            monkeypatch.setattr(jobs, "_tell", heard)
             made = await here.streaming.import_file(tmp_path / "Dark", told.append)
+            assert len(steps) == 2
+            assert all(shares == sorted(shares) and shares[-1] < 1.0 for shares in steps.values()), steps
             assert (made.imported, len(made.failed)) == (2, 1)
             assert made.failed[0].startswith("Season 1/03 Past and Present.mp4: ")
             shares = [facts["share"] for facts in told]
