@@ -18,10 +18,10 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import Request, ServerQueries
 from fourplane.messaging.stanzas import escape
-from fourplane.messaging.stored_order import ID_MAX
 from fourplane.messaging.user import User, worth_storing
 from fourplane.messaging.user_store import Done
 from fourplane.messaging.xml_stream import CLIENT, Stanza
+from fourplane.service.stored_order import ID_MAX
 from fourplane.state.contracts import Put
 
 MAM = "urn:xmpp:mam:2"

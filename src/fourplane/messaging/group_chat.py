@@ -17,8 +17,8 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.room import USER_NS, Occupant, Room
 from fourplane.messaging.routing import Router
 from fourplane.messaging.stanzas import escape
-from fourplane.messaging.stored_order import ID_MAX, next_id
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza
+from fourplane.service.stored_order import ID_MAX, next_id
 from fourplane.state.contracts import Delete, Put
 
 MUC_NS = "http://jabber.org/protocol/muc"

@@ -69,7 +69,7 @@ class Room:
         self.occupants: dict[str, Occupant] = {}  # by nick
         self.by_address: dict[str, Occupant] = {}  # by full address
         self.history: deque[tuple[int, bytes]] = deque(maxlen=history_max)  # when, and the message without `to`
-        self.last_id = 0  # of what is stored, see stored_order.py
+        self.last_id = 0  # of what is stored, see service/stored_order.py
         self.subject = b""  # the whole message, without `to`
         self._occupants_max = occupants_max
 

@@ -14,11 +14,11 @@ from fourplane.messaging import presence, stanzas, subscriptions
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
-from fourplane.messaging.stored_order import next_id
 from fourplane.messaging.stream_management import MODULUS, Owed
 from fourplane.messaging.user_session import CHAT_STATES, UserSession
 from fourplane.messaging.user_store import NOBODY, StoredUser
 from fourplane.messaging.xml_stream import CLIENT, MESSAGE, PRESENCE, Stanza
+from fourplane.service.stored_order import next_id
 
 if TYPE_CHECKING:
     from fourplane.messaging.routing import Router
@@ -63,7 +63,7 @@ class User:
         self.contacts: dict[str, Contact] = {}
         self.version = 0
         self.blocked = NOBODY
-        self.last_id = 0  # of what is stored, see stored_order.py
+        self.last_id = 0  # of what is stored, see service/stored_order.py
         self.offline_count = 0
         self.spooling = 0  # messages on their way to the disk
         self.carbon_count = 0

@@ -2,7 +2,8 @@
 
 `statement()` goes into the commit that changes the state. A relay moves the rows to the event log in id order and
 then removes them; a crash between the two brings an event twice, with the same id. One relay runs per store, in
-its owner; `wake()` after a commit makes it prompt, polling makes it certain. Lag is the number of rows.
+its owner; `wake()` after a commit makes it prompt, polling makes it certain. Lag is the number of rows. Ids go on behind those
+of the rows an earlier process left, so that a clock set back meanwhile lets nothing overtake them (stored_order.py).
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.service import events
 from fourplane.service.schema import OUTBOX
+from fourplane.service.stored_order import next_id
 from fourplane.state import schema
 from fourplane.state.contracts import EventLog, Sql, Statement
 
@@ -41,11 +43,14 @@ class Outbox:
         self._settings = settings or OutboxSettings()
         self._more = asyncio.Event()
         self._relaying = asyncio.Lock()
+        self._last = 0  # the largest id of a row
         self._written = self._relayed = self._failures = 0
 
     async def start(self, tasks: Tasks) -> None:
         """Make the table and relay what an earlier process left."""
         await schema.ensure(self._sql, "outbox", OUTBOX, ())
+        [[largest]] = await self._sql.read("SELECT MAX(id) FROM outbox")
+        self._last = max(self._last, int(largest or 0))
         tasks.start(self._run(), "relay")
 
     async def drain(self) -> None:
@@ -58,7 +63,9 @@ class Outbox:
 
     def statement(self, topic: str, partition: int, payload: bytes, *, event_id: int = 0) -> Statement:
         """The row of one event, for the commit that makes it true. Call `wake()` when that has returned."""
-        event = events.Event(events.SCHEMA, event_id or self._ids.next(), clock.now_us(), payload)
+        if not event_id:
+            event_id = self._last = next_id(self._ids, self._last)
+        event = events.Event(events.SCHEMA, event_id, clock.now_us(), payload)
         self._written += 1
         insert = "INSERT INTO outbox (id, topic, partition, event) VALUES (?1, ?2, ?3, ?4)"
         return Statement(insert, (event.id, topic, partition, events.encode(event)), expect_rows=1)

@@ -2,7 +2,8 @@
 
 Records know no scan across partitions, so a restarted relay must know where to look: before the first event of a
 partition in this process's life a hint is written to a partition of hints. At start every hinted partition is relayed
-and its hint removed. Event rows sort behind everything else, behind a prefix of byte 255.
+and its hint removed, before anything new is written, so that rows of an earlier process are never overtaken, whatever the
+wall clock says now. Event rows sort behind everything else, behind a prefix of byte 255.
 """
 
 import asyncio

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 from tests.unit.service.running import started
 
+from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Unavailable
 from fourplane.foundation.ids import IdGenerator
 from fourplane.service import events
@@ -120,3 +121,55 @@ def test_events_of_records_leave_from_their_partition_also_after_a_restart():
         await lifecycle.stop()
 
     with_engines(main)
+
+
+class SetBack(clock.MachineSource):
+    """The machine's clock, an hour behind."""
+
+    def now_us(self):
+        return super().now_us() - 3_600_000_000
+
+
+def test_events_an_earlier_process_left_are_not_overtaken_when_the_clock_was_set_back():
+    async def main(sql, records, log):
+        before = Outbox(sql, Stuck(), ids=IdGenerator(), settings=QUICK)
+        lifecycle = await started(before)
+        await sql.commit([before.statement("orders", 0, b"placed"), before.statement("orders", 0, b"paid")])
+        await lifecycle.stop()
+        with clock.installed(SetBack()):
+            outbox = Outbox(sql, Stuck(), ids=IdGenerator(), settings=QUICK)
+            lifecycle = await started(outbox)
+            await sql.commit([outbox.statement("orders", 0, b"sent"), outbox.statement("orders", 0, b"received")])
+            await lifecycle.stop()
+            outbox = Outbox(sql, log, ids=IdGenerator(), settings=QUICK)
+            lifecycle = await started(outbox)
+            await outbox.drain()
+            await lifecycle.stop()
+        events_told = await told(log)
+        assert [event.payload for event in events_told] == [b"placed", b"paid", b"sent", b"received"]
+        assert sorted({event.id for event in events_told}) == [event.id for event in events_told]
+
+    with_engines(main)
+
+
+def test_events_left_in_records_are_told_before_anything_new_when_the_clock_was_set_back():
+    async def main(sql, records, log):
+        before = RecordsOutbox(records, Stuck(), "dispatch", ids=IdGenerator(), settings=QUICK)
+        await records.write(b"trip/1", await before.changes(b"trip/1", "orders", 0, [b"asked", b"offered"]))
+        with clock.installed(SetBack()):
+            outbox = RecordsOutbox(records, log, "dispatch", ids=IdGenerator(), settings=QUICK)
+            lifecycle = await started(outbox)
+            await records.write(b"trip/1", await outbox.changes(b"trip/1", "orders", 0, [b"taken"]))
+            outbox.note(b"trip/1")
+            await outbox.drain()
+            await lifecycle.stop()
+        assert [event.payload for event in await told(log)] == [b"asked", b"offered", b"taken"]
+
+    with_engines(main)
+
+
+class Stuck:
+    """A log that is away."""
+
+    async def append(self, _topic, _partition, _values):
+        raise Unavailable("the log is away")
