@@ -1,6 +1,7 @@
 """The journal of records: kills, power cuts and full disks at any moment, with folding under way."""
 
 import asyncio
+import contextlib
 import random
 
 import msgspec
@@ -22,6 +23,8 @@ SMALL = RecordsSettings(
     levels=LevelsSettings(fold_rows=10, merge_rows_synced=20, runs_kept=2, runs_max=4),
 )
 
+TINY = RecordsSettings(levels=LevelsSettings(fold_rows=2, merge_rows_synced=3, runs_kept=3))
+
 
 async def opened(path, disk=None, bounds=SMALL):
     return await EmbeddedRecords(await Database(path, disk=disk).open(), settings=bounds).open()
@@ -38,7 +41,7 @@ STEPS = st.lists(st.tuples(KEYS, CHANGES) | st.sampled_from(["fold", "kill", "cl
 def test_any_history_with_folds_and_kills_equals_the_model(steps, tmp_path_factory):
     async def body():
         path = tmp_path_factory.mktemp("r") / "a.db"
-        records = await opened(path)
+        records = await opened(path, bounds=TINY)
         model = {}
         for step in steps:
             match step:
@@ -51,7 +54,7 @@ def test_any_history_with_folds_and_kills_equals_the_model(steps, tmp_path_facto
                         records.abandon()
                     else:
                         await records.close()
-                    records = await opened(path)
+                    records = await opened(path, bounds=TINY)
                 case (partition, change):
                     before = model.get((partition, change.sort))
                     version = before.version if before else 0
@@ -202,5 +205,95 @@ def test_a_group_that_was_being_written_when_the_power_went_is_gone_as_a_whole(t
         assert [record.sort for record in await records.scan(b"p")] == [b"kept"]
         await records.close()
         disk.close()
+
+    asyncio.run(body())
+
+
+def test_a_disk_that_stops_at_any_byte_of_flushing_and_merging_loses_nothing(tmp_path):
+    async def body():
+        room, stopped = 20_000, 0
+        for number in range(15):
+            path, disk = tmp_path / f"{number}.db", Disk(faults=Faults())
+            records = await opened(path, disk)
+            disk.faults.free_bytes = room
+            kept, whole = 0, False
+            with contextlib.suppress(Unavailable):
+                while kept < 80:
+                    await records.write(b"%d" % (kept % 30), [Put(b"s", b"x" * 60)])
+                    kept += 1
+                await records.fold()
+                whole = True
+            stopped += not whole
+            records.abandon()
+            disk.faults.free_bytes = None
+            disk.crash(random.Random(number) if number % 2 else None)
+            records = await opened(path, disk)
+            for key in range(30):
+                found = await records.get(b"%d" % key, b"s")
+                assert (found.version if found else 0) == len(range(key, kept, 30))
+            await records.fold()
+            assert (await records.get(b"0", b"s") is None) == (kept == 0)
+            await records.close()
+            disk.close()
+            room = room * 7 // 5
+        assert 3 < stopped < 15
+
+    asyncio.run(body())
+
+
+async def with_a_run(path):
+    """Records whose rows are in one run; the file of it."""
+    records = await opened(path, bounds=RecordsSettings(levels=LevelsSettings(fold_rows=40)))
+    await records.write(b"p", [Put(b"%02d" % number, b"x" * 50) for number in range(40)])
+    while not records.statistics().levels.flushes:
+        await asyncio.sleep(0.001)
+    (run,) = (path.parent / f"{path.name}-runs").glob("*.run")
+    return records, run
+
+
+async def first_row(path):
+    return await (await opened(path)).get(b"p", b"00")
+
+
+@pytest.mark.parametrize("damage", ["a block", "the contents", "cut", "missing"])
+def test_a_damaged_run_is_corrupt(tmp_path, damage):
+    async def body():
+        records, run = await with_a_run(tmp_path / "a.db")
+        records.abandon()
+        content = bytearray(run.read_bytes())
+        content[len(content) - 30 if damage == "the contents" else 30] ^= 4
+        run.write_bytes(content[:-1] if damage == "cut" else content)
+        if damage == "missing":
+            run.unlink()
+        with pytest.raises(Corrupt) as told:
+            await first_row(tmp_path / "a.db")
+        assert told.value.fields["file"] == str(run)
+
+    asyncio.run(body())
+
+
+def test_rows_of_a_run_are_read_scanned_and_changed_and_what_was_never_listed_is_removed(tmp_path):
+    async def body():
+        records, run = await with_a_run(tmp_path / "a.db")
+        records.abandon()
+        left = run.with_name("0000000009.run")
+        left.write_bytes(b"half a run")
+        records = await opened(tmp_path / "a.db", bounds=RecordsSettings())
+        assert not left.exists()
+        assert records.statistics().levels.run_rows == 40
+        assert records.statistics().overlay_rows == 0
+        await records.write(b"p", [Put(b"05", b"again", expect_version=1), Delete(b"06"), Put(b"055", b"between")])
+        with pytest.raises(Conflict):
+            await records.write(b"p", [Put(b"07", b"", expect_version=0)])
+        for _ in range(2):
+            assert (await records.get(b"p", b"05")).version == 2
+            assert await records.get(b"p", b"06") is None
+            found = await records.scan(b"p", start=b"04", end=b"08")
+            assert [record.sort for record in found] == [b"04", b"05", b"055", b"07"]
+            assert await records.scan(b"p", start=b"04", end=b"08", reverse=True, limit=3) == found[:0:-1]
+            await records.fold()
+        assert records.statistics().levels.runs == 0
+        await records.close()
+        assert not list(run.parent.iterdir())
 
     asyncio.run(body())
