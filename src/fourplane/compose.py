@@ -211,7 +211,7 @@ class Deployment:
         self._resilience = Resilience(
             settings.chaos, near=near, data=settings.data, folder=settings.data / NEIGHBOURS, systems=settings.systems,
             registry=self.registry, accounts=self.accounts, disk=self.stores, regions=self._cache_nodes,
-            regions_named=[node.region for node in settings.streaming.cdn] if "streaming" in settings.systems else (),
+            region_of={node.id: node.region for node in settings.streaming.cdn} if "streaming" in settings.systems else {},
         )  # fmt: skip
         self._resilience.add_to(self.lifecycle)
         for name, system in self.systems.items():

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from fourplane.control.live_faults import FaultState
 from fourplane.control.nodes import Figures, Node, Plane
 from fourplane.control.places import Places
@@ -73,3 +75,14 @@ def with_chaos(known: Sequence[Node], own: Sequence[Node]) -> list[Node]:
     """The boxes of a system with these instead of the hollow ones of their names."""
     names = {node.id for node in own}
     return [*[node for node in known if node.id not in names], *own]
+
+
+def darkening(node: Node, dark: Callable[[str], str]) -> Node:
+    """The same box, which says while `dark` names the region it stands in."""
+    name = node.id.rpartition(".")[2]
+
+    def figures() -> Figures:
+        found, region = node.figures(), dark(name)
+        return msgspec.structs.replace(found, facts={"dark": region, **found.facts}) if region else found
+
+    return msgspec.structs.replace(node, figures=figures) if node.built else node

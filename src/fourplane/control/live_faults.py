@@ -141,6 +141,10 @@ class LiveFaults:
         """The faults that ended last, with what their groups got."""
         return list(self._over)
 
+    def regions_lost(self) -> set[str]:
+        """The regions that are dark on purpose now."""
+        return {one.wanted.region for one in self._faults.values() if one.kind == "region_loss"}
+
     def hold_back(self, delays: Mapping[str, float]) -> None:
         """Let the answers of systems be slower, as a release that was not good would; zero for as quick as they are."""
         self._delays = {system: seconds for system, seconds in delays.items() if seconds > 0}

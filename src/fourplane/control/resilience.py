@@ -75,15 +75,16 @@ class Resilience:
         accounts: Accounts,
         disk: Spoilable | None,
         regions: Callable[[], Mapping[str, Sequence[Vanishing]]],
-        regions_named: Sequence[str] = (),
+        region_of: Mapping[str, str] | None = None,
     ) -> None:
-        """`folder`: of the sockets of the workers; `regions`: the cache nodes here, by region."""
+        """`folder`: of the sockets of the workers; `regions`: the cache nodes here, by region; `region_of`: of all, by id."""
+        self._region_of = region_of or {}
         self._settings = settings
         self._data = data
         self._systems = systems
         self._registry = registry
         self._limits: list[Callable[[int], None]] = []
-        self.places = Places(near.placement.workers, settings.zones, regions_named)
+        self.places = Places(near.placement.workers, settings.zones, tuple(self._region_of.values()))
 
         async def tenant_of(token: str) -> str:
             found = await accounts.session(token)
@@ -198,7 +199,9 @@ class Resilience:
         self.parts = [("changes", changes), ("watch", watch), ("runbooks", runbooks), ("drills", drills)]
 
     def nodes(self, known: Mapping[str, Sequence[Node]]) -> dict[str, Sequence[Node]]:
-        """The boxes of all systems, with those of the study's chaos diagram alive."""
+        """The boxes of all systems: those that stand in a dark region say so, those of the study's chaos diagram are alive."""
+        if "streaming" in known:
+            known = {**known, "streaming": [chaos_nodes.darkening(one, self._dark) for one in known["streaming"]]}
         if "streaming" not in known or self.runbooks is None:
             return dict(known)
         runs = self.runbooks.runs
@@ -207,6 +210,11 @@ class Resilience:
             lambda: sum(alert.state == "firing" for _, alert in self._heard), self.places,
         )  # fmt: skip
         return {**known, "streaming": chaos_nodes.with_chaos(known["streaming"], own)}
+
+    def _dark(self, node_id: str) -> str:
+        """The region of this box while that is dark, empty otherwise."""
+        region = self._region_of.get(node_id, "")
+        return region if region in self.faults.regions_lost() else ""
 
     async def _tell(self, values: Mapping[str, float]) -> None:
         await self.order({"order": "tune", "values": dict(values)})

@@ -6,10 +6,12 @@ import msgspec
 import pytest
 
 from fourplane.control.changes import KEY, Changes
+from fourplane.control.chaos_nodes import darkening
 from fourplane.control.chaos_schedule import ScheduleSettings, due
 from fourplane.control.drills import KINDS, DrillRecord, Drills, folder_of
 from fourplane.control.fault_orders import FaultOrders
 from fourplane.control.neighbourhood import Neighbourhood
+from fourplane.control.nodes import Figures, Node, hollow
 from fourplane.control.placement import Placement
 from fourplane.control.places import Places
 from fourplane.foundation import clock
@@ -269,3 +271,12 @@ def test_every_drill_of_the_console_is_a_file_that_a_running_deployment_can_take
     assert set(files) == wanted
     for file in files.values():
         live.check_possible(experiment.parse(file.read_bytes()))
+
+
+def test_a_box_in_a_dark_region_says_so_and_the_others_do_not():
+    nodes = [Node("EDGE1", "edge", "a cache", "x.py", lambda: Figures(facts={"hits": 1})), hollow("EDGE2", "edge", "")]
+    dark = {"EDGE1": "us"}
+    edge, other = (darkening(node, lambda name: dark.get(name, "")) for node in nodes)
+    assert (edge.figures().facts, other.built) == ({"dark": "us", "hits": 1}, False)
+    dark.clear()
+    assert edge.figures().facts == {"hits": 1}

@@ -1,4 +1,5 @@
 // The console's shell: connects, routes by hash, draws overview, diagram and panel from one frame a second.
+import { strip } from "./drill_strip.js";
 import { Drawing, duration, rate, sparkline } from "./diagram.js";
 
 const $ = (id) => document.getElementById(id);
@@ -154,7 +155,7 @@ function study(system, diagramId) {
   const main = $("main");
   const link = SYSTEMS[system] && state.opening.nodes[system] ? `<a class="button" href="${SYSTEMS[system].page}">Open ${SYSTEMS[system].name.toLowerCase()}</a>` : "";
   main.replaceChildren(html`<div class="study-head"><div><h1>${text.title}</h1><p>${text.claim}</p></div>${{ raw: link }}</div>
-    <div class="diagram-tabs" role="navigation" aria-label="Diagrams"></div><div class="drills" id="drills"></div><div class="diagram" id="diagram"></div>
+    <div class="diagram-tabs" role="navigation" aria-label="Diagrams"></div><div class="drills" id="drills"></div><div class="drill-strip" id="drill-strip" hidden></div><div class="diagram" id="diagram"></div>
     <div class="legend"><span>requests per second and p99 over ten seconds</span><span>bar: how full</span><span>dashed: not built yet</span><span>click a box: what it is here</span></div>`);
   main.querySelector(".diagram-tabs").append(...text.diagrams.map((one) => {
     const tab = document.createElement("a");
@@ -188,6 +189,7 @@ const WHOLE = [ // drills with clients of their own, runbooks and a report
 function drills(system) {
   const holder = $("drills");
   holder.append(html`<span class="muted">Try it:</span>`);
+  const follow = strip($("drill-strip"), system);
   for (const [kind, name, what] of DRILLS) {
     const button = document.createElement("button");
     button.className = "button quiet";
@@ -206,7 +208,9 @@ function drills(system) {
     button.textContent = name;
     button.title = what;
     button.addEventListener("click", async () => {
-      if (await order("/control/api/drills", { system, kind }, "POST")) toast(`${what}. Its own clients say what they feel; Drills shows the loop and leaves a report.`);
+      if (!await order("/control/api/drills", { system, kind }, "POST")) return;
+      toast(`${what}. Its own clients say what they feel; the line above the diagram tells what happens, and leaves a report.`);
+      for (const ms of [1000, 3000, 6000]) setTimeout(follow, ms); // its process takes a moment to begin
     });
     holder.append(button);
   }

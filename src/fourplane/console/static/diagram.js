@@ -189,12 +189,13 @@ export class Drawing {
       const [rps, eps, , p99, saturation, running, facts] = now;
       const first = Object.entries(facts)[0];
       const counted = rps > 0 || p99 > 0 || !first;
-      const said = !running ? "stopped" : counted ? `${rate(rps)}/s${p99 ? ` · p99 ${duration(p99)}` : ""}` : `${first[0]} ${typeof first[1] === "number" ? rate(first[1]) : first[1]}`;
+      const dark = facts.dark !== undefined; // a drill took the place it stands in
+      const said = !running ? "stopped" : dark ? `dark: ${facts.dark}` : counted ? `${rate(rps)}/s${p99 ? ` · p99 ${duration(p99)}` : ""}` : `${first[0]} ${typeof first[1] === "number" ? rate(first[1]) : first[1]}`;
       node.rates.textContent = said.slice(0, Math.floor(node.room / 7.2));
       node.level.setAttribute("width", (node.room * saturation).toFixed(1));
       node.made.classList.toggle("busy", rps > 0);
       node.made.classList.toggle("failing", eps > 0);
-      node.made.classList.toggle("stopped", !running);
+      node.made.classList.toggle("stopped", !running || dark);
     }
     for (const { path, arrow } of this.arrows) {
       const target = this.nodes.get(arrow.target);
