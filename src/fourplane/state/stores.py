@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fourplane.foundation.errors import Misconfigured
+from fourplane.foundation.errors import FourplaneError, Misconfigured
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
 from fourplane.state import store_metrics
@@ -111,11 +111,18 @@ class Stores:
         """Nothing to finish: whoever wrote has waited."""
 
     async def stop(self) -> None:
-        """Close everything, last opened first."""
+        """Close everything, last opened first; the first error is raised when all had their turn."""
+        failed: Exception | None = None
         while self._open:
-            _, engine = self._open.popitem()
-            await engine.close()
+            key = next(reversed(self._open))
+            try:
+                await self._open[key].close()
+            except (FourplaneError, OSError) as error:
+                failed = failed or error
+            self._open.pop(key, None)
         self._disks.clear()
+        if failed is not None:
+            raise failed
 
     def spoil(self, *, free_bytes: int | None = None, stall_s: float = 0.0) -> None:
         """Let the disk of the embedded engines be full, or its next job slow, until `heal`: what an experiment wishes."""

@@ -109,6 +109,33 @@ def test_a_failed_sync_is_never_acknowledged_and_final(tmp_path):
     asyncio.run(body())
 
 
+def test_a_close_that_cannot_fold_lets_go_and_the_torn_page_is_folded_again(tmp_path):
+    """Found by the simulator: a connection that stayed open said that the log was folded, and the torn page stayed torn."""
+
+    async def body():
+        disk = Disk(faults=Faults())
+        sql = await opened(tmp_path / "a.db", disk)
+        await put(sql, 1)
+        disk.faults.failing_syncs = 1
+        with pytest.raises((Unavailable, OSError)):
+            await sql.close()
+        disk.crash(Torn())
+        sql = await opened(tmp_path / "a.db", disk)
+        assert await numbers(sql) == [1]
+        await sql.database.check()
+        await sql.close()
+        disk.close()
+
+    asyncio.run(body())
+
+
+class Torn(random.Random):
+    """Every write that was not synced is torn in its middle."""
+
+    def random(self):
+        return 0.5
+
+
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 def test_power_cuts_lose_nothing_acknowledged(tmp_path, seed, torn):

@@ -109,12 +109,19 @@ class DatabaseFile:
         self.settle(self.fold())
 
     def close(self) -> None:
-        """Fold what is left and let go; the log is removed when nothing in it counts."""
-        self.sync_log()
-        if self.log_end > WAL_HEADER_BYTES:
-            self.fold_and_settle()
-        whole = self._mark_settled
-        self.release()
+        """Fold what is left and let go; the log is removed when nothing in it counts.
+
+        A disk that refuses is told, and what it held is let go of all the same: a connection that stayed would know pages as
+        folded which never reached the disk, and whoever opens the file next in this process would believe it.
+        """
+        whole = False
+        try:
+            self.sync_log()
+            if self.log_end > WAL_HEADER_BYTES:
+                self.fold_and_settle()
+            whole = self._mark_settled
+        finally:
+            self.release()
         if whole:
             for left in (self.wal, f"{self.name}-shm"):
                 Path(left).unlink(missing_ok=True)
