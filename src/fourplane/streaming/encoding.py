@@ -243,7 +243,7 @@ class Encode:
             def hear(film_s: float) -> None:
                 nonlocal came
                 came = max(came, film_s)
-                self._done[step.name] = min(step.film_s, film_s)
+                self._done[step.name] = min(step.film_s, came)  # times of several outputs may step back
                 self._tell(step.name)
 
             try:
