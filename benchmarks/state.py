@@ -3,10 +3,12 @@
 Every round measures each probe and each engine once, in turn, for `--seconds`; files stay and grow over the rounds, so
 folding the log into the main file is part of every figure. Probes: SQLite through apsw with the system's own file layer, WAL and
 synchronous=FULL, committing as many rows at a time as the engine's writers are; SQLite point reads; write and
-fdatasync of the same batches to a plain file. `--present` rows with random keys are there before records are written to, and at
-the end `--sustained` seconds of such writes show what is left when folding can no longer wait. A Redis server, where one is
-installed, is started for the cache's 50 callers. A bar holds by its absolute figure or by its share of the probe (the median of
-the rounds' shares). On a busy machine the figures per second of CPU time are the steadier ones.
+fdatasync of the same batches to a plain file. `--present` rows with random keys are there before records are written to (put
+into both tables in key order). At the end `--sustained` seconds of such writes on end, with everything they cause behind them,
+in windows of 5 s; meanwhile 4 readers look up keys from before and scan, and their waits are told. `--only records` measures
+these alone. A Redis server, where one is installed, is started for the cache's 50 callers. A bar holds by its absolute figure
+or by its share of the probe (the median of the rounds' shares). On a busy machine the figures per second of CPU time are the
+steadier ones.
 """
 
 import argparse
@@ -29,6 +31,8 @@ import apsw
 
 from fourplane.foundation.errors import Unavailable
 from fourplane.state.contracts import Put, Statement
+from fourplane.state.embedded.database import Database
+from fourplane.state.embedded.levels import create
 from fourplane.state.stores import Stores, StoresSettings
 
 ROUNDS = 5
@@ -37,8 +41,11 @@ WRITERS = 50
 PRODUCERS = 8
 READ_ROWS = 100_000
 PRESENT = 1_000_000
-FILLS = 4
-SUSTAINED = 8.0
+FILL_ROWS = 10_000
+SUSTAINED = 25.0
+WINDOW_S = 5.0
+READERS = 4
+READ_EVERY_S = 0.004
 VALUE = b"x" * 200
 BATCH = [b"x" * 100] * 1_000
 CREATE = "CREATE TABLE item (id BIGINT PRIMARY KEY, v BLOB)"
@@ -48,6 +55,7 @@ READ = "SELECT v FROM item WHERE id=?1"
 BARS = {
     "sql appends": (40_000, "raw appends", 0.5),
     "records random": (40_000, "raw random", 0.5),
+    "records sustained": (40_000, None, None),
     "cache redis": (60_000, None, None),
     "sql reads": (80_000, "raw reads", 0.6),
     "records reads": (80_000, "raw reads", 0.6),
@@ -73,6 +81,8 @@ class Bench:
         self.rng = random.Random(1)
         self.next_id = 0
         self.raw_id = 0
+        self.waits = {"get": [], "get alone": [], "scan": []}
+        self.present_keys = []
         self.kinds = {
             "raw appends": self.raw_appends,
             "sql appends": self.sql_appends,
@@ -86,17 +96,17 @@ class Bench:
             "log events": self.log_events,
         }
 
-    async def prepare(self):
-        self.sql, self.records = await self.stores.sql("bench"), await self.stores.records("bench")
-        self.log = await self.stores.log("bench")
+    async def prepare(self, kinds=()):
         self.raw, self.raw_log = raw(self.folder / "raw.db"), raw(self.folder / "raw-log.db", 32_768)
         self.plain = os.open(self.folder / "plain", os.O_WRONLY | os.O_CREAT)
+        await self.fill()
+        self.sql, self.records = await self.stores.sql("bench"), await self.stores.records("bench")
+        self.log = await self.stores.log("bench")
         await self.sql.commit([Statement(CREATE)])
         self.raw.execute(CREATE).fetchall()
-        self.raw.execute("CREATE TABLE pair (k BLOB PRIMARY KEY, v BLOB) WITHOUT ROWID").fetchall()
         self.raw_log.execute("CREATE TABLE batch (id INTEGER PRIMARY KEY, body BLOB)").fetchall()
         self.keys = [b"%06d" % number for number in range(READ_ROWS)]
-        for start in range(0, READ_ROWS, 1_000):
+        for start in range(0, READ_ROWS if not kinds or "sql reads" in kinds else 0, 1_000):
             await self.sql.commit([Statement(INSERT, (n, VALUE)) for n in range(start, start + 1_000)])
             self.raw.execute("BEGIN").fetchall()
             for number in range(start, start + 1_000):
@@ -105,25 +115,29 @@ class Bench:
             for at in range(start, start + 1_000, 100):
                 await self.records.write(b"read", [Put(key, VALUE) for key in self.keys[at : at + 100]])
         self.next_id = self.raw_id = READ_ROWS
-        await self.fill()
-        await self.start_redis()
+        await self.records.fold()
+        while self.present and not self.records.statistics().filtered_keys:
+            await asyncio.sleep(0.05)  # what an opening reads in the background is no part of a figure
+        if not kinds or "cache redis" in kinds:
+            await self.start_redis()
 
     async def fill(self):
-        """Rows with random keys, in the records and in the raw table, a quarter of them at a time in key order."""
+        """Rows with random keys in the tables of the records and of the raw probe, in key order."""
         began = time.perf_counter()
-        for _ in range(FILLS):
-            keys = sorted(self.rng.randbytes(16) for _ in range(self.present // FILLS))
-            waiting = iter(keys)
-
-            async def writer(waiting=waiting):
-                for key in waiting:
-                    await self.records.write(key, [Put(b"s", VALUE)])
-
-            await asyncio.gather(*[writer() for _ in range(WRITERS * 10)])
-            await self.records.fold()
+        keys = self.present_keys = sorted(self.rng.randbytes(16) for _ in range(self.present))
+        (self.folder / "state").mkdir()
+        database = await Database(self.folder / "state" / "records-bench.db").open()
+        await database.transact(create)
+        self.raw.execute("CREATE TABLE pair (k BLOB PRIMARY KEY, v BLOB) WITHOUT ROWID").fetchall()
+        insert = "INSERT INTO record (partition, sort, value, version) VALUES (?1, ?2, ?3, 1)"
+        for at in range(0, len(keys), FILL_ROWS):
+            some = keys[at : at + FILL_ROWS]
+            rows = [(key, b"s", VALUE) for key in some]
+            await database.transact(lambda writer, rows=rows: writer.executemany(insert, rows).fetchall())
             self.raw.execute("BEGIN").fetchall()
-            self.raw.executemany("INSERT INTO pair VALUES (?1, ?2)", [(key, VALUE) for key in keys]).fetchall()
+            self.raw.executemany("INSERT INTO pair VALUES (?1, ?2)", [(key, VALUE) for key in some]).fetchall()
             self.raw.execute("COMMIT").fetchall()
+        await database.close()
         self.filled_s = time.perf_counter() - began
 
     async def start_redis(self):
@@ -248,6 +262,36 @@ class Bench:
 
         return await self.together(until, WRITERS, one)
 
+    async def sustained(self, seconds):
+        """Writes a second on end, window by window, with readers beside them; (mean, per CPU second), windows."""
+        windows, done, until = [], 0, time.perf_counter() + seconds
+        began, cpu = time.perf_counter(), time.process_time()
+        readers = [asyncio.create_task(self.reader(number, until)) for number in range(READERS)]
+        while (now := time.perf_counter()) < until:
+            count = await self.records_random(min(until, now + WINDOW_S))
+            windows.append(count / (time.perf_counter() - now))
+            done += count
+        await asyncio.gather(*readers)
+        mean = done / (time.perf_counter() - began), done / (time.process_time() - cpu)
+        return [(window, mean[1]) for window in windows], mean
+
+    async def reader(self, number, until):
+        """Look up what was there before, and what was not; each wait counts from when it was wanted."""
+        rng = random.Random(number)
+        keys = self.present_keys or [b"none"]
+        while time.perf_counter() < until:
+            due = time.perf_counter() + READ_EVERY_S
+            await asyncio.sleep(READ_EVERY_S)
+            began = time.perf_counter()
+            key = rng.choice(keys)
+            if rng.random() < 0.1:
+                await self.records.scan(key, limit=10)
+                self.waits["scan"].append(time.perf_counter() - began)
+            else:
+                await self.records.get(key, b"s")
+                self.waits["get"].append(time.perf_counter() - due)
+                self.waits["get alone"].append(time.perf_counter() - began)
+
     async def cache_redis(self, until):
         async def one(number):
             await self.cache.get(f"key {number}")
@@ -263,9 +307,10 @@ class Bench:
         return await self.together(until, PRODUCERS, one)
 
 
-def rows(rounds, present=PRESENT):
-    """The two kinds that the runtime's table names too, by round."""
-    found, _ = _loop_run(measured(rounds, SECONDS, present, 0.0, kinds=("raw random", "records random", "cache redis")))
+def rows(rounds, present=PRESENT, sustained=SUSTAINED):
+    """The kinds that the runtime's table names too, by round; the sustained one by windows."""
+    kinds = ("raw random", "records random", "cache redis")
+    found, _ = _loop_run(measured(rounds, SECONDS, present, sustained, kinds=kinds))
     return {kind: [wall for wall, _ in figures] for kind, figures in found.items()}
 
 
@@ -281,7 +326,7 @@ async def measured(rounds, seconds, present, sustained, kinds=()):
     folder = Path(tempfile.mkdtemp(prefix="fourplane-bench-"))
     try:
         bench = Bench(folder, seconds, present)
-        await bench.prepare()
+        await bench.prepare(kinds)
         found = {kind: [] for kind in bench.kinds if not kinds or kind in kinds}
         for _ in range(rounds):
             for kind, figures in found.items():
@@ -292,8 +337,19 @@ async def measured(rounds, seconds, present, sustained, kinds=()):
         groups = {
             key: {"p50_ms": each.group_s_p50 * 1e3, "p99_ms": each.group_s_p99 * 1e3} for key, each in counted.items()
         }
-        bench.seconds = sustained
-        found["records sustained"] = [await bench.measure("records random")] if sustained else []
+        if sustained:
+            found["records sustained"], _ = await bench.sustained(sustained)
+            levels = bench.records.statistics().levels
+            print(
+                f"sustained: {levels.runs} runs, {levels.flushes} flushes, {levels.merged_rows} merged", file=sys.stderr
+            )
+            for kind, waits in bench.waits.items():
+                waits.sort()
+                groups[f"read under load, {kind}"] = (
+                    {"p50_ms": waits[len(waits) // 2] * 1e3, "p99_ms": waits[len(waits) * 99 // 100] * 1e3}
+                    if waits
+                    else {"p50_ms": 0.0, "p99_ms": 0.0}
+                )
         print(f"filled in {bench.filled_s:.0f} s", file=sys.stderr)
         await bench.close()
     finally:
@@ -304,7 +360,8 @@ async def measured(rounds, seconds, present, sustained, kinds=()):
 def run(options: argparse.Namespace) -> dict:
     rounds, seconds = getattr(options, "rounds", ROUNDS), getattr(options, "seconds", SECONDS)
     present, sustained = getattr(options, "present", PRESENT), getattr(options, "sustained", SUSTAINED)
-    found, groups = _loop_run(measured(rounds, seconds, present, sustained))
+    kinds = ("raw random", "records random") if getattr(options, "only", "") == "records" else ()
+    found, groups = _loop_run(measured(rounds, seconds, present, sustained, kinds))
     found = {kind: figures for kind, figures in found.items() if figures}
     per_cpu = {kind: statistics.median(cpu for _, cpu in figures) for kind, figures in found.items()}
     found = {kind: [wall for wall, _ in figures] for kind, figures in found.items()}
@@ -348,7 +405,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--present", type=int, default=PRESENT, help="rows with random keys before the first round")
-    parser.add_argument("--sustained", type=float, default=SUSTAINED, help="seconds of random writes on end")
+    parser.add_argument(
+        "--sustained", type=float, default=SUSTAINED, help="seconds of random writes on end, beside readers"
+    )
+    parser.add_argument(
+        "--only", default="", choices=["", "records"], help="measure nothing but records with random keys"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result = run(options)
@@ -371,7 +433,9 @@ def main():
             f" {figures['per_cpu_s']:,} per CPU s{verdict}"
         )
     for store, group in result["groups"].items():
-        print(f"{store:15} group commit p50 {group['p50_ms']:.2f} ms, p99 {group['p99_ms']:.2f} ms")
+        print(
+            f"{store:28} {'' if 'read' in store else 'group commit '}p50 {group['p50_ms']:.2f} ms, p99 {group['p99_ms']:.2f} ms"
+        )
 
 
 if __name__ == "__main__":
