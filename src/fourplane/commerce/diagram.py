@@ -216,21 +216,29 @@ def _load(shop: "Commerce") -> list[Node]:
         if s is None:
             return Figures()
         facts: dict[str, float | int | str] = {
-            "waiting": s.waiting,
+            "in line": s.waiting,
             "oldest ms": round(s.delay_s * 1e3, 1),
             "stale": s.stale,
+            "in flight": s.in_flight,
         }
-        facts |= {"in flight": s.in_flight}
-        if shop.room is not None:
-            room = shop.room.statistics()
-            facts |= {
+        if shop.room is None:
+            return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
+        room = shop.room.statistics()
+        shown: dict[str, float | int | str] = (
+            {"people waiting": room.waiting} if room.active else {"waiting room": "closed"}
+        )
+        facts = (
+            shown
+            | facts
+            | {
                 "waiting room": "open" if room.active else "closed",
-                "people waiting": room.waiting,
+                "took a place": room.joined,
                 "let in so far": room.entered,
                 "let in per s": room.entries_per_s,
                 "opened": room.openings,
             }
-        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
+        )
+        return Figures(room.joined, 0, min(1.0, max(s.waiting, room.waiting) / 256), facts=facts)
 
     def circuit() -> Figures:
         pay, now_s = shop.payments.breaker.statistics(), clock.monotonic_s()
