@@ -98,7 +98,9 @@ def costs(result: Result, cost: Cost) -> list[tuple[str, str]]:
     rows = [
         ("actions of users in the whole drill", f"{tried:,}"),
         ("errors users saw, of what they tried meanwhile", f"{cost.errors:,} ({cost.error_share:.2%})"),
-        ("the last user noticed", f"{cost.last_failure_s:g} s after the first fault" if cost.errors else "nobody did"),
+        ("the last error", f"{cost.last_failure_s:g} s after the first fault" if cost.errors else "none"),
+        ("the longest anybody waited for an answer", f"{_waited(result)[0]:.1f} s"),
+        ("seconds in which nobody was answered", str(_waited(result)[1])),
         ("full outage this equals", f"{cost.minutes_down * 60:.1f} s"),
     ]
     if cost.moved_s is not None:
@@ -144,15 +146,16 @@ def groups_of(result: Result) -> list[tuple[str, ...]]:
 
 _MORE = """ol.line{list-style:none;margin:0;padding:0}ol.line li{display:grid;grid-template-columns:4.5rem 5.5rem 1fr;gap:.6rem;
 padding:.25rem 0;border-bottom:1px solid var(--line)}ol.line li:last-child{border:0}ol.line time{text-align:right;
-font-variant-numeric:tabular-nums;color:var(--muted)}ol.line b{font-weight:600}@media(max-width:34rem){ol.line li{
-grid-template-columns:3.6rem 1fr}ol.line span{grid-column:1/-1}}"""
+white-space:nowrap;font-variant-numeric:tabular-nums;color:var(--muted)}ol.line b{font-weight:600}@media(max-width:34rem){
+ol.line li{grid-template-columns:4.6rem 1fr}ol.line time{text-align:left}ol.line span{grid-column:1/-1}}"""
 
 
 def _tiles(result: Result, cost: Cost) -> str:
     fired = sum(alert["state"] == "firing" for alert in result.journal["x-fourplane"].get("alerts", []))
     tiles = [
         (f"{cost.error_share:.2%}", "errors users saw"),
-        (f"{cost.last_failure_s:g} s" if cost.errors else "0 s", "until nobody noticed any more"),
+        (f"{_waited(result)[0]:.1f} s", "the longest anybody waited"),
+        (f"{cost.last_failure_s:g} s" if cost.errors else "0 s", "until the last error"),
         (str(fired), "alerts"),
         (str(len(result.journal["x-fourplane"].get("runs", []))), "runbooks that acted"),
         (f"{cost.minutes_down * 60:.1f} s", "of full outage this equals"),
@@ -161,6 +164,14 @@ def _tiles(result: Result, cost: Cost) -> str:
         tiles.insert(0, (f"{cost.moved_s:g} s", "until all players had moved"))
     shown = (f"<div class=tile><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in tiles)
     return f"<div class=tiles>{''.join(shown)}</div>"
+
+
+def _waited(result: Result) -> tuple[float, int]:
+    """From the first fault on: the slowest answer, and the seconds in which there was none at all."""
+    began_s = min((span.began_s for span in result.spans), default=0.0)
+    since = [one for second, one in result.seconds.items() if second >= int(began_s)]
+    silent = sum(served + failed == 0 for served, failed, _ in since)
+    return max((slowest for _, _, slowest in since), default=0.0), silent
 
 
 def _timeline(result: Result) -> str:

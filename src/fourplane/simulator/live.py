@@ -181,7 +181,12 @@ class LiveRun:
                 return
             except (FourplaneError, OSError) as error:  # the whole crowd gave up: it comes back, as people do
                 tally.failed(getattr(error, "reason", type(error).__name__))
-                await clock.sleep(0.5)
+            except ExceptionGroup as errors:  # the same, of a crowd that works in groups
+                expected, rest = errors.split((FourplaneError, OSError))
+                if rest is not None or expected is None:
+                    raise
+                tally.failed(_reason(expected))
+            await clock.sleep(0.5)
 
     async def _watch(self) -> None:
         while True:
@@ -407,6 +412,12 @@ class LiveRun:
             recent = [new - old for new, old in zip(now.buckets, before.buckets, strict=True)]
             found[int(before.at_s)] = (now.served - before.served, now.failed - before.failed, quantile(recent, 1.0))
         return found
+
+
+def _reason(errors: ExceptionGroup[Exception]) -> str:
+    """What the first of them is, however deep it lies."""
+    first = errors.exceptions[0]
+    return _reason(first) if isinstance(first, ExceptionGroup) else str(getattr(first, "reason", type(first).__name__))
 
 
 def _joined(tally: Tally) -> list[int]:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Rejected
+from fourplane.foundation.errors import Rejected, Unavailable
 from fourplane.simulator import loop as simulated
 from fourplane.simulator.crowds import Plan, Target
 from fourplane.simulator.experiment import validate
@@ -124,6 +124,28 @@ def test_a_change_ends_when_it_was_taken_back_and_not_when_it_would_have_lapsed(
 
     (span,) = simulated.run(main, 1).result.spans
     assert 3.0 <= span.ended_s - span.began_s <= 6.0
+
+
+def test_a_crowd_that_gave_up_as_a_group_comes_back():
+    class Fragile(Deployment):
+        gave_up = 0
+
+        async def drive(self, target, plan, tally, progress):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(super().drive(target, plan, tally, progress))
+                group.create_task(self.hang_up())
+
+        async def hang_up(self):
+            while not self.faults:
+                await clock.sleep(0.1)
+            if not self.gave_up:
+                self.gave_up += 1
+                raise Unavailable("the feed hung up", code="hung_up")
+
+    deployment = Fragile()
+    result = ran(deployment, experiment(activity("action", "partition", duration_s=2.0)), halt_below=0.0)
+    assert deployment.gave_up == 1
+    assert (result.status, result.felt["errors"]["hung_up"]) == ("completed", 1)
 
 
 def test_a_storm_is_more_of_the_same_people():

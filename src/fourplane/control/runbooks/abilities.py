@@ -1,7 +1,8 @@
 """What runbooks may ask and do: two closed lists. Everything goes through the deployment's own doors, as an operator would.
 
 Questions answer with a number. Actions say in a line what they did, raise what refused them, and change nothing when they
-are repeated.
+are repeated. So a door that is busy or was just cut (502, 503, no answer) is asked again for AGAIN_S: what a runbook is for
+is often the reason why its own requests are turned away at first.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,12 +14,14 @@ from fourplane.control.changes import Changes
 from fourplane.control.runbooks.watch import Watch
 from fourplane.edge.http_client import HttpClient
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError, Misconfigured, Unavailable
+from fourplane.foundation.errors import DeadlineExceeded, FourplaneError, Misconfigured, Unavailable
 from fourplane.state.contracts import Blobs
 
 ANSWER_S = 3.0
 LOOK_S = 0.8
 HTTP_MORE = 300
+BUSY = frozenset({429, 502, 503})
+AGAIN_S, FIRST_S = 10.0, 0.25  # how long a busy door is asked again, and the first pause
 TOKEN_S = 600.0
 SECONDS = 300.0
 CURVES = {
@@ -86,6 +89,23 @@ class Abilities:
 
     async def api(self, method: str, path: str, body: object = None) -> Any:
         """What a door answers; raises Unavailable for anything but success. Who changes something is an operator."""
+        until_s, pause_s = clock.monotonic_s() + AGAIN_S, FIRST_S
+        while True:
+            try:
+                status, content = await self._ask_once(method, path, body)
+            except (Unavailable, DeadlineExceeded):
+                if clock.monotonic_s() + pause_s > until_s:
+                    raise
+                status = None
+            if status is not None and (status not in BUSY or clock.monotonic_s() + pause_s > until_s):
+                break
+            await clock.sleep(pause_s * (0.5 + clock.random().random() / 2))
+            pause_s *= 2
+        if status >= HTTP_MORE:
+            raise Unavailable(f"{method} {path} answers {status}", code="door_refused")
+        return msgspec.json.decode(content) if content else None
+
+    async def _ask_once(self, method: str, path: str, body: object) -> tuple[int, bytes]:
         client = HttpClient(*self._where())
         headers = {"content-type": "application/json"}
         if method != "GET":
@@ -95,9 +115,7 @@ class Abilities:
             answer = await client.request(method, path, body=content, headers=headers, timeout_s=ANSWER_S)
         finally:
             client.close()
-        if answer.status >= HTTP_MORE:
-            raise Unavailable(f"{method} {path} answers {answer.status}", code="door_refused")
-        return msgspec.json.decode(answer.body) if answer.body else None
+        return answer.status, answer.body
 
     async def _operator(self) -> str:
         if clock.monotonic_s() > self._token_until_s:
