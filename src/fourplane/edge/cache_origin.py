@@ -92,7 +92,9 @@ class OriginReply:
             self._finish()
             return
         if codings:
-            if lengths:  # a length beside a transfer coding is how responses are smuggled
+            if lengths and codings.strip() == b"chunked":  # how responses are smuggled
+                raise OriginFailed("the origin gave a length and a transfer coding", code="malformed")
+            if lengths:
                 self._keep = False
                 self.fields = [(name, value) for name, value in self.fields if name != b"content-length"]
             if codings.strip() == b"chunked":

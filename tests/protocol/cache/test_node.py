@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import resource
+import socket
+import struct
 
 import pytest
 from tests.protocol.cache.rig import fresh, node, response
@@ -140,13 +142,24 @@ def test_bytes_reach_the_client_before_the_origin_has_sent_them_all():
         (None, 502),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 502),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello", 502),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 502),
         (b"HTTP/1.1 200 OK\r\nContent Length: 5\r\n\r\nhello", 502),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502),
         (b"ICY 200 OK\r\n\r\n", 502),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 502),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000 + b"\r\n\r\n", 502),
     ],
-    ids=["hangs up", "two lengths", "negative", "space in name", "coding", "not http", "upgrade", "huge head"],
+    ids=[
+        "hangs up",
+        "two lengths",
+        "negative",
+        "length and chunks",
+        "space in name",
+        "coding",
+        "not http",
+        "upgrade",
+        "huge head",
+    ],
 )
 def test_a_misbehaving_origin_is_a_502_and_nothing_is_stored(raw, status):
     async def main():
@@ -173,6 +186,52 @@ def test_a_cut_body_cuts_the_client_and_is_not_stored(raw):
             client = await connect()
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 assert (await client.ask())[0] == 502, "a body that is not whole must not look whole"
+            assert cache.statistics().entries == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 100\r\n\r\nhalf"]
+)
+def test_an_origin_that_resets_its_connections_leaves_nothing_behind(sent):
+    async def main():
+        def answer(*_):
+            writer = origin.writers[-1]
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            asyncio.get_running_loop().call_later(
+                0, lambda: asyncio.get_running_loop().call_soon(writer.transport.abort)
+            )
+            return sent
+
+        async with node(answer) as (cache, origin, connect):
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                assert (await (await connect()).ask())[0] == 502, "a body that is not whole must not look whole"
+            assert cache.statistics().entries == 0
+            origin.answer = fresh
+            assert (await (await connect()).ask())[::2] == (200, b"0123456789")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Cache-Control: no-store, max-age=60"],
+        ["Cache-Control: max-age=60", "Cache-Control: private"],
+        ["Cache-Control: public, no-store", "CDN-Cache-Control: no-store"],
+    ],
+)
+def test_fields_that_contradict_one_another_are_read_as_the_stricter(fields):
+    async def main():
+        async with node(lambda *_: response(b"mine", *fields, "Expires: Thu, 01 Jan 2099 00:00:00 GMT")) as (
+            cache,
+            origin,
+            connect,
+        ):
+            for _ in range(2):
+                assert (await (await connect()).ask())[2] == b"mine"
+            assert len(origin.seen) == 2
             assert cache.statistics().entries == 0
 
     run(main)

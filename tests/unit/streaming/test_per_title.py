@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,8 +67,8 @@ def test_the_mean_of_windows_is_taken_per_size_and_quality():
     assert found == [Sample(2, 2, 21.0, 200.0, 85.0), Sample(4, 4, 21.0, 7.0, 1.0)]
 
 
-@pytest.mark.parametrize("rungs_max", [1, 2, 3, 6])
 @given(
+    rungs_max=st.sampled_from([1, 2, 3, 6]),
     rates=st.lists(st.floats(30, 20_000), min_size=9, max_size=9),
     looks=st.lists(st.floats(0, 100), min_size=9, max_size=9),
 )

@@ -200,7 +200,7 @@ export class Player {
     if (!this.play) return;
     const t = this.totals, now = this.stalling ? (performance.now() - this.stalling) / 1000 : 0;
     const body = { session: this.play.session, played_s: t.played_s, stalled_s: t.stalled_s + now, stalls: t.stalls, start_ms: t.start_ms, height: this.core?.height() || this.video.videoHeight || 0, bytes: this.core?.bytes || 0, errors: t.errors, error: t.error, region: this.play.region, node: this.play.node, at_s: this.video.currentTime || 0, ended };
-    fetch("/streaming/api/beacons", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).catch(() => {});
+    return fetch("/streaming/api/beacons", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).catch(() => {});
   }
 
   fail(error) {
