@@ -115,7 +115,7 @@ class Levels:
         self._store = runs_beside(database.path, database.disk)
         self._worker = Worker(f"runs of {database.name}", queue_max=64)
         self._runs: list[Run] = []  # the newest first
-        self._older: list[Run] = []  # from before the opening: their keys are in no filter but their own
+        self._older: list[Run] = []  # from before the filter: their keys are in no filter but their own
         self._next_number = 1
         self._run_rows = self._run_bytes = 0
         self._flushing: asyncio.Task[None] | None = None
@@ -137,7 +137,6 @@ class Levels:
             raise Unavailable(f"{self._database.name}: {error}", code="disk_failed") from error
         self._tasks = Tasks("records", asyncio.get_running_loop().create_future())
         self._runs = runs[::-1]
-        self._older = list(self._runs)
         self._count_runs()
         self._next_number = runs[-1].number + 1 if runs else 1
 
@@ -268,7 +267,7 @@ class Levels:
             self._count_runs()
             if self._keys.fills != fills:
                 self._older.insert(0, run)
-        overlay.frozen = None
+        overlay.frozen, self._failed = None, ""
         self.roomier()
         self._flushes += 1
         self._flush_at, self._flush_at_size = self._settings.fold_rows, self._settings.fold_bytes
