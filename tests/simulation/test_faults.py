@@ -47,6 +47,37 @@ def test_one_way_lets_questions_through_and_no_answer():
     assert loop.run(main, 1).result == (1, b"question")
 
 
+def test_a_process_that_dies_during_a_partition_is_heard_of_when_it_ends():
+    async def main(world):
+        reader, writer = await connected(world)
+        world.network.partition("server", "client", one_way=True)
+        writer.write(b"question")
+        await clock.sleep(1)  # the answer waits at the server's machine
+        world.crash("server")
+        await clock.sleep(1)
+        world.network.heal("server", "client")
+        assert await asyncio.wait_for(reader.read(8), 2) == b"question"
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(8), 2)
+
+    loop.run(main, 1)
+
+
+def test_a_machine_that_came_back_resets_what_it_does_not_know():
+    async def main(world):
+        reader, writer = await connected(world)
+        world.crash("server", silent=True)
+        writer.write(b"nobody answers")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(8), 2)
+        world.revive("server")
+        writer.write(b"who are you")
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(8), 2)
+
+    loop.run(main, 1)
+
+
 def test_a_narrow_way_carries_one_after_the_other():
     async def main(world):
         reader, writer = await connected(world)

@@ -274,6 +274,8 @@ class SimulatedTransport(asyncio.Transport):
     def arrive(self, content: bytes | Exception | None) -> None:
         """Take what the other end sent when the quick way is closed; the loop calls this in the context of this end."""
         if not self.alive:
+            if isinstance(content, bytes):
+                self._refuse()
             return
         if isinstance(content, Exception):
             self.lose(content)
@@ -285,6 +287,14 @@ class SimulatedTransport(asyncio.Transport):
             self._drain_inbox()
         else:
             self._review()
+
+    def _refuse(self) -> None:
+        """A machine resets what it knows nothing of any more: the other end may have missed how this one ended."""
+        peer, fabric = self.peer, self._fabric
+        if peer is None or not peer.alive or fabric.is_down(self.host) or fabric.way(self.host, peer.host).cut:
+            return
+        at = max(self._calendar.now_s + self._latency_s, self._next_arrival)
+        self._calendar.put(at, peer, ConnectionResetError("reset by peer"))
 
     def _drain_inbox(self) -> None:
         while self._inbox and self._is_reading and self.alive:

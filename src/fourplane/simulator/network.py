@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +163,7 @@ class Fabric:
             if peer is not None and peer.alive and peer.host != host:
                 error: OSError = ConnectionResetError("the other host crashed")
                 if silent:
+                    transport.held = None
                     error = TimeoutError("the other end does not answer")
                     self.loop.call_later(GIVE_UP_S, peer.lose, error, context=peer.context)
                 else:
@@ -259,13 +260,18 @@ class Fabric:
         if sender.held is None:
             sender.held = deque()
         if not sender.held:
-            self.loop.call_later(RETRANSMIT_S, self._retry, sender, RETRANSMIT_S)
+            self._retry_later(sender, RETRANSMIT_S)
         sender.held.append(content)
+
+    def _retry_later(self, sender: SimulatedTransport, waited: float) -> None:
+        """The machine sends again, not the process, which may have ended meanwhile."""
+        self.loop.call_later(RETRANSMIT_S, self._retry, sender, waited, context=Context())
 
     def _retry(self, sender: SimulatedTransport, waited: float) -> None:
         peer = sender.peer
         assert peer is not None
-        assert sender.held is not None
+        if sender.held is None:
+            return
         if not self.way(sender.host, peer.host).cut:
             while sender.held:
                 sender.depart(sender.held.popleft())
@@ -273,7 +279,7 @@ class Fabric:
             sender.held.clear()
             sender.context.run(sender.lose, TimeoutError("the other end does not answer"))
         else:
-            self.loop.call_later(RETRANSMIT_S, self._retry, sender, waited + RETRANSMIT_S)
+            self._retry_later(sender, waited + RETRANSMIT_S)
 
     def _delay_s(self, sender: str, receiver: str) -> float:
         link = self.way(sender, receiver).link
@@ -300,6 +306,10 @@ class Fabric:
         """Numbers ends of connections in the order in which they were made."""
         self._numbers += 1
         return self._numbers
+
+    def is_down(self, host: str) -> bool:
+        """Whether nobody answers there, not even to say that a connection is unknown."""
+        return self.loop.life_of(host).dead
 
     def forget(self, transport: SimulatedTransport) -> None:
         """Drop an ended connection."""

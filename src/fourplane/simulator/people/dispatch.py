@@ -191,7 +191,8 @@ class DispatchPeople:
             if told is not None and told["_status"] < 300 and verb == "finish":
                 self.book.ended(trip["trip"])
         else:
-            await self._ask(place, "online", "POST", "/drivers/me/online", me, {"trip": ""})
+            if not state.get("online"):
+                await self._ask(place, "online", "POST", "/drivers/me/online", me, {"trip": ""})
             if clock.random().random() < BOLD_SHARE:
                 await self._grab(place, name, me)
 
