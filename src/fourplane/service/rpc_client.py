@@ -5,6 +5,10 @@ errors. A call that was sent and lost with its connection is repeated when its m
 (`connection_lost`). Whoever is cancelled, or whose deadline passes, cancels the work at the other end. The deadline is the
 context's (call_context.py) or `deadline_s`, whichever is earlier; it travels as the milliseconds that are left.
 
+A process that dies closes its sockets, and the kernel says so. A host that vanishes says nothing: while calls to one wait and
+nothing is heard for `beat_s`, it is asked for a sign, and after `silent_s` its connection counts as lost, which each
+call takes as it does any other loss. Time in which this process did not run is not counted, and who never greeted is not judged.
+
 Bounds: `calls_max` calls under way, `buffer_max` bytes that the peer has not taken; past either Overloaded is raised here.
 Cost of a call: about 5 us of the caller's CPU with 50 in flight (`benchmarks/runtime.py`).
 """
@@ -30,7 +34,10 @@ from fourplane.service.rpc_frames import (
     END,
     ERROR,
     ITEM,
+    NO_CALL,
     NOTHING,
+    PING,
+    PONG,
     PREAMBLE,
     Batcher,
     Tell,
@@ -40,6 +47,7 @@ from fourplane.service.rpc_frames import (
 
 SWEEP_S = 0.01
 SWEEP_MANY_S = 0.05
+SWEEP_S_MAX = 0.1  # what counts as silence of the time since the last sweep: the rest was ours
 MANY = 1_000
 FIRST_WAIT_S = 0.005
 BATCH_LEAST = 8
@@ -56,6 +64,8 @@ class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffer_max: int = 16 << 20
     frame_max: int = 16 << 20
     credit: int = 64  # items of a stream that may be on the way
+    beat_s: float = 1.0  # of silence, before a peer behind a network is asked for a sign
+    silent_s: float = 5.0  # and before it is given up
 
 
 class PeerStatistics(msgspec.Struct, frozen=True):
@@ -85,6 +95,7 @@ class Peer:
         self.name = path.rpartition("/")[2] or f"{host}:{port}"
         self.epoch = epoch  # of the shard that is asked; 0: none
         self._where = (path, host, port)
+        self.behind_network = not path
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -274,6 +285,9 @@ class _Connection(asyncio.Protocol):
         self._tells: Unbatcher[Tell] = Unbatcher(Tell, peer.settings.frame_max)
         self._streams: dict[int, _Stream] = {}
         self._sweeping: asyncio.TimerHandle | None = None
+        self._watched = peer.behind_network
+        self._beats = self._asked = False  # the peer gives signs; it was asked for one
+        self._silent_s = self._swept_s = 0.0
         self._asks: Batcher
         self._transport: asyncio.Transport
 
@@ -303,6 +317,8 @@ class _Connection(asyncio.Protocol):
         except FourplaneError:
             self._transport.abort()
             return
+        if self._watched:
+            self._silent_s, self._asked = 0.0, False
         pending = self.pending
         # Half of what is under way leaves at a time, so that both sides have something to do.
         self._asks.most = max(BATCH_LEAST, min(BATCH_COUNT, len(pending) + 1 >> 1))
@@ -361,7 +377,7 @@ class _Connection(asyncio.Protocol):
         left_ms = 0 if until == inf else max(1, int((until - clock.monotonic_s()) * 1e3))
         raw, trace = msgspec.Raw(body), telemetry.current_trace()
         self._asks.add((number, CALL, method, raw, left_ms, priority, trace, self._peer.epoch, credit), len(body))
-        if self._sweeping is None and until != inf:
+        if self._sweeping is None and (until != inf or self._watched):
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         return stream
 
@@ -387,6 +403,8 @@ class _Connection(asyncio.Protocol):
         raise Overloaded(f"too many calls to {self._peer.name}", retry_after_s=0.1, code="too_many_calls")
 
     def _take_for_stream(self, tell: Tell) -> None:
+        if tell.kind == PONG:
+            self._beats = True
         stream = self._streams.get(tell.id)
         if stream is None:
             return  # its caller is gone
@@ -416,5 +434,18 @@ class _Connection(asyncio.Protocol):
             if stream.until <= now and not stream.ended:
                 self._asks.add((stream.id, CANCEL), 1)
                 stream.finish(DeadlineExceeded(f"{self._peer.name} did not end its stream in time"))
-        if self.pending or any(stream.until != inf for stream in self._streams.values()):
+        if self._watched:
+            self._listen(now)
+        if self.pending or any(stream.until != inf or self._watched for stream in self._streams.values()):
             self._sweeping = self._loop.call_later(SWEEP_S if len(self.pending) < MANY else SWEEP_MANY_S, self._sweep)
+
+    def _listen(self, now: float) -> None:
+        """Ask a peer that says nothing for a sign, and give up one of whom nothing is heard."""
+        self._silent_s += min(now - self._swept_s, SWEEP_S_MAX)
+        self._swept_s = now
+        settings = self._peer.settings
+        if not self._asked and self._silent_s >= settings.beat_s:
+            self._asked = True
+            self._asks.add((NO_CALL, PING), 1)
+        elif self._beats and self._silent_s >= settings.silent_s:
+            self._transport.abort()

@@ -35,6 +35,9 @@ from fourplane.service.rpc_frames import (
     CREDIT,
     ERROR,
     ITEM,
+    NO_CALL,
+    PING,
+    PONG,
     PREAMBLE,
     Ask,
     Batcher,
@@ -102,6 +105,7 @@ class RpcServer:
         self.connections: set[_Connection] = set()
         self._registry = registry
         self._where = (path, host, port)
+        self.behind_network = not path
         self._inherited = inherited
         self._methods: dict[str, tuple[object, Method, EpochGate | None]] = {}
         self._tasks: Tasks | None = None
@@ -389,6 +393,8 @@ class _Connection(asyncio.Protocol):
                 self.close()
                 return
             self._greeted = True
+            if self._server.behind_network:
+                self.send((NO_CALL, PONG), 1)
             data, self._greeting = self._greeting[len(PREAMBLE) :], b""
         try:
             asks = self._asks.feed(data)
@@ -398,9 +404,11 @@ class _Connection(asyncio.Protocol):
         self._server.take(self, asks)
 
     def follow_up(self, ask: Ask) -> None:
-        """A cancellation, or credit for a stream."""
+        """A cancellation, credit for a stream, or the question whether we are there."""
         job = self.jobs.get(ask.id)
-        if job is None:
+        if ask.kind == PING:
+            self.send((NO_CALL, PONG), 1)
+        elif job is None:
             if ask.kind == CANCEL and len(self.unwanted) < len(self._server.queue):
                 self.unwanted.add(ask.id)
         elif ask.kind == CANCEL:
