@@ -8,18 +8,12 @@ which is all that XEP-0359 promises. While the clock is behind, an id says a lat
 true one.
 """
 
-from fourplane.foundation.errors import Unavailable
 from fourplane.foundation.ids import IdGenerator
 
 ID_MAX = (1 << 63) - 1
 
 
 def next_id(ids: IdGenerator, last: int) -> int:
-    """An id larger than `last`; raises Unavailable when the clock went far back and there is no last one to go on from."""
-    try:
-        found = ids.next()
-    except Unavailable:
-        if not last:
-            raise
-        found = 0
+    """An id larger than `last`."""
+    found = ids.next()
     return found if found > last else last + 1
