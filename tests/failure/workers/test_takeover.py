@@ -14,7 +14,10 @@ from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.foundation.errors import FourplaneError
 
 BOUND_S = 90
-SETTINGS = {"FOURPLANE_GATEWAY__RATE_PER_S": "100000"}
+SETTINGS = {
+    "FOURPLANE_GATEWAY__RATE_PER_S": "100000",
+    "FOURPLANE_HTTP__UNASKED_S": "12",  # a visitor of a machine that stands still asks late, and is waited for
+}
 PATHS = ("/commerce/api/products", "/api/session", "/healthz", "/messaging/api/configuration")
 
 
