@@ -62,8 +62,8 @@ _PUT_FAILED = Template(_PUT.head, _PUT.row, " ON CONFLICT DO NOTHING", counted=F
 _NEW = Template(
     "SELECT 1 FROM (VALUES ",
     "(CAST({} AS VARCHAR(100)), CAST({} AS VARCHAR(100)))",
-    ") AS v WHERE NOT EXISTS (SELECT 1 FROM orders WHERE attempt = v.column1) "
-    "AND NOT EXISTS (SELECT 1 FROM orders WHERE claim = v.column2)",
+    ") AS v WHERE COALESCE((SELECT 1 FROM orders WHERE attempt = v.column1), 0) = 0 "  # by the index, never by a join
+    "AND COALESCE((SELECT 1 FROM orders WHERE claim = v.column2), 0) = 0",
     label="new",
 )
 _PAID = Template("UPDATE orders SET state = 'paid' WHERE state = 'placing' AND id IN (", "{}", ")", label="paid")

@@ -19,6 +19,7 @@ Source: group commit (DeWitt et al. 1984), escrow-style summing (O'Neil 1986).
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,7 +32,6 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
 SIZES = (64, 32, 16, 8, 4, 2, 1)  # rows per statement: few texts, so that engines keep them prepared
-FAR_SIZES = (64, 48, *range(32, 0, -1))  # where a statement is a round trip: one or two for any number of rows
 
 
 class Template(msgspec.Struct, frozen=True, eq=False):
@@ -94,7 +94,7 @@ class SharedCommit:
 
     def __init__(self, sql: Sql, settings: SharedCommitSettings | None = None) -> None:
         self._sql = sql
-        self._sizes = SIZES if sql.dialect == "sqlite" else FAR_SIZES
+        self._far = sql.dialect == "postgresql"
         self._settings = settings or SharedCommitSettings()
         self._waiting: deque[_Caller] = deque()
         self._tasks: Tasks | None = None
@@ -169,7 +169,7 @@ class SharedCommit:
             fences += [fence for fence in caller.fences if fence not in fences]
             works += caller.works
         try:
-            await self._sql.commit([*fences, *rendered(works, self._sizes)])
+            await self._sql.commit([*fences, *rendered(works, far=self._far)])
         except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
             if len(batch) > 1 and (isinstance(error, Conflict | Rejected) or not isinstance(error, FourplaneError)):
                 self._alone += len(batch)
@@ -184,7 +184,7 @@ class SharedCommit:
 
     async def _write_alone(self, caller: _Caller) -> None:
         try:
-            await self._sql.commit([*caller.fences, *rendered(caller.works, self._sizes)])
+            await self._sql.commit([*caller.fences, *rendered(caller.works, far=self._far)])
         except Exception as error:  # noqa: BLE001 - it belongs to this caller
             _fail(caller.future, error)
         else:
@@ -192,8 +192,11 @@ class SharedCommit:
                 caller.future.set_result(None)
 
 
-def rendered(works: Sequence[Work], sizes: Sequence[int] = SIZES) -> list[Statement]:
-    """Works as statements: plain ones first, in order, then the rows, template by template as they first appear."""
+def rendered(works: Sequence[Work], *, far: bool = False) -> list[Statement]:
+    """Works as statements: plain ones first, in order, then the rows, template by template as they first appear.
+
+    `far`: for PostgreSQL, where a statement is a round trip.
+    """
     statements: list[Statement] = []
     groups: dict[Template, list[Row]] = {}
     for work in works:
@@ -206,14 +209,18 @@ def rendered(works: Sequence[Work], sizes: Sequence[int] = SIZES) -> list[Statem
         else:
             statements.append(work)  # type: ignore[arg-type]  # what is no Row is a Statement
     for template, rows in groups.items():
-        _render(template, _sums(rows) if template.summed and len(rows) > 1 else rows, statements, sizes)
+        together = _sums(rows) if template.summed and len(rows) > 1 else rows
+        if far and len(together) > 1 and (whole := _whole(template, together)) is not None:
+            statements.append(whole)
+        else:
+            _render(template, together, statements)
     return statements
 
 
-def _render(template: Template, rows: Sequence[Row], statements: list[Statement], sizes: Sequence[int]) -> None:
+def _render(template: Template, rows: Sequence[Row], statements: list[Statement]) -> None:
     at, left = 0, len(rows)
     counted, label = template.counted, template.label
-    for size in sizes:
+    for size in SIZES:
         while left >= size:
             part = rows[at : at + size]
             at, left = at + size, left - size
@@ -224,6 +231,34 @@ def _render(template: Template, rows: Sequence[Row], statements: list[Statement]
                 expected += row.count
             text = _text(template.head, template.row, template.tail, size)
             statements.append(Statement(text, tuple(values), expected if counted else None, label))
+
+
+def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
+    """One statement for any number of rows, which travel as one value: a text per template is prepared once, whatever comes.
+
+    None where a value is NULL or rows are of different kinds.
+    """
+    kinds = tuple(map(type, rows[0].values))
+    if any(tuple(map(type, row.values)) != kinds for row in rows) or not _TAKEN.keys() >= set(kinds):
+        return None
+    text = _far_text(template.head, template.row, template.tail, kinds)
+    values = msgspec.json.encode([row.values for row in rows]).decode()
+    return Statement(text, (values,), sum(row.count for row in rows) if template.counted else None, template.label)
+
+
+_TAKEN = {int: "CAST(r.value->>{} AS BIGINT)", str: "(r.value->>{})", bytes: "decode(r.value->>{}, 'base64')"}
+_ITEM = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")
+
+
+@lru_cache(maxsize=1_000)
+def _far_text(head: str, row: str, tail: str, kinds: tuple[type, ...]) -> str:
+    """The statement over the rows of one JSON array of arrays."""
+    places = iter(_TAKEN[kind].format(at) for at, kind in enumerate(kinds))
+    filled = re.sub(re.escape("{}"), lambda _: next(places), row)
+    items = _ITEM.findall(filled[1:-1] if row.startswith("(") else filled)
+    taken = ", ".join(f"{item.strip()} AS column{number}" for number, item in enumerate(items, 1))
+    source = "json_array_elements(CAST(?1 AS json)) AS r(value)"
+    return f"{head.removesuffix('VALUES ')}SELECT {taken} FROM {source}{tail}"  # noqa: S608 - texts of templates only
 
 
 def _sums(rows: Sequence[Row]) -> list[Row]:

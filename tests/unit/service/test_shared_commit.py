@@ -2,12 +2,13 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.unit.service.running import run_with_sql
 
 from fourplane.foundation.errors import Conflict, Unavailable
 from fourplane.foundation.lifecycle import Tasks
-from fourplane.service.shared_commit import FAR_SIZES, SIZES, Row, SharedCommit, Template, rendered
+from fourplane.service.shared_commit import Row, SharedCommit, Template, rendered
 from fourplane.state.contracts import Statement
 
 PUT = Template("INSERT INTO thing (id, name) VALUES ", "({}, {})", label="put")
@@ -149,11 +150,22 @@ def test_equal_counters_become_one_row_and_uncounted_rows_expect_nothing():
     assert (statement.sql, statement.expect_rows) == ("DELETE FROM thing WHERE id IN (?1)", None)
 
 
-@pytest.mark.parametrize("count", [1, 2, 15, 31, 33, 47, 60, 64, 96])
-def test_far_away_any_number_of_rows_is_one_statement_or_two_and_nothing_is_left_out(count):
-    works = [Row(PUT, (number, "x")) for number in range(count)]
-    far, near = rendered(works, FAR_SIZES), rendered(works, SIZES)
-    assert len(far) <= 1 + (count > 32)
-    for statements in (far, near):
-        assert [value for one in statements for value in one.parameters[::2]] == list(range(count))
-        assert sum(one.expect_rows for one in statements) == count
+def test_far_away_any_number_of_rows_is_one_statement_of_one_text():
+    few, many = (
+        rendered(
+            [work for number in range(count) for work in (Row(PUT, (number, "x")), Row(DROP, (number,)))], far=True
+        )
+        for count in (2, 61)
+    )
+    assert [one.sql for one in few] == [one.sql for one in many]
+    assert [one.expect_rows for one in many] == [61, None]
+    assert many[0].sql == (
+        "INSERT INTO thing (id, name) SELECT CAST(r.value->>0 AS BIGINT) AS column1, (r.value->>1) AS column2 "
+        "FROM json_array_elements(CAST(?1 AS json)) AS r(value)"
+    )
+    assert msgspec.json.decode(many[0].parameters[0]) == [[number, "x"] for number in range(61)]
+
+
+def test_far_away_what_does_not_travel_as_one_value_goes_as_near():
+    works = [Row(PUT, (1, None)), Row(PUT, (2, "x"))]
+    assert rendered(works, far=True) == rendered(works)
