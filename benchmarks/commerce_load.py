@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _open_loop import Crowd
 from commerce import Server, fill, pay, request
 
-CONNECTIONS = {"order": 120, "cart": 80, "page": 60, "search": 40, "crawl": 20}
+CONNECTIONS = {"order": 120, "cart": 400, "page": 120, "search": 40, "crawl": 20}
 MIX = {"order": 0.06, "cart": 0.24, "page": 0.30, "search": 0.20, "crawl": 0.20}  # shares of the work
 GOOD = {"order": 201, "cart": 204, "page": 200, "search": 200, "crawl": 200}
 BARS = {"goodput at overload / peak": 0.9, "orders answered": 0.999, "order p99 / unloaded": 2.0, "recovery s": 5.0}
@@ -138,8 +138,9 @@ async def drive(order):
     """The driver's side: one word of work at a time."""
     facts, word = order["facts"], order["word"]
     if word == "cost":
-        carts = await filled(facts, int(1_000 * order["seconds"]), order["seed"])
-        return {kind: await closed(facts, kind, carts, order["seconds"]) for kind in MIX}
+        carts = await filled(facts, int(2_000 * order["seconds"]) if "order" in order["kinds"] else 0, order["seed"])
+        hear("ready")
+        return {kind: await closed(facts, kind, carts, order["seconds"]) for kind in order["kinds"]}
     rates, seconds = order["rates"], order["seconds"]
     carts = await filled(facts, int(rates["order"] * seconds * 1.2) + 50, order["seed"])
     crowd = Crowd(facts["port"], CONNECTIONS, Messages(facts, carts), GOOD, pipelined=order["pipelined"])
@@ -147,10 +148,18 @@ async def drive(order):
     gc.collect()
     gc.disable()
     await crowd.drive({kind: rate * 0.05 for kind, rate in rates.items()}, 1.0)
+    hear("ready")
     found = await crowd.drive(rates, seconds)
     if order["after"]:
+        hear("flooded")
         found["after"] = await crowd.drive(order["after"], seconds)
     return found | {"driver cpu s": time.process_time()}
+
+
+def hear(word):
+    """Say how far the driver is and wait until the server's CPU time was read."""
+    print(json.dumps(word), flush=True)
+    sys.stdin.readline()
 
 
 def pin(server):
@@ -164,11 +173,26 @@ def pin(server):
     return True
 
 
-def driver(**order):
-    child = subprocess.run(
-        [sys.executable, __file__, "--drive"], input=json.dumps(order), stdout=subprocess.PIPE, text=True, check=True
+def driver(server, **order):
+    """What a driver found, and the CPU seconds of the server from its first word to the next."""
+    child = subprocess.Popen(
+        [sys.executable, __file__, "--drive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    return json.loads(child.stdout)
+    marks = []
+
+    def tell(line):
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
+        return json.loads(child.stdout.readline())
+
+    answer = tell(json.dumps(order | {"facts": server.facts}))
+    while isinstance(answer, str):
+        marks.append(server.ask("cpu"))
+        answer = tell("go")
+    marks.append(server.ask("cpu"))
+    child.stdin.close()
+    child.wait(10)
+    return answer, marks[1] - marks[0]
 
 
 def work(found, cost):
@@ -181,7 +205,7 @@ def run(options: argparse.Namespace) -> dict:
     seconds = options.seconds
     with tempfile.TemporaryDirectory() as folder:
         server = Server(folder, options.profile)
-        facts, pinned = server.facts, pin(server.process.pid)
+        pinned = pin(server.process.pid)
 
         def phase(share, seed, orders=None, after=None):
             def at(times):
@@ -190,9 +214,8 @@ def run(options: argparse.Namespace) -> dict:
             rates = at(share)
             if orders is not None:
                 rates["order"] = cost["order"] * orders
-            begun = server.ask("cpu")
-            found = driver(
-                facts=facts,
+            found, used = driver(
+                server,
                 word="drive",
                 rates=rates,
                 seconds=seconds,
@@ -202,12 +225,19 @@ def run(options: argparse.Namespace) -> dict:
             )
             found["offered"] = sum(rate / cost[kind] for kind, rate in rates.items())
             found["work"] = work(found, cost)
-            found["server cpu s"] = server.ask("cpu") - begun
+            found["server cpu s"] = used
+            found["work per cpu s"] = (
+                sum(told["good/s"] * cpu[kind] for kind, told in found["kinds"].items()) * seconds / used
+            )
             return found
 
         try:
-            driver(facts=facts, word="cost", seconds=0.3, seed=1)
-            cost = driver(facts=facts, word="cost", seconds=1.2, seed=2)
+            driver(server, word="cost", kinds=list(MIX), seconds=0.3, seed=1)
+            cost, cpu = {}, {}
+            for number, kind in enumerate(MIX):
+                found, used = driver(server, word="cost", kinds=[kind], seconds=1.2, seed=2 + number)
+                cost[kind] = found[kind]
+                cpu[kind] = used / (found[kind] * 1.2)
             calm = phase(0.2, 10)
             peaks = [phase(share, 20 + number) for number, share in enumerate((0.7, 0.9, 1.1))]
             if options.profile:
@@ -233,7 +263,8 @@ def run(options: argparse.Namespace) -> dict:
         "offered / capacity": flood["offered"],
         "median": figures,
         "calm": calm,
-        "peaks": [{"offered": one["offered"], "work": one["work"]} for one in peaks],
+        "peaks": [{name: one[name] for name in ("offered", "work", "work per cpu s")} for one in peaks],
+        "work per cpu s at overload / peak": flood["work per cpu s"] / max(one["work per cpu s"] for one in peaks),
         "flood": flood,
         "admission": admission,
         "bars": BARS,
@@ -259,7 +290,7 @@ def main() -> None:
             import uvloop
 
             uvloop.install()
-        print(json.dumps(asyncio.run(drive(json.loads(sys.stdin.read())))))
+        print(json.dumps(asyncio.run(drive(json.loads(sys.stdin.readline())))))
         return
     result = run(options)
     path = Path(__file__).parent / "results" / "commerce_load.json"
@@ -278,6 +309,7 @@ def main() -> None:
         f"flood: server {flood['server cpu s']:.1f} CPU s, driver {flood['driver cpu s']:.1f}"
         f" and {flood['driver late ms']:.1f} ms late (p99)"
     )
+    print(f"work per CPU second of the server, overload / peak: {result['work per cpu s at overload / peak']:.2f}")
     print("peaks", [f"{one['offered']:.1f}x -> {one['work']:.2f}" for one in result["peaks"]])
     print("admission", result["admission"])
     for key, value in result["median"].items():

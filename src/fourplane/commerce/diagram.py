@@ -215,30 +215,7 @@ def _load(shop: "Commerce") -> list[Node]:
         s = door()
         if s is None:
             return Figures()
-        facts: dict[str, float | int | str] = {
-            "in line": s.waiting,
-            "oldest ms": round(s.delay_s * 1e3, 1),
-            "stale": s.stale,
-            "in flight": s.in_flight,
-        }
-        if shop.room is None:
-            return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
-        room = shop.room.statistics()
-        shown: dict[str, float | int | str] = (
-            {"people waiting": room.waiting} if room.active else {"waiting room": "closed"}
-        )
-        facts = (
-            shown
-            | facts
-            | {
-                "waiting room": "open" if room.active else "closed",
-                "took a place": room.joined,
-                "let in so far": room.entered,
-                "let in per s": room.entries_per_s,
-                "opened": room.openings,
-            }
-        )
-        return Figures(room.joined, 0, min(1.0, max(s.waiting, room.waiting) / 256), facts=facts)
+        return _queue(shop, s)
 
     def circuit() -> Figures:
         pay, now_s = shop.payments.breaker.statistics(), clock.monotonic_s()
@@ -269,6 +246,30 @@ def _load(shop: "Commerce") -> list[Node]:
         ),
         _node("CIRCUIT", "service", "A breaker each in front of card network, search and stock", "payment.py", circuit),
     ]
+
+
+def _queue(shop: "Commerce", s: AdmissionStatistics) -> Figures:
+    """The lines of the door and the room in front of it; while the room is open its people are told first."""
+    facts: dict[str, float | int | str] = {
+        "in line": s.waiting,
+        "oldest ms": round(s.delay_s * 1e3, 1),
+        "stale": s.stale,
+        "in flight": s.in_flight,
+    }
+    if shop.room is None:
+        return Figures(s.admitted, s.stale, min(1.0, s.waiting / 256), facts=facts)
+    room = shop.room.statistics()
+    first: dict[str, float | int | str] = (
+        {"people waiting": room.waiting} if room.active else {"waiting room": "closed"}
+    )
+    more: dict[str, float | int | str] = {
+        "waiting room": "open" if room.active else "closed",
+        "took a place": room.joined,
+        "let in so far": room.entered,
+        "let in per s": room.entries_per_s,
+        "opened": room.openings,
+    }
+    return Figures(room.joined, 0, min(1.0, max(s.waiting, room.waiting) / 256), facts=first | facts | more)
 
 
 def _kept(shop: "Commerce") -> list[Node]:
