@@ -24,7 +24,7 @@ from fourplane.streaming.settings import TREE, EncodingSettings, StreamingSettin
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = EncodingSettings(
-    preset="ultrafast", per_title=False, rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64
+    preset="ultrafast", per_title=False, rungs_max=2, height_max=540, duration_s_max=12.0, audio_kbps=64, nice=0
 )
 
 
