@@ -87,7 +87,7 @@ function status(process) {
 
 async function order(path, body, method = "PUT") {
   const answer = await fetch(path, { method, headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
-  if (answer.ok) return true;
+  if (answer.ok) return answer.status === 204 ? true : (await answer.json()) ?? true;
   const problem = await answer.json().catch(() => ({}));
   toast(answer.status === 401 || answer.status === 403
     ? "Only an operator may do this: open the link that `./fourplane up` printed once (or `./fourplane operator`)."
@@ -208,9 +208,10 @@ function drills(system) {
     button.textContent = name;
     button.title = what;
     button.addEventListener("click", async () => {
-      if (!await order("/control/api/drills", { system, kind }, "POST")) return;
+      const begun = await order("/control/api/drills", { system, kind }, "POST");
+      if (!begun) return;
       toast(`${what}. Its own clients say what they feel; the line above the diagram tells what happens, and leaves a report.`);
-      for (const ms of [1000, 3000, 6000]) setTimeout(follow, ms); // its process takes a moment to begin
+      follow(begun.id);
     });
     holder.append(button);
   }

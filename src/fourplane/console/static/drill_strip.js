@@ -1,10 +1,10 @@
 // The drill of a system as it runs, in one line above its diagram: what it is, how long, what happened last, where it all is told.
 import { ask, html, span } from "/control/static/watch.js";
 
-const LOOK_MS = 2000, SHOWN_S = 180;
+const LOOK_MS = 2000, SHOWN_S = 180, BEGINS_S = 30;
 
 export function strip(holder, system) {
-  let timer = 0, last = "";
+  let timer = 0, last = "", begun = "", begunAt = 0; // the drill somebody began here
   holder.hidden = true;
   holder.setAttribute("role", "status");
 
@@ -16,7 +16,14 @@ export function strip(holder, system) {
 
   async function show() {
     const { records } = await ask("/control/api/drills");
-    const drill = records.find((one) => one.system === system);
+    const drill = records.find((one) => one.system === system && (!begun || one.id >= begun));
+    if (!drill && begun && Date.now() / 1000 - begunAt < BEGINS_S) { // its process takes a moment to begin
+      timer = setTimeout(look, LOOK_MS);
+      holder.className = "drill-strip running";
+      holder.replaceChildren(html`<b>The drill begins</b> <span class="said">its clients look at how things are, before anything is broken</span> <a class="button quiet" href="/control/drills">Follow it</a>`);
+      holder.hidden = false;
+      return;
+    }
     if (!drill || (drill.status !== "running" && Date.now() / 1000 - drill.updated_s > SHOWN_S)) { holder.hidden = true; return; }
     const running = drill.status === "running";
     const said = running ? await newest(drill) : Object.entries(drill.told).slice(1, 3).map(([key, value]) => `${key}: ${value}`).join(" · ");
@@ -32,7 +39,7 @@ export function strip(holder, system) {
   }
 
   look();
-  return look;
+  return (id) => { begun = id; begunAt = Date.now() / 1000; look(); };
 }
 
 // The latest of what the runner said, what fires, and what a runbook did.
