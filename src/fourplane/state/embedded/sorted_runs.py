@@ -130,19 +130,16 @@ class RunBuilder:
         self.size = 0
         self._contents = _Contents(0, [], [], b"")
         self._codes = array("I")
-        self._partition = b""
 
     def add(self, rows: list[StoredRow]) -> list[bytes]:
         """What to write for these rows, in key order and behind all before; one block at least."""
         parts: list[bytes] = []
         for at in range(0, len(rows), BLOCK_ROWS):
             self._block(rows[at : at + BLOCK_ROWS], parts)
-        crc32 = zlib.crc32
-        self._codes.extend([crc32(row[1], crc32(row[0])) for row in rows])
-        partitions = {row[0] for row in rows}
-        partitions.discard(self._partition)
-        self._codes.extend(map(crc32, partitions))
-        self._partition = rows[-1][0]
+        partitions, sorts = [row[0] for row in rows], [row[1] for row in rows]
+        codes = list(map(zlib.crc32, partitions))
+        self._codes.extend(map(zlib.crc32, sorts, codes))
+        self._codes.extend(set(codes))  # one that goes on in the next step is there twice, which does no harm
         self._contents.rows += len(rows)
         return parts
 
