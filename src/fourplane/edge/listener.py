@@ -105,7 +105,7 @@ class Listener:
         """Use a congestion control by name, "" being the system's; False where the kernel refuses.
 
         "auto" is the system's too, but on an address of this machine one that does not pace: no wire is there to be gentle
-        with, and BBR's timers are a third of what sending costs. Not over TLS: there the cipher is the cost, and pacing did better.
+        with, and BBR's timers are a third of what sending costs. Not over TLS: the cipher is the cost there, pacing did better.
         """
         if name == "auto":
             name = UNPACED if self.tls is None and is_loopback(self.settings.host) else ""
