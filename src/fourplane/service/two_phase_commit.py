@@ -185,17 +185,21 @@ class Coordinator:
         self._tasks = tasks
         self._shared.open(tasks)
         await self._log.open()
-        settling: list[asyncio.Task[None]] = []
-        for number, names in await self._log.unfinished():
-            missing = [name for name in names if name not in self._participants]
-            if missing:
-                raise Misconfigured(f"transactions of {self._name} wait for participants that are gone: {missing}")
-            self._recovered += 1
-            self._open.add(number)
-            settling.append(tasks.start(self._recover(Transaction(number, self._name, self.epoch), names), "recover"))
+        decided = [
+            (Transaction(number, self._name, self.epoch), names) for number, names in await self._log.unfinished()
+        ]
+        missing = sorted({name for _, names in decided for name in names} - set(self._participants))
+        if missing:
+            raise Misconfigured(f"transactions of {self._name} wait for participants that are gone: {missing}")
+        self._open.update(transaction.id for transaction, _ in decided)
+        doubted = await self._doubted()
+        settling = [
+            tasks.start(self._settle(transaction, names, "commit"), "recover") for transaction, names in decided
+        ]
+        settling += [tasks.start(self._settle(*one, "abort"), "recover") for one in doubted.items()]
+        self._recovered += len(settling)
         if settling:
             await asyncio.wait(settling, timeout=self._settings.recovery_s)
-        await self.resolve()
         tasks.start(self._sweep(), "sweep")
 
     async def drain(self) -> None:
@@ -239,22 +243,10 @@ class Coordinator:
         `prepare` that arrived behind its own abort can be left: it must be seen in two rounds, because a transaction may
         end between a participant's answer and our look at it.
         """
-        aborted = 0
-        seen: set[tuple[int, str]] = set()
-        for name, participant in self._participants.items():
-            for transaction in await participant.in_doubt(self._name):
-                if transaction.id in self._open or transaction.epoch > self.epoch:
-                    continue
-                key = (transaction.id, name)
-                if transaction.epoch == self.epoch and key not in self._suspects:
-                    seen.add(key)
-                    continue
-                self._tell(transaction, f"in doubt at {name}, decided by nobody")
-                await self._confirm_one(transaction, name, "abort")
-                aborted += 1
-        self._suspects = seen
-        self._recovered += aborted
-        return aborted
+        doubted = await self._doubted()
+        await asyncio.gather(*(self._settle(*one, "abort") for one in doubted.items()))
+        self._recovered += len(doubted)
+        return len(doubted)
 
     async def decision(self, transaction_id: int) -> Literal["commit", "abort", "open", "unknown"]:
         """What became of a transaction: `unknown` is aborted, or committed and confirmed everywhere."""
@@ -314,9 +306,29 @@ class Coordinator:
             _settle(future, late)  # the coordinator stops; its successor goes on
         self._seconds.record(clock.monotonic_s() - began)
 
-    async def _recover(self, transaction: Transaction, names: list[str]) -> None:
-        await self._confirm(transaction, names, "commit")
-        self._log.forget(transaction.id)
+    async def _doubted(self) -> dict[Transaction, list[str]]:
+        """What participants hold in doubt and nobody drives, with who holds it; it is open from now on."""
+        found: dict[Transaction, list[str]] = {}
+        seen: set[tuple[int, str]] = set()
+        for name, participant in self._participants.items():
+            for transaction in await participant.in_doubt(self._name):
+                if transaction.id in self._open or transaction.epoch > self.epoch:
+                    continue
+                key = (transaction.id, name)
+                if transaction.epoch == self.epoch and key not in self._suspects:
+                    seen.add(key)
+                    continue
+                self._tell(transaction, f"in doubt at {name}, decided by nobody")
+                found.setdefault(transaction, []).append(name)
+        self._suspects = seen
+        self._open.update(transaction.id for transaction in found)
+        return found
+
+    async def _settle(self, transaction: Transaction, names: list[str], verdict: Literal["commit", "abort"]) -> None:
+        """Bring what an earlier process left open to its end."""
+        await self._confirm(transaction, names, verdict)
+        if verdict == "commit":
+            self._log.forget(transaction.id)
         self._close(transaction)
 
     def _close(self, transaction: Transaction) -> None:

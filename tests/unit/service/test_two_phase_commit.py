@@ -6,7 +6,7 @@ from tests.unit.service.running import run_with_sql, started
 
 from fourplane.foundation.errors import Conflict, Overloaded, Unavailable
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator
+from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator, Transaction
 
 QUICK = CommitSettings(retry_s=0.0001, retry_s_max=0.0001, confirm_s=5.0, prepare_s=5.0)
 BUY = [Branch("stock", 1), Branch("money", 10, wave=1)]
@@ -135,8 +135,6 @@ def test_fenced_coordinator_can_decide_nothing_more():
 
 def test_late_prepare_of_this_epoch_is_let_go_after_two_looks():
     async def main(sql):
-        from fourplane.service.two_phase_commit import Transaction
-
         participants, checkout, lifecycle = await shop(sql)
         await participants["stock"].prepare(Transaction(77, "checkout", checkout.epoch), 4)
         assert await checkout.resolve() == 0
@@ -145,6 +143,53 @@ def test_late_prepare_of_this_epoch_is_let_go_after_two_looks():
         await participants["stock"].prepare(Transaction(78, "another", 1), 4)
         assert await checkout.resolve() == await checkout.resolve() == 0, "another coordinator's holds stay"
         await lifecycle.stop()
+
+    run_with_sql(main)
+
+
+class Together(Pieces):
+    """Lets nothing go before three are asked for at once."""
+
+    gate = None
+
+    async def abort(self, transaction):
+        if self.gate is not None:
+            await self.gate.wait()
+        await super().abort(transaction)
+
+
+def test_a_new_coordinator_lets_go_of_what_was_left_all_at_once():
+    async def main(sql):
+        participants, old, old_life = await shop(sql)
+        await old_life.stop()
+        slow = participants["stock"] = Together(sql, "stock")
+        for number in (77, 78, 79):
+            await slow.prepare(Transaction(number, "checkout", old.epoch), 2)
+        slow.gate = asyncio.Barrier(3)
+        async with asyncio.timeout(30):
+            new, life = await coordinator(sql, participants)
+        assert await slow.state() == (10, 0, 0)
+        assert new.statistics().recovered == 3
+        await life.stop()
+
+    run_with_sql(main)
+
+
+def test_a_participant_that_stays_away_does_not_keep_a_new_coordinator_from_starting():
+    async def main(sql):
+        participants, old, old_life = await shop(sql)
+        await old_life.stop()
+        slow = participants["stock"] = Together(sql, "stock")
+        await slow.prepare(Transaction(77, "checkout", old.epoch), 2)
+        slow.gate = asyncio.Event()
+        settings = CommitSettings(retry_s=0.0001, retry_s_max=0.0001, recovery_s=0.0)
+        new, life = await coordinator(sql, participants, settings)
+        assert await slow.state() == (8, 0, 1), "it holds what it promised"
+        assert await new.resolve() == 0, "somebody drives it"
+        slow.gate.set()
+        await new.drain()
+        assert await slow.state() == (10, 0, 0)
+        await life.stop()
 
     run_with_sql(main)
 
