@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.journeys.dispatch.rig import QUICK, Refused, gate, running
+from tests.journeys.dispatch.rig import QUICK, Gate, Refused, gate, running
 
 from fourplane.dispatch import feed_frames as frames
 from fourplane.foundation import clock
@@ -110,11 +110,17 @@ def test_the_same_request_twice_is_one_ride_and_money_is_held_once() -> None:
     asyncio.run(main())
 
 
-def test_a_fleet_gateway_gets_offers_and_drives_over_the_feed() -> None:
+def test_a_fleet_gateway_drives_over_the_feed_and_is_told_what_goes_on_when_it_comes_back() -> None:
     async def main() -> None:
         async with running() as city:
             block = await city.dispatch.drivers.register("fleet-test", 20)
-            fleet = await gate(city, city.dispatch.feed.token(block.first, block.count, 60))
+            token = city.dispatch.feed.token(block.first, block.count, 60)
+            fleet = await gate(city, token)
+
+            async def away() -> Gate:
+                fleet.transport.close()
+                return await gate(city, token)
+
             start, end, *places = city.points(22)
             fleet.send(frames.VERBS, msgspec.json.encode({"verb": "online", "driver": block.first, "count": 20}))
             while city.dispatch.index.state_of(block.first) == 0:
@@ -126,11 +132,16 @@ def test_a_fleet_gateway_gets_offers_and_drives_over_the_feed() -> None:
             ride = (await rider.request(start, end))["request_id"]
             offer = await fleet.wait(lambda _, news: news["kind"] == "offer")
             assert offer["trip"] == ride
+            fleet = await away()
+            assert (await fleet.wait(lambda _, news: news["kind"] == "offer"))["driver"] == offer["driver"]
             for verb in ("accept", "arrive", "start", "finish"):
                 fleet.send(frames.VERBS, msgspec.json.encode({"verb": verb, "driver": offer["driver"], "trip": ride}))
                 wanted = {"accept": "accepted", "arrive": "arriving", "start": "in_progress", "finish": "completed"}[
                     verb
                 ]
+                if verb == "arrive":
+                    await rider.wait_for(ride, lambda now: now["status"] == "arriving")
+                    fleet = await away()
                 await fleet.wait(lambda _, news, wanted=wanted: news.get("status") == wanted)
             await rider.wait_for(ride, lambda now: now["paid"] == "captured")
 

@@ -4,6 +4,7 @@ online, offline, pause; for a trip: accept, decline, arrive, start (with the rid
 rate. Every verb may be repeated: doing again what is done changes nothing.
 """
 
+from collections.abc import Iterator
 from typing import Literal, assert_never
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 
 from fourplane.control.nodes import Switch
 from fourplane.dispatch.drivers import Drivers
+from fourplane.dispatch.ride_news import DriverNews, OfferNews
 from fourplane.dispatch.rides import Rides
 from fourplane.dispatch.trips import Trip
 from fourplane.foundation import clock, ids
@@ -40,6 +42,10 @@ class DriverDesk:
 
     def __init__(self, drivers: Drivers, rides: Rides, *, trips_switch: Switch) -> None:
         self._drivers, self._rides, self._switch = drivers, rides, trips_switch
+
+    def news_of(self, first: int, end: int) -> Iterator[OfferNews | DriverNews]:
+        """See `Rides.news_of`."""
+        return self._rides.news_of(first, end)
 
     async def perform(self, verb: DriverVerb) -> Trip | None:  # noqa: PLR0912 - one arm per verb
         """Do it; the trip as it is then, None for online and offline. Raises what the trip's rules say."""

@@ -5,7 +5,7 @@
     up    1 hello      a signed token that says for which drivers this connection speaks
           2 positions  records of 16 bytes: driver u4, lat i4, lng i4 (1e-7 degrees), sequence u4 (grows, wraps)
           3 verbs      JSON: one driver verb or a list of them
-    down 16 welcome    JSON: the drivers' numbers, the period a driver should report in
+    down 16 welcome    JSON: the drivers' numbers, the period a driver should report in; their offers and trips follow as news
          17 news       JSON: an offer, a change of a trip
          18 error      JSON: code and message; after a protocol error the connection ends
 

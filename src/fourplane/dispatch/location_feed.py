@@ -9,7 +9,8 @@ of columns on `driver.location.updated`, sampled past `sample_max`: nobody store
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import msgspec
@@ -33,6 +34,7 @@ AUDIENCE = "dispatch-feed"
 TOPIC = "driver.location.updated"
 SCHEMA = 1
 WRITE_BUFFER_MAX = 4 << 20
+PRESENT_AT_ONCE = 200
 TURN_BYTES = 1 << 17  # a connection takes this much (and ends its frame) before others have their turn: 0.5 ms
 
 
@@ -99,11 +101,12 @@ class LocationEvent(msgspec.Struct, frozen=True, array_like=True):
 class FeedSession:
     """One connection, whatever carries it. `send` takes JSON structs."""
 
-    __slots__ = ("_feed", "_send", "_unwatch", "end", "first")
+    __slots__ = ("_closed", "_feed", "_send", "_unwatch", "end", "first")
 
     def __init__(self, feed: "LocationFeed", send: Callable[[int, bytes], None]) -> None:
         self._feed, self._send = feed, send
         self._unwatch: Callable[[], None] = lambda: None
+        self._closed = False
         self.first = self.end = 0
 
     def hello(self, token: str) -> None:
@@ -116,6 +119,19 @@ class FeedSession:
         )
         welcome = Welcome(self.first, self.end - self.first, self._feed.index.settings.period_s)
         self._send(frames.WELCOME, msgspec.json.encode(welcome))
+        self._tell_present(self._feed.present(self.first, self.end))
+
+    def _tell_present(self, news: Iterator[msgspec.Struct]) -> None:
+        """What goes on at the moment: who was away has missed what was told. Some at a time, for others wait too."""
+        some = list(islice(news, PRESENT_AT_ONCE))
+        try:
+            for notice in some:
+                self._send(frames.NEWS, msgspec.json.encode(notice))
+        except Overloaded as error:
+            self.error(error)  # it asks again with its next hello
+            return
+        if len(some) == PRESENT_AT_ONCE and not self._closed:
+            asyncio.get_running_loop().call_soon(self._tell_present, news)
 
     def take(self, kind: int, payload: memoryview) -> None:
         """One frame; raises what is wrong with it."""
@@ -154,6 +170,7 @@ class FeedSession:
 
     def close(self) -> None:
         """The connection is gone. Its drivers stay until they miss their periods."""
+        self._closed = True
         self._unwatch()
 
     def error(self, error: FourplaneError) -> None:
@@ -204,6 +221,10 @@ class LocationFeed:
         self.apply_seconds = registry.histogram(
             "fourplane_dispatch_apply_seconds", "one frame of positions into the index"
         )
+
+    def present(self, first: int, end: int) -> Iterator[msgspec.Struct]:
+        """The offers and trips of some drivers as they are now."""
+        return self._desk.news_of(first, end)
 
     async def start(self, tasks: Tasks) -> None:
         """Listen; positions are taken from now on."""

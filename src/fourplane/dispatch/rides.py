@@ -8,7 +8,7 @@ The driver is bound (`Drivers.reserve`) before the offer is written, so no secon
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -234,6 +234,18 @@ class Rides:
     def of_driver(self, driver: int) -> Ride | None:
         """The ride or offer that holds a driver."""
         return self.active.get(int(self._drivers.trips[driver])) if driver < self._drivers.count else None
+
+    def news_of(self, first: int, end: int) -> Iterator[OfferNews | DriverNews]:
+        """The offers and trips of drivers first..end - 1 as they are when each is asked for: for who begins to listen."""
+        held = self._drivers.trips[first : min(end, self._drivers.count)]
+        for driver in (np.flatnonzero(held) + first).tolist():
+            ride = self.of_driver(driver)
+            if ride is None or ride.trip.fare is None:
+                continue
+            if ride.trip.offered_to == driver:
+                yield self.offer_news(ride)
+            elif ride.trip.driver == driver:
+                yield DriverNews(driver, ids.encode("trip", ride.trip.id), ride.trip.status)
 
     async def offer(self, ride: Ride, driver: int, eta_s: float) -> bool:
         """Ask a driver; False when either is no longer free. Waits for the write."""

@@ -6,12 +6,29 @@ export class Refused extends Error {
   constructor(status, code, message) { super(message); this.status = status; this.code = code; }
 }
 
+// What may be asked twice (all but what makes a new driver; a request for a ride carries a key) is asked again when no answer
+// came, or when a 502 or 503 says when to come back: within 5 s, after 0.2, 0.4, 0.8, 1.6 s, each drawn from its upper half.
+const PATIENCE_MS = 5000;
+const ONCE = new Set(["POST /drivers"]);
+
+async function ask(path, options) {
+  let began = 0;
+  for (let tries = 0; ; tries++) {
+    const answer = await fetch(BASE + path, options).catch(() => null);
+    const least = answer ? answer.headers.get("retry-after") ?? "" : "0";
+    if (answer && !((answer.status === 502 || answer.status === 503) && /^[0-9]+$/.test(least))) return answer;
+    const now = performance.now();
+    began ||= now;
+    const wait = Math.max(1000 * Number(least), Math.min(1600, 200 * 2 ** tries) * (0.5 + Math.random() / 2));
+    if (ONCE.has(`${options.method} ${path}`) || now + wait - began > PATIENCE_MS) return answer;
+    await new Promise((done) => setTimeout(done, wait));
+  }
+}
+
 export async function call(method, path, body, headers = {}) {
   const sent = body === undefined ? headers : { "content-type": "application/json", ...headers };
-  let answer;
-  try {
-    answer = await fetch(BASE + path, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body) });
-  } catch { throw new Refused(0, "offline", "The city cannot be reached just now."); }
+  const answer = await ask(path, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (!answer) throw new Refused(0, "offline", "The city cannot be reached just now.");
   const text = await answer.text();
   let content = null;
   try { content = text ? JSON.parse(text) : null; } catch { /* an answer of somebody in between */ }

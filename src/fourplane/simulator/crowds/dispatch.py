@@ -24,12 +24,16 @@ from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.foundation import clock, network
 from fourplane.foundation.errors import FourplaneError, Rejected, Unavailable
 from fourplane.simulator.crowds import Plan, Progress, Tally, Target
+from fourplane.simulator.crowds.again import Again
 
 API = "/dispatch/api"
 PERIOD_S = 0.25
 PACE = 1.5  # cars drive a little faster than the map says, so that an evening fits a demonstration
 RIDERS = 400
 OPEN_MAX = 2_000
+GREETING_S, FEED_PATIENCE_S, PRESENT_S = 5.0, 60.0, 5.0
+LOOKS_MISSED_MAX = 3
+ONCE = frozenset({"/fleets"})  # what must not be asked twice
 FRAME_RECORDS = 4_096
 TRIP_M = (900.0, 6_000.0)
 DECLINES, IGNORES, GIVES_UP = 0.05, 0.02, 0.02
@@ -89,6 +93,9 @@ class DispatchCrowd:
         self._asked: dict[str, float] = {}
         self._jobs: dict[int, News] = {}
         self._stage: dict[int, str] = {}
+        self._said: dict[int, tuple[str, str]] = {}  # by driver: the last verb about a trip whose news did not come yet
+        self._deciding: set[tuple[int, str]] = set()  # driver and trip of offers that are thought about
+        self._present: set[int] = set()  # drivers of whose trips the feed spoke since it was greeted
         self._free_riders: list[str] = []
 
     async def drive(self, target: Target, plan: Plan, tally: Tally, progress: Progress) -> None:
@@ -115,11 +122,9 @@ class DispatchCrowd:
             "POST", "/fleets", {"name": "crowd", "count": plan.users}, authorization=f"Bearer {target.operator_token}"
         )
         self._first = int(fleet["first"])
-        _, self._gateway = await network.connect(Gateway, target.host, int(fleet["feed_port"]) or target.location_port)
-        self._gateway.send(frames.HELLO, str(fleet["feed_token"]).encode())
-        if await self._gateway.news.get() is None:
-            raise Unavailable("the location feed hung up")
-        self._verb("online", self._first, count=plan.users)
+        self._feed = target.host, int(fleet["feed_port"]) or target.location_port
+        self._feed_token = str(fleet["feed_token"]).encode()
+        await self._greet()
 
     async def _run(self, plan: Plan, progress: Progress) -> None:
         began = clock.monotonic_s()
@@ -171,18 +176,65 @@ class DispatchCrowd:
             self._tally.facts["positions"] = self._tally.facts.get("positions", 0) + len(updates)
 
     async def _hear(self, group: asyncio.TaskGroup) -> None:
-        while (news := await self._gateway.news.get()) is not None:
-            if news.kind == "offer":
-                self._start(group, partial(self._answer, news))
+        while True:
+            news = await self._gateway.news.get()
+            if news is None:
+                await self._come_back(group)
+            elif news.kind == "offer":
+                if (news.driver, news.trip) not in self._deciding and self._job(news) is None:
+                    self._start(group, partial(self._answer, news))
             elif news.kind == "driver_trip":
                 self._follow(group, news)
             elif news.kind == "error":
                 self._tally.failed(news.code)
-        raise Unavailable("the location feed hung up")
+
+    async def _come_back(self, group: asyncio.TaskGroup) -> None:
+        """The feed hung up: greet it again; it tells what goes on, and what we said last may not have been heard."""
+        self._tally.failed("feed_hung_up")
+        self._present.clear()
+        until = clock.monotonic_s() + FEED_PATIENCE_S
+        while True:
+            await clock.sleep(0.3 + 0.4 * clock.random().random())
+            try:
+                await self._greet()
+                break
+            except (FourplaneError, OSError):
+                if clock.monotonic_s() > until:
+                    raise
+        for driver, (verb, trip) in self._said.items():
+            self._verb(verb, driver, trip)
+        self._start(group, partial(self._forget_ended, dict(self._jobs)))
+
+    async def _forget_ended(self, jobs: dict[int, News]) -> None:
+        """Trips the feed said nothing of ended while it was away: their cars cruise again."""
+        await clock.sleep(PRESENT_S)
+        for driver, job in jobs.items():
+            if driver not in self._present and self._jobs.get(driver) is job:
+                self._release(driver)
+
+    async def _greet(self) -> None:
+        """Connect to the feed and put all cars on the road."""
+        _, gateway = await network.connect(Gateway, self._feed[0], self._feed[1])
+        gateway.send(frames.HELLO, self._feed_token)
+        try:
+            async with asyncio.timeout(GREETING_S):
+                if await gateway.news.get() is None:
+                    raise Unavailable("the location feed hung up")
+        except BaseException as error:
+            gateway.close()
+            if isinstance(error, TimeoutError):
+                raise Unavailable("the location feed does not greet") from error
+            raise
+        self._gateway = gateway
+        self._verb("online", self._first, count=self._plan.users)
 
     async def _answer(self, offer: News) -> None:
         luck = clock.random().random()
-        await clock.sleep(0.4 + 2.0 * clock.random().random())
+        self._deciding.add((offer.driver, offer.trip))
+        try:
+            await clock.sleep(0.4 + 2.0 * clock.random().random())
+        finally:
+            self._deciding.discard((offer.driver, offer.trip))
         if luck < DECLINES:
             self._verb("decline", offer.driver, offer.trip)
         elif luck > IGNORES + DECLINES:
@@ -191,9 +243,11 @@ class DispatchCrowd:
 
     def _follow(self, group: asyncio.TaskGroup, news: News) -> None:
         """A trip of one of our cars moved on."""
-        car, job = news.driver - self._first, self._jobs.get(news.driver)
-        if job is None or job.trip != news.trip:
+        car, job = news.driver - self._first, self._job(news)
+        if job is None:
             return
+        self._said.pop(news.driver, None)
+        self._present.add(news.driver)
         match news.status:
             case "accepted":
                 if (asked := self._asked.pop(news.trip, None)) is not None:
@@ -206,9 +260,18 @@ class DispatchCrowd:
             case _:
                 if news.status == "completed":
                     self._tally.facts["completed"] = self._tally.facts.get("completed", 0) + 1
-                self._jobs.pop(news.driver, None)
-                self._stage.pop(car, None)
-                self._traffic.release(car)
+                self._release(news.driver)
+
+    def _job(self, news: News) -> News | None:
+        """The trip a car has taken, if the news are about that."""
+        job = self._jobs.get(news.driver)
+        return job if job is not None and job.trip == news.trip else None
+
+    def _release(self, driver: int) -> None:
+        self._jobs.pop(driver, None)
+        self._said.pop(driver, None)
+        self._stage.pop(driver - self._first, None)
+        self._traffic.release(driver - self._first)
 
     def _go(self, car: int, goal: dict[str, Any], stage: str) -> None:
         roads = self._roads
@@ -235,6 +298,8 @@ class DispatchCrowd:
         self._verb(verb, driver, trip)
 
     def _verb(self, verb: str, driver: int, trip: str = "", *, count: int = 1) -> None:
+        if trip and verb != "decline":
+            self._said[driver] = verb, trip
         self._gateway.send(
             frames.VERBS, msgspec.json.encode({"verb": verb, "driver": driver, "trip": trip, "count": count})
         )
@@ -254,7 +319,10 @@ class DispatchCrowd:
             }, x_rider_token=token)  # fmt: skip
             self._tally.done("estimate", clock.monotonic_s() - began)
             began = clock.monotonic_s()
-            ride = await self._call("POST", "/requests", {"fare_id": estimate["fare"]["fare_id"]}, x_rider_token=token)
+            ride = await self._call(
+                "POST", "/requests", {"fare_id": estimate["fare"]["fare_id"]},
+                x_rider_token=token, idempotency_key=clock.token_bytes(8).hex(),
+            )  # fmt: skip
             self._tally.done("request", clock.monotonic_s() - began)
             self._tally.facts["rides"] = self._tally.facts.get("rides", 0) + 1
             self._asked[ride["request_id"]] = began
@@ -269,10 +337,17 @@ class DispatchCrowd:
             await self._call("DELETE", f"/requests/{ride}", x_rider_token=token)
             self._tally.facts["cancelled"] = self._tally.facts.get("cancelled", 0) + 1
             return
-        pause = 10.0
+        pause, missed = 10.0, 0
         while True:
             await clock.sleep(pause)
-            shown = await self._call("GET", f"/requests/{ride}", x_rider_token=token)
+            try:
+                shown = await self._call("GET", f"/requests/{ride}", x_rider_token=token)
+            except FourplaneError as error:  # the rider looks again later
+                missed += 1
+                if missed > LOOKS_MISSED_MAX:
+                    raise
+                self._tally.failed(error.reason)
+                continue
             if shown["status"] in {"completed", "no_drivers_available", "rider_canceled", "driver_canceled"}:
                 self._tally.facts[shown["status"]] = self._tally.facts.get(shown["status"], 0) + (
                     0 if shown["status"] == "completed" else 1
@@ -302,7 +377,18 @@ class DispatchCrowd:
         if body is not None:
             sent["content-type"] = "application/json"
         content = b"" if body is None else msgspec.json.encode(body)
-        answer = await self._client.request(method, f"{API}{path}", body=content, headers=sent, timeout_s=20)
+        again = Again()
+        while True:
+            try:
+                answer = await self._client.request(method, f"{API}{path}", body=content, headers=sent, timeout_s=20)
+            except FourplaneError as error:
+                if path not in ONCE and await again.after_error(error):
+                    continue
+                raise
+            if path in ONCE or not await again.after_answer(answer.status, answer.headers):
+                break
+        if again.tries:
+            self._tally.facts["asked_again"] = self._tally.facts.get("asked_again", 0) + 1
         if answer.status >= 400:
             try:
                 code = str(msgspec.json.decode(answer.body)["error"]["code"])
