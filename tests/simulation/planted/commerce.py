@@ -127,10 +127,10 @@ def orders_are_told_before_they_are_decided(patch):
 def nobody_ends_what_a_crash_left(patch):
     """What was in doubt when the process died stays so."""
 
-    async def resolve(self):
-        return 0
+    async def none_doubted(self):
+        return {}
 
-    patch.setattr(Coordinator, "resolve", resolve)
+    patch.setattr(Coordinator, "_doubted", none_doubted)
 
 
 def captures_take_a_little_less(patch):
