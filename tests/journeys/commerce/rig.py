@@ -14,6 +14,7 @@ from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_client import HttpClient, HttpClientSettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.edge.listener import ListenerSettings
+from fourplane.foundation import clock
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
@@ -31,6 +32,7 @@ ADDRESS = {
     "country": "PT",
     "email": "ada@example.org",
 }
+AGAIN_MAX, AGAIN_S = 60, 0.3
 MEMORY = StoresSettings(sql="memory://", records="memory://", search="memory://")
 
 
@@ -64,9 +66,18 @@ class Shop:
         json = answer.headers.get("content-type", "").startswith("application/json")
         return answer.status, msgspec.json.decode(answer.body) if json and answer.body else answer.body
 
+    async def patient(self, method: str, path: str, body: object = None, **headers: str):
+        """A call that comes back when it is told to, as the storefront's page does: many at once may be too much."""
+        for _ in range(AGAIN_MAX):
+            status, told = await self.call(method, path, body, **headers)
+            if status != 503 or told["error"]["code"] != "overloaded":
+                break
+            await clock.sleep(AGAIN_S)
+        return status, told
+
     async def cart_with(self, sku: str, quantity: int = 1) -> str:
-        cart = (await self.call("POST", "/commerce/api/carts"))[1]["id"]
-        status, view = await self.call(
+        cart = (await self.patient("POST", "/commerce/api/carts"))[1]["id"]
+        status, view = await self.patient(
             "POST", f"/commerce/api/carts/{cart}/lines?country=PT", {"sku": sku, "quantity": quantity}
         )
         assert status == 200, view
@@ -74,7 +85,7 @@ class Shop:
 
     async def order(self, cart: str, attempt: str, **changes: object):
         body = {"address": ADDRESS} | changes
-        return await self.call("POST", f"/commerce/api/carts/{cart}/orders", body, idempotency_key=attempt)
+        return await self.patient("POST", f"/commerce/api/carts/{cart}/orders", body, idempotency_key=attempt)
 
     async def some_sku(self, stock: int) -> str:
         """A sku of the shop with exactly this much on hand."""
