@@ -1,22 +1,21 @@
-"""Relational rows on PostgreSQL: the `Sql` contract over asyncpg's pool.
+"""Relational rows on PostgreSQL: the `Sql` contract over a few connections.
 
-Every commit is one SERIALIZABLE transaction, so statements mean what they mean on the embedded engine, where commits run one
-after the other; PostgreSQL's own refusals (40001, 40P01) happen before anything is durable and are tried again with jitter. A
-connection lost while a commit was on its way raises Unavailable, because it may have happened; a read is tried once more.
+A commit is one exchange (`postgres_line`), however many statements it has, and one SERIALIZABLE transaction, so statements mean
+what they mean on the embedded engine, where commits run one after the other; PostgreSQL's own refusals (40001, 40P01) happen
+before anything is durable and are tried again with jitter. A connection lost while a commit was on its way raises Unavailable,
+because it may have happened; a read is tried once more.
 
 `?1` becomes `$1` outside quotes. NUMERIC comes back as int where it is whole, float otherwise, because the contract has
-no decimals. Reads have connections of their own, which cannot write: one round trip each. Nothing of a session is ever
-changed, so nothing is reset when a connection is given back. Each store lives in a schema called like itself.
+no decimals. Reads have connections of their own, which cannot write, and share them. Nothing of a session is ever changed, so
+nothing is reset. Each store lives in a schema called like itself.
 Bounds: `connections_max`, `waiting_max` callers, then Overloaded.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from decimal import Decimal
-from functools import lru_cache
-from typing import Any, cast
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 
 import asyncpg
 import msgspec
@@ -34,9 +33,10 @@ from fourplane.foundation.errors import (
 )
 from fourplane.state.contracts import Row, SqlValue, Statement
 from fourplane.state.embedded.sql import refuse_control
+from fourplane.state.engines.postgres_line import Answer, Ask, Line, is_outdated
+from fourplane.state.engines.postgres_lines import Lines
 
 _PLACES = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|\?(\d+)")
-_ROWS = re.compile(r"^\s*(?:select|values|with)\b|\breturning\b", re.IGNORECASE)
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -62,6 +62,7 @@ class PostgresSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     readers_max: int = 6
     waiting_max: int = 1_000
     statements_max: int = 10_000
+    named_max: int = 500
     read_rows_max: int = 10_000
     timeout_s: float = 10.0
     attempts_max: int = 12
@@ -86,99 +87,80 @@ class PostgresSql:
 
     dialect = "postgresql"
 
-    def __init__(
-        self,
-        pool: "asyncpg.Pool[asyncpg.Record]",
-        readers: "asyncpg.Pool[asyncpg.Record]",
-        schema: str,
-        settings: PostgresSettings,
-    ) -> None:
-        self._pool = pool
+    def __init__(self, *, writers: Lines, readers: Lines, schema: str, settings: PostgresSettings) -> None:
+        self._writers = writers
         self._readers = readers
         self._schema = schema
         self._settings = settings
-        self._waiting = self._commits = self._reads = self._repeated = self._lost = 0
+        self._commits = self._reads = self._repeated = self._lost = 0
 
     @classmethod
     async def open(cls, url: str, *, schema: str, settings: PostgresSettings | None = None) -> "PostgresSql":
         """Connect and make the schema; raises Unavailable or Misconfigured."""
         bounds = settings or PostgresSettings()
         session = {"search_path": f'"{schema}"', "application_name": "fourplane"}
-        pools = []
+
+        def lines(most: int, rule: dict[str, str]) -> Lines:
+            opener = partial(_connected, url, session | rule, bounds)
+            return Lines(opener, most=most, waiting_max=bounds.waiting_max, timeout_s=bounds.timeout_s)
+
+        store = cls(
+            writers=lines(bounds.connections_max, {"default_transaction_isolation": "serializable"}),
+            readers=lines(bounds.readers_max, {"default_transaction_read_only": "on"}),
+            schema=schema,
+            settings=bounds,
+        )
         try:
-            for most, more in (
-                (bounds.connections_max, {}),
-                (bounds.readers_max, {"default_transaction_read_only": "on"}),
-            ):
-                pool = await asyncpg.create_pool(
-                    url,
-                    min_size=0 if more else 1,
-                    max_size=most,
-                    command_timeout=bounds.timeout_s,
-                    timeout=bounds.timeout_s,
-                    statement_cache_size=500,
-                    init=_prepare,
-                    reset=_nothing,
-                    server_settings=session | more,
-                )
-                pools.append(pool)
-        except _LOGIN as error:
-            raise Misconfigured(
-                "PostgreSQL refused the user, password or database of the URL", code="postgres_login"
-            ) from error
-        except (*_LOST, TimeoutError) as error:
-            raise Unavailable("PostgreSQL cannot be reached", code="postgres_unreachable") from error
-        except ValueError as error:
-            raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
-        store = cls(pools[0], pools[1], schema, bounds)
-        with suppress(Conflict):  # two processes made it at the same moment
-            await store.commit([Statement(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')])
+            with suppress(Conflict):  # two processes made it at the same moment
+                await store.commit([Statement(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')])
+        except BaseException:
+            await store.close()
+            raise
         return store
 
     async def read(self, sql: str, *parameters: SqlValue) -> list[Row]:
-        text = translated(sql)
+        most = self._settings.read_rows_max
+        ask = Ask(translated(sql), parameters, most + 1)
         self._reads += 1
-        rows: list[Any] = []
+        rows: list[Row] = []
         for attempt in (1, 2):
             try:
-                async with self._connection(self._readers) as connection:
-                    rows = await connection.fetch(text, *parameters)
+                [(rows, _)] = await (await self._readers.shared()).run((ask,))
                 break
             except Exception as error:
-                if attempt == 1 and isinstance(error, _LOST):
+                if attempt == 1 and (isinstance(error, _LOST) or is_outdated(error)):
                     continue
                 raise self._told(error) from error
-        if len(rows) > self._settings.read_rows_max:
-            raise Rejected(
-                f"the query has more than {self._settings.read_rows_max} rows; page through them", code="too_many_rows"
-            )
-        return [tuple(row) for row in rows]
+        if len(rows) > most:
+            raise Rejected(f"the query has more than {most} rows; page through them", code="too_many_rows")
+        return rows
 
     async def commit(self, statements: Sequence[Statement]) -> list[list[Row]]:
         if len(statements) > self._settings.statements_max:
             raise TooLarge(f"{len(statements)} statements in one commit, {self._settings.statements_max} are allowed")
+        asks = [Ask(translated(each.sql), each.parameters) for each in statements]
+        expecting = any(each.expect_rows is not None for each in statements)
+        check = partial(_unexpected, statements) if expecting else None
         for attempt in range(1, self._settings.attempts_max + 1):
             try:
-                async with self._connection(self._pool) as connection, connection.transaction(isolation="serializable"):
-                    answers = [await _run(connection, each, position) for position, each in enumerate(statements)]
+                answers = await (await self._writers.idle()).run(asks, check=check)
                 self._commits += 1
-                return answers
-            except _AGAIN as error:
+                return [rows for rows, _ in answers]
+            except Exception as error:
+                if not (isinstance(error, _AGAIN) or is_outdated(error)):
+                    raise self._told(error) from error
                 if attempt == self._settings.attempts_max:
                     raise Overloaded("too many commits want the same rows", retry_after_s=0.5) from error
                 self._repeated += 1
                 await clock.sleep(self._settings.pause_s * attempt * (0.5 + clock.random().random()))
-            except Exception as error:
-                raise self._told(error) from error
         raise AssertionError("the last attempt returns or raises")
 
     def statistics(self) -> PostgresStatistics:
-        pool = self._pool
         return PostgresStatistics(
             schema=self._schema,
-            connections=pool.get_size(),
-            idle=pool.get_idle_size(),
-            waiting=self._waiting,
+            connections=self._writers.count,
+            idle=self._writers.idle_count,
+            waiting=self._writers.waiting + self._readers.waiting,
             commits=self._commits,
             reads=self._reads,
             repeated=self._repeated,
@@ -188,24 +170,10 @@ class PostgresSql:
     async def close(self) -> None:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                await asyncio.gather(self._pool.close(), self._readers.close())
+                await asyncio.gather(self._writers.close(), self._readers.close())
         except TimeoutError:
-            self._pool.terminate()
-            self._readers.terminate()
-
-    @asynccontextmanager
-    async def _connection(self, pool: "asyncpg.Pool[asyncpg.Record]") -> AsyncIterator[Any]:
-        if self._waiting >= self._settings.waiting_max:
-            raise Overloaded(f"{self._waiting} callers wait for PostgreSQL", retry_after_s=0.2)
-        self._waiting += 1
-        try:
-            connection = await pool.acquire(timeout=self._settings.timeout_s)
-        finally:
-            self._waiting -= 1
-        try:
-            yield connection
-        finally:
-            await pool.release(connection)
+            self._writers.abort()
+            self._readers.abort()
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, FourplaneError):
@@ -237,31 +205,24 @@ def translated(sql: str) -> str:
     return _PLACES.sub(lambda found: f"${found[1]}" if found[1] else found[0], sql)
 
 
-async def _run(connection: Any, statement: Statement, position: int) -> list[Row]:
-    text = translated(statement.sql)
-    rows: list[Any] = []
-    if _ROWS.search(text):
-        rows = await connection.fetch(text, *statement.parameters)
-        changed = len(rows)
-    else:
-        status = cast("str", await connection.execute(text, *statement.parameters))
-        last = status.rpartition(" ")[2]
-        changed = int(last) if last.isdigit() else 0
-    if statement.expect_rows is not None and changed != statement.expect_rows:
-        told = f"statement {position} changed {changed} rows where {statement.expect_rows} were expected"
-        raise Conflict(told, code="unexpected_rows", position=position, label=statement.label, rows=changed)
-    return [tuple(row) for row in rows]
+async def _connected(url: str, session: dict[str, str], bounds: PostgresSettings) -> Line:
+    """One more connection; raises Unavailable or Misconfigured."""
+    try:
+        return await Line.open(url, session=session, named_max=bounds.named_max, timeout_s=bounds.timeout_s)
+    except _LOGIN as error:
+        raise Misconfigured(
+            "PostgreSQL refused the user, password or database of the URL", code="postgres_login"
+        ) from error
+    except (*_LOST, TimeoutError) as error:
+        raise Unavailable("PostgreSQL cannot be reached", code="postgres_unreachable") from error
+    except ValueError as error:
+        raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
 
 
-async def _nothing(_connection: Any) -> None:
-    """Given back as it was taken."""
-
-
-async def _prepare(connection: Any) -> None:
-    """NUMERIC as plain numbers; sums of BIGINT are NUMERIC."""
-    await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text")
-
-
-def _number(text: str) -> int | float:
-    value = Decimal(text)
-    return int(value) if value == value.to_integral_value() else float(value)
+def _unexpected(statements: Sequence[Statement], answers: Sequence[Answer]) -> Conflict | None:
+    """What keeps a commit from happening: the first statement that did not change as many rows as expected."""
+    for position, (each, (_, count)) in enumerate(zip(statements, answers, strict=True)):
+        if each.expect_rows is not None and count != each.expect_rows:
+            told = f"statement {position} changed {count} rows where {each.expect_rows} were expected"
+            return Conflict(told, code="unexpected_rows", position=position, label=each.label, rows=count)
+    return None
