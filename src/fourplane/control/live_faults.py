@@ -24,6 +24,7 @@ from fourplane.control.fault_machine import Machine, Undo
 from fourplane.control.fault_scope import KINDS, OF_PLACES, OF_REQUESTS, Fault, FaultState, kind_of, told, wanted_of
 from fourplane.control.places import region_of
 from fourplane.edge.asgi import AsgiApp, Message, Receive, Scope, Send
+from fourplane.edge.exchange import TypedApp, TypedWork
 from fourplane.edge.gate_checks import session_token
 from fourplane.edge.http_answers import error_body
 from fourplane.edge.http_request import HotAnswer, HotHandler, HttpRequest
@@ -169,13 +170,12 @@ class LiveFaults:
 
     def gate(self, app: AsgiApp) -> AsgiApp:
         """The application behind the faults; while there are none it is called as it is."""
+        return cast("AsgiApp", _Gate(self, app))
 
-        def passed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            if not (self._faults or self._held) or scope["type"] != "http":
-                return app(scope, receive, send)
-            return self._troubled(app, scope, receive, send)
-
-        return cast("AsgiApp", passed)
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is wrong on purpose."""
+        return not (self._faults or self._held)
 
     def hot(self, handler: HotHandler) -> HotHandler:
         """A hot handler that leaves its requests to the application while there are faults, so that the gate sees them."""
@@ -185,7 +185,7 @@ class LiveFaults:
 
         return passed
 
-    async def _troubled(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def troubled(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
         """One request while faults last: it is counted in one group of each, and met by those that drew it."""
         began_s = clock.monotonic_s()
         caller, tenant = self._caller(scope), await self._tenant(scope)
@@ -272,6 +272,24 @@ class LiveFaults:
         self._away.parent.mkdir(parents=True, exist_ok=True)
         self._away.write_text(str(clock.now_us() + int(seconds * 1e6)), encoding="ascii")
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, processes.signal_process, os.getpid(), signal.SIGKILL)
+
+
+class _Gate:
+    """An application whose requests meet the faults."""
+
+    def __init__(self, faults: LiveFaults, app: AsgiApp) -> None:
+        self._faults = faults
+        self._app = app
+        self._typed: TypedApp | None = cast("TypedApp", app) if isinstance(app, TypedApp) else None
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if self._faults.quiet or scope["type"] != "http":
+            return self._app(scope, receive, send)
+        return self._faults.troubled(self._app, scope, receive, send)
+
+    def typed(self, request: HttpRequest) -> TypedWork | None:
+        """The shorter way of our server, as long as nothing is wrong."""
+        return self._typed.typed(request) if self._typed is not None and self._faults.quiet else None
 
 
 def away_file(data: Path, slot: int) -> Path:

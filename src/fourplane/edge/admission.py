@@ -211,13 +211,16 @@ class Admission:
 
     def lines_up(self, method: bytes, path: bytes, exchange: object, scope: object) -> bool:
         """Put an admitted request into the line of its class; False when there is none and it may begin at once."""
+        return self.in_flight > self._busy_min and self.stands(self.classify(method, path), exchange, scope)
+
+    def stands(self, priority: Priority, exchange: object, scope: object) -> bool:
+        """The same for a request whose class is known."""
         if self.in_flight <= self._busy_min:
             return False
         assert self._loop is not None
         if not self.waiting:
             self._turn_cpu_s = clock.cpu_s()
         self.waiting += 1
-        priority = self.classify(method, path)
         line = self._lines[priority]
         line.append((clock.monotonic_s(), self._turn_cpu_s, exchange, scope))
         if len(line) >= self._bounds[priority]:

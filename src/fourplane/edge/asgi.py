@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from fourplane.edge import http_answers
+from fourplane.edge.exchange import ApplicationFault, ClientGone, Exchange
 from fourplane.edge.http_request import HttpRequest
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ASGI_VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
 DISCONNECT: Final = {"type": "http.disconnect"}
-
-
-class ClientGone(OSError):
-    """The peer left while the application was still sending."""
-
-
-class ApplicationFault(Exception):
-    """The application broke the ASGI protocol."""
 
 
 def http_scope(request: HttpRequest, *, scheme: str, server: tuple[str, int | None]) -> dict[str, Any]:
@@ -58,12 +51,18 @@ def http_scope(request: HttpRequest, *, scheme: str, server: tuple[str, int | No
     }
 
 
-class AsgiExchange:
+def streaming(exchange: Exchange) -> "AsgiExchange":
+    """What answers in place of `exchange`, in pieces."""
+    made = exchange.instead = AsgiExchange(exchange.protocol, exchange.request, whole=True)
+    made.gone, made.keep_alive = exchange.gone, exchange.keep_alive
+    if not exchange.gone:
+        exchange.protocol.exchange = made
+    return made
+
+
+class AsgiExchange(Exchange):
     """The two callables of one request and the state between them."""
 
-    started = False
-    finished = False
-    _gone = False
     _peer_done = False
     _head: bytes | None = None
     _chunked = False
@@ -74,25 +73,20 @@ class AsgiExchange:
 
     def __init__(self, protocol: "HttpProtocol", request: HttpRequest, *, whole: bool = False) -> None:
         """`whole`: the body is here already, in `request.body`."""
-        self._protocol = protocol
-        self._request = request
+        self.protocol = protocol
+        self.request = request
         self.keep_alive = request.keep_alive
-        self._head_only = request.method == b"HEAD"
+        self.head_only = request.method == b"HEAD"
         self._parts: list[bytes] = [request.body] if whole and request.body else []
-        self._body_done = whole
+        self.body_done = whole
 
     # -- the protocol's side
-
-    @property
-    def gone(self) -> bool:
-        """Whether the peer has left."""
-        return self._gone
 
     def body_received(self, body: bytes) -> None:
         """More of the request's body; past the bound the connection is not read any further."""
         self._parts.append(body)
         self._buffered += len(body)
-        request, protocol = self._request, self._protocol
+        request, protocol = self.request, self.protocol
         if self._buffered > protocol.server.settings.body_buffer_max and not request.reading_paused:
             request.reading_paused = True
             protocol.transport.pause_reading()
@@ -100,7 +94,7 @@ class AsgiExchange:
 
     def body_complete(self) -> None:
         """The request is whole."""
-        self._body_done = True
+        self.body_done = True
         self._wake()
 
     def peer_finished(self) -> None:
@@ -111,64 +105,53 @@ class AsgiExchange:
 
     def disconnected(self) -> None:
         """The peer is gone; `receive` says so and `send` raises."""
-        self._gone = True
+        self.gone = True
         self._wake()
 
     # -- the application's side
 
     async def receive(self) -> Message:
         """The next piece of the body, then a disconnect once the answer is out or the peer left."""
-        request = self._request
-        if request.expects_continue and not self.started and not self._gone:
+        request = self.request
+        if request.expects_continue and not self.started and not self.gone:
             request.expects_continue = False
-            if not self._parts and not self._body_done:
-                self._protocol.transport.write(http_answers.CONTINUE)
-        while self._buffered >= 0 and not self._parts and not self._body_done and not self._gone:
+            if not self._parts and not self.body_done:
+                self.protocol.transport.write(http_answers.CONTINUE)
+        while self._buffered >= 0 and not self._parts and not self.body_done and not self.gone:
             await self._wait()
-        if self._gone:
+        if self.gone:
             return DISCONNECT
         if self._buffered >= 0:
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
-            self._buffered = -1 if self._body_done else 0
+            self._buffered = -1 if self.body_done else 0
             if request.reading_paused:
                 request.reading_paused = False
-                self._protocol.transport.resume_reading()
-            return {"type": "http.request", "body": body, "more_body": not self._body_done}
-        while not self._gone and not self.finished and not self._peer_done:
+                self.protocol.transport.resume_reading()
+            return {"type": "http.request", "body": body, "more_body": not self.body_done}
+        while not self.gone and not self.finished and not self._peer_done:
             await self._wait()
         return DISCONNECT
 
     async def send(self, message: Message) -> None:
         """Take one message of the answer; waits while the peer reads slowly."""
         kind = message["type"]
-        if self._gone:
+        if self.gone:
             raise ClientGone("the peer closed the connection")
         if kind == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
-            if self._protocol.write_paused and not self.finished:
-                await self._protocol.wait_writable()
+            if self.protocol.write_paused and not self.finished:
+                await self.protocol.wait_writable()
         elif kind == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
         else:
             raise ApplicationFault(f"unexpected message {kind!r}")
 
-    def send_whole(self, lines: bytes, body: bytes) -> None:
-        """A whole answer in one call, for applications that know this server (`extensions["fourplane.whole"]`).
-
-        `lines` are the status line and header fields, each with its line end, without length and date.
-        """
-        if self._gone:
-            raise ClientGone("the peer closed the connection")
-        if self.started or self._head is not None:
+    def send_whole(self, lines: bytes, body: bytes | None) -> None:
+        """For applications that know this server (`extensions["fourplane.whole"]`)."""
+        if self._head is not None:
             raise ApplicationFault("the answer has already begun")
-        self.started = self.finished = True
-        self._expected = len(body)
-        head = self._complete_head(
-            b"%b%bcontent-length: %d\r\n" % (lines, http_answers.date_line(), len(body)), len(body), more=False
-        )
-        self._protocol.transport.write(head if self._head_only else head + body)
-        self._protocol.exchange_finished()
+        super().send_whole(lines, body)
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._head is not None or self.started:
@@ -190,7 +173,7 @@ class AsgiExchange:
         if not dated:
             lines.append(http_answers.date_line())
         if status in http_answers.NO_BODY:
-            self._head_only = True
+            self.head_only = True
             self._expected = 0
         head = b"".join(lines)
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
@@ -209,26 +192,26 @@ class AsgiExchange:
             raise ApplicationFault("a body before the head")
         self._sent += len(body)
         out = self._framed(body, more=more)
-        if 0 <= self._expected < self._sent and not self._head_only:
-            self._protocol.transport.abort()
+        if 0 <= self._expected < self._sent and not self.head_only:
+            self.protocol.transport.abort()
             raise ApplicationFault("the body is longer than its Content-Length")
         if head is not None:
             out = head + out if len(out) < 65_536 else out
             if len(out) >= 65_536:
-                self._protocol.transport.write(head)
+                self.protocol.transport.write(head)
         if out:
-            self._protocol.transport.write(out)
+            self.protocol.transport.write(out)
         if not more:
             self.finished = True
-            if self._sent < self._expected and not self._head_only:
+            if self._sent < self._expected and not self.head_only:
                 self.keep_alive = False
-                self._protocol.transport.abort()
+                self.protocol.transport.abort()
             self._wake()
-            self._protocol.exchange_finished()
+            self.protocol.exchange_finished()
 
     def _complete_head(self, head: bytes, size: int, *, more: bool) -> bytes:
-        request = self._request
-        if self._expected < 0 and (not self._head_only or (size and not more)):
+        request = self.request
+        if self._expected < 0 and (not self.head_only or (size and not more)):
             if not more:
                 self._expected = size
                 head += b"content-length: %d\r\n" % size
@@ -237,16 +220,10 @@ class AsgiExchange:
             else:
                 self._chunked = True
                 head += http_answers.CHUNKED
-        if self._protocol.server.draining or not self._body_done:
-            self.keep_alive = False
-        if not self.keep_alive:
-            head += http_answers.CLOSE
-        elif request.http_1_0:
-            head += http_answers.KEEP
-        return head + b"\r\n"
+        return head + self.ending()
 
     def _framed(self, body: bytes, *, more: bool) -> bytes:
-        if self._head_only:
+        if self.head_only:
             return b""
         if not self._chunked:
             return body
@@ -264,23 +241,8 @@ class AsgiExchange:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # -- when the application is through
-
-    def settle(self, failed: bool) -> None:  # noqa: FBT001 - one caller, right after the application returned
-        """The application returned or raised: an answer it did not finish becomes 500 or a cut connection."""
-        if self.finished or self._gone:
-            return
-        self.finished = True
-        self._wake()
-        protocol = self._protocol
-        if self.started:
-            protocol.transport.abort()
-            return
-        text = "the server failed to answer" if failed else "the application gave no answer"
-        close = not self._body_done or not self.keep_alive
-        self.keep_alive = not close
-        body = http_answers.error_answer(500, "internal", text, close=close)
-        if self._request.method == b"HEAD":
-            body = body[: body.index(b"\r\n\r\n") + 4]
-        protocol.transport.write(body)
-        protocol.exchange_finished()
+    def settle(self, failed: bool) -> None:  # noqa: FBT001 - as above
+        """As above, and who still waits for a message is told."""
+        if not self.finished and not self.gone:
+            self._wake()
+        super().settle(failed)

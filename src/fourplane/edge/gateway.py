@@ -2,27 +2,29 @@
 
 A request goes through the same steps in the same order: route, host, origin, identity, access, rate, body, handler,
 reply. The steps before the handler only look at headers, so a request that will be refused costs no decoding. The
-gateway is an ASGI 3 application (it also runs on other ASGI servers) and the door of WebSockets for our own server.
+gateway is an ASGI 3 application (it also runs on other ASGI servers) and the door of WebSockets for our own server; a plain
+request of a route it takes from our own server as it was read (`typed`), and says the same to it.
 Metrics cells are made when the table is built. Other ASGI applications can be mounted under a prefix.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from fourplane.edge import api_page, openapi
-from fourplane.edge.asgi import AsgiApp, ClientGone, Receive, Scope, Send
+from fourplane.edge.asgi import AsgiApp, Receive, Scope, Send, streaming
 from fourplane.edge.deadlines import HandlerClock
+from fourplane.edge.exchange import ClientGone, Exchange
 from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token
 from fourplane.edge.http_answers import answer, error_body
 from fourplane.edge.http_request import HttpRequest
 from fourplane.edge.neighbour import Neighbour
 from fourplane.edge.rate_limit import RateLimit
-from fourplane.edge.replies import Headers, allow_hosts, send_error, send_result
-from fourplane.edge.request_body import decode, read_body
+from fourplane.edge.replies import Headers, allow_hosts, send_error, send_result, whole_error, whole_result
+from fourplane.edge.request_body import decode, of_whole, read_body
 from fourplane.edge.route_table import RouteTable
 from fourplane.edge.routes import Access, Call, Door, Identity, Priority, Reply, Route, SocketRoute, StaticFolder
 from fourplane.edge.session_routes import SessionRoutes
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OPERATOR = "operator"
+METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE")}  # of plain requests
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +101,48 @@ class _Served:
         self.latency: Histogram = registry.histogram(
             "fourplane_edge_request_seconds", "time from request to answer", route=label
         )
+
+
+class _Asked:
+    """What was asked, however it came here; `body` where it is whole already, else it is read by `receive`."""
+
+    __slots__ = ("body", "headers", "method", "path", "peer", "query", "receive")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: bytes,
+        *,
+        headers: dict[str, str],
+        peer: str,
+        body: bytes = b"",
+        receive: Receive | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.peer = peer
+        self.body = body
+        self.receive = receive
+
+
+class _Typed:
+    """A plain request of a route, and who answers it."""
+
+    __slots__ = ("gateway", "params", "path", "priority", "served")
+
+    def __init__(self, gateway: "Gateway", served: _Served, params: dict[str, str], path: str) -> None:
+        self.gateway = gateway
+        self.served = served
+        self.params = params
+        self.path = path
+        self.priority = served.route.priority
+
+    def answer(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
+        """Go through the gateway's steps."""
+        return self.gateway.answer(exchange, self.served, self.params, self.path)
 
 
 class Gateway:
@@ -172,31 +217,80 @@ class Gateway:
                 return
         began = clock.monotonic_s()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path, client = scope["raw_path"].decode("latin-1"), scope.get("client")
+        peer = client[0] if client else "local"
+        asked = _Asked(scope["method"], path, scope["query_string"], headers=headers, peer=peer, receive=receive)
         rid = request_id(headers.get("x-request-id"))
         extra: Headers = [(b"x-request-id", rid.encode())]
         root = self._begin_trace(headers, rid, extra)
         served: _Served | None = None
         try:
-            served, params, folder = self._find(scope, headers)
-            if scope["method"] == "OPTIONS":
-                result: object = self._options(scope)
+            self._admit(asked)
+            served, params, folder = self._find(asked)
+            if asked.method == "OPTIONS":
+                result: object = self._options(path)
             elif served is not None:
-                result = await self._call(served, params, scope, receive, headers=headers, extra=extra, now=began)
+                result = await self._call(served, params, asked, rid=rid, extra=extra, now=began)
             else:
                 assert folder is not None
-                result = await self._files.reply(folder, scope["raw_path"].decode("latin-1"), headers)
+                result = await self._files.reply(folder, path, headers)
             whole = (scope.get("extensions") or {}).get("fourplane.whole")
             status = await send_result(send, result, extra, whole=whole)
         except FourplaneError as error:
-            if isinstance(error, WaitingRequired) and _wants_page(headers, scope) and scope["method"] == "GET":
-                status = await send_result(send, error.way(scope["query_string"].decode("latin-1")), extra)
+            if isinstance(error, WaitingRequired) and _wants_page(asked) and asked.method == "GET":
+                status = await send_result(send, error.way(asked.query.decode("latin-1")), extra)
                 return
             _explain(error, extra)
-            status = await send_error(send, error, extra, wants_page=_wants_page(headers, scope))
+            status = await send_error(send, error, extra, wants_page=_wants_page(asked))
         except ClientGone:
             status = 499
         if served is not None:
             self._count(served, root, status, began)
+
+    # -- our own server
+
+    def typed(self, request: HttpRequest) -> _Typed | None:
+        """A plain request of a route, to be answered without ASGI; None for everything else."""
+        if b"%" in request.path:
+            return None
+        path = request.path.decode("latin-1")
+        if self._elsewhere is not None and self._elsewhere(path) is not None:
+            return None
+        for prefix, _ in self._mounts:
+            if path.startswith(prefix):
+                return None
+        found = self._table.find(path)
+        if found is None:
+            return None
+        served = found[0].get(METHODS.get(request.method, ""))
+        return None if served is None else _Typed(self, served, found[1], path)
+
+    async def answer(self, exchange: Exchange, served: _Served, params: dict[str, str], path: str) -> None:
+        """The same steps for such a request; raises ClientGone never, it is counted."""
+        request, began = exchange.request, clock.monotonic_s()
+        headers = request.texts()
+        asked = _Asked(
+            METHODS[request.method], path, request.query, headers=headers, peer=request.peer, body=request.body
+        )
+        rid = request_id(headers.get("x-request-id"))
+        extra: Headers = [(b"x-request-id", rid.encode())]
+        root = self._begin_trace(headers, rid, extra)
+        try:
+            self._admit(asked)
+            self._check_room(asked, served)
+            result = await self._call(served, params, asked, rid=rid, extra=extra, now=began)
+            status = await _deliver(exchange, result, extra)
+        except FourplaneError as error:
+            if isinstance(error, WaitingRequired) and _wants_page(asked) and asked.method == "GET":
+                await _deliver(exchange, error.way(asked.query.decode("latin-1")), extra)
+                return
+            _explain(error, extra)
+            status, lines, body = whole_error(error, extra, wants_page=_wants_page(asked))
+            if not exchange.gone:
+                exchange.send_whole(lines, body)
+        except ClientGone:
+            status = 499
+        self._count(served, root, status, began)
 
     def _begin_trace(self, headers: Mapping[str, str], rid: str, extra: Headers) -> Context | None:
         """Trace a request; whoever sent a trace along hears which span is ours."""
@@ -255,16 +349,15 @@ class Gateway:
 
     # -- one request
 
-    def _find(
-        self, scope: Scope, headers: dict[str, str]
-    ) -> tuple[_Served | None, dict[str, str], StaticFolder | None]:
-        method: str = scope["method"]
-        host = headers.get("host", "")
+    def _admit(self, asked: _Asked) -> None:
+        host = asked.headers.get("host", "")
         if not self._hosts.passes(host) and host:
             raise Misdirected("this deployment does not answer to that host", host=host[:100])
-        if method not in SAFE and not origin_passes(headers.get("origin"), host, self._origins):
+        if asked.method not in SAFE and not origin_passes(asked.headers.get("origin"), host, self._origins):
             raise Forbidden("this page may not act here", code="origin_not_allowed")
-        path: str = scope["raw_path"].decode("latin-1")
+
+    def _find(self, asked: _Asked) -> tuple[_Served | None, dict[str, str], StaticFolder | None]:
+        method, path = asked.method, asked.path
         if method == "OPTIONS":
             return None, {}, None
         found = self._table.find(path)
@@ -274,8 +367,7 @@ class Gateway:
             if served is None and method == "HEAD":
                 served = methods.get("GET")
             if served is not None:
-                if self.room is not None and self.room.stops(path, headers, served.route.priority):
-                    raise WaitingRequired(self.room.path, path, self.room.settings.poll_s)
+                self._check_room(asked, served)
                 return served, params, None
             raise _not_allowed(method, methods)
         for folder in self._folders:
@@ -285,44 +377,41 @@ class Gateway:
                 raise _not_allowed(method, {"GET": None})
         raise NotFound("there is nothing at this address", path=path[:200])
 
-    def _options(self, scope: Scope) -> Reply:
-        path: str = scope["raw_path"].decode("latin-1")
+    def _check_room(self, asked: _Asked, served: _Served) -> None:
+        room, path = self.room, asked.path
+        if room is not None and room.stops(path, asked.headers, served.route.priority):
+            raise WaitingRequired(room.path, path, room.settings.poll_s)
+
+    def _options(self, path: str) -> Reply:
         found = self._table.find(path)
         methods: Mapping[str, object] = found[0] if found is not None else {"GET": None}
         return Reply(status=204, headers={"allow": _allowed(methods)})
 
     async def _call(
-        self,
-        served: _Served,
-        params: dict[str, str],
-        scope: Scope,
-        receive: Receive,
-        *,
-        headers: dict[str, str],
-        extra: Headers,
-        now: float,
+        self, served: _Served, params: dict[str, str], asked: _Asked, *, rid: str, extra: Headers, now: float
     ) -> object:
-        route = served.route
+        route, headers, peer = served.route, asked.headers, asked.peer
         identity = None
         if "cookie" in headers or "authorization" in headers:
             identity = await self._identify(headers)
         if route.access != "public":
             _check_access(route.access, identity)
-        client = scope.get("client")
-        peer = client[0] if client else "local"
         self._check_rate(served.limit, peer if identity is None else f"account {identity.account_id}", extra, now)
         body: Any = None
         if route.body is not None:
-            raw = await read_body(receive, headers, route.body_max)
+            if asked.receive is None:
+                raw = of_whole(asked.body, route.body_max)
+            else:
+                raw = await read_body(asked.receive, headers, route.body_max)
             body = raw if served.raw else decode(raw, served.decoder)
-        query = scope["query_string"]
+        query = asked.query
         call: Call[Any] = Call(
             params=params,
             query=self._query(query) if query else {},
             headers=headers,
             body=body,
             identity=identity,
-            request_id=extra[0][1].decode(),
+            request_id=rid,
             peer=peer,
         )
         task = asyncio.current_task()
@@ -371,6 +460,8 @@ class Gateway:
             )
 
     def _query(self, query: bytes) -> dict[str, str]:
+        if b"%" not in query and b"+" not in query and query.count(b"&") < self.settings.query_count_max:
+            return dict([part.partition("=")[::2] for part in query.decode("latin-1").split("&") if part])
         try:
             return dict(
                 parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=self.settings.query_count_max)
@@ -442,8 +533,17 @@ def _explain(error: FourplaneError, extra: Headers) -> None:
         extra.append((b"content-range", f"bytes */{error.fields['size']}".encode()))
 
 
-def _wants_page(headers: Mapping[str, str], scope: Scope) -> bool:
-    return "/api/" not in scope["path"] and "text/html" in headers.get("accept", "")
+def _wants_page(asked: _Asked) -> bool:
+    return "/api/" not in asked.path and "text/html" in asked.headers.get("accept", "")
+
+
+async def _deliver(exchange: Exchange, result: object, extra: Headers) -> int:
+    """Answer with what a handler returned; the status that went out."""
+    made = whole_result(result, extra)
+    if made is None:
+        return await send_result(streaming(exchange).send, result, extra)
+    exchange.send_whole(made[1], made[2])
+    return made[0]
 
 
 async def _other_scope(scope: Scope, receive: Receive, send: Send) -> None:

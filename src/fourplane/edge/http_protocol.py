@@ -36,7 +36,7 @@ from fourplane.edge.http_request import (
 from fourplane.edge.http_rules import EMPTY_LENGTH, SPECIAL, Refused, check_version, note_special
 
 if TYPE_CHECKING:
-    from fourplane.edge.asgi import AsgiExchange
+    from fourplane.edge.exchange import Exchange
     from fourplane.edge.http_server import HttpServer
     from fourplane.edge.tunnel import Tunnel
     from fourplane.edge.websocket import WebSocketSession
@@ -104,7 +104,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def __init__(self, server: "HttpServer") -> None:
         self.server = server
-        self.exchange: AsgiExchange | None = None
+        self.exchange: Exchange | None = None
         self.session: WebSocketSession | Tunnel | None = None
         self.gone = False
         self.far = -1  # the other worker whose work the last request was

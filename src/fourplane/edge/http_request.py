@@ -72,6 +72,16 @@ class HttpRequest:
             self.raw = b""
         return self.fields
 
+    def texts(self) -> dict[str, str]:
+        """All header fields as text, the last of each name; names in lower case."""
+        if not self.raw:
+            return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.fields}
+        found = {}
+        for line in self.raw.decode("latin-1").split("\r\n")[1:-2]:
+            name, _, value = line.partition(":")
+            found[name.lower()] = value.strip(" \t")
+        return found
+
     def header(self, name: bytes) -> bytes | None:
         """The first field of this lower-case name."""
         for found, value in self.headers:

@@ -1,7 +1,8 @@
 """The HTTP server of every process: listener, protocol, hot routes, one ASGI application, WebSockets, drain.
 
 A request takes one of four ways: turned away by the admission, answered by a hot handler inside the protocol, served as a
-WebSocket, or given to the ASGI application in a task of its own. The server owns what the ways share: bounds, time
+WebSocket, or given to the application in a task of its own: as it was read where a typed route answers it, else as ASGI.
+The server owns what the ways share: bounds, time
 limits, the admission, counters. It runs on uvloop, plain asyncio and the simulator's loop alike.
 """
 
@@ -9,13 +10,14 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from fourplane.edge.admission import Admission, AdmissionSettings
-from fourplane.edge.asgi import AsgiApp, AsgiExchange, ClientGone, http_scope
+from fourplane.edge.asgi import AsgiApp, AsgiExchange, http_scope
 from fourplane.edge.deadlines import TICK_S, Deadlines
+from fourplane.edge.exchange import ClientGone, Exchange, TypedApp
 from fourplane.edge.http_protocol import HttpProtocol
 from fourplane.edge.http_request import HotHandler, HttpRequest
 from fourplane.edge.listener import Listener, ListenerSettings
@@ -107,6 +109,7 @@ class HttpServer:
         self.scheme = "https" if tls is not None else "http"
         self.listener = Listener(settings.listener, tls=tls, inherited=inherited)
         self._app = app
+        self._typed: TypedApp | None = cast("TypedApp", app) if isinstance(app, TypedApp) else None
         self._behind = behind
         self._sockets = sockets
         self._tasks: Tasks | None = None
@@ -271,26 +274,32 @@ class HttpServer:
         """Remember why a connection was refused."""
         self._refused[code] = self._refused.get(code, 0) + 1
 
-    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest, *, whole: bool = False) -> AsgiExchange:
+    def begin_exchange(self, connection: HttpProtocol, request: HttpRequest, *, whole: bool = False) -> Exchange:
         """Give a request to the application in a task of its own; `whole`: its body is there already."""
-        exchange = AsgiExchange(connection, request, whole=whole)
-        self.admission.entered()
+        admission, app = self.admission, self._typed
+        admission.entered()
         self.requests_total.value += 1
         if self._behind:
             request.peer = peer_of(request)
+        work = app.typed(request) if whole and app is not None else None
+        if work is not None:
+            exchange = Exchange(connection, request)
+            if not admission.stands(work.priority, exchange, work):
+                self._begin(exchange, work)
+            return exchange
+        asgi = AsgiExchange(connection, request, whole=whole)
         scope = http_scope(request, scheme=self.scheme, server=self._server_address)
-        scope["extensions"] = {"fourplane.whole": exchange.send_whole}
-        assert self._tasks is not None
-        if not self.admission.lines_up(request.method, request.path, exchange, scope):
-            self._tasks.start(self._run(exchange, scope), "request")
-        return exchange
+        scope["extensions"] = {"fourplane.whole": asgi.send_whole}
+        if not admission.lines_up(request.method, request.path, asgi, scope):
+            self._begin(asgi, scope)
+        return asgi
 
-    def _begin(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:
-        """Its turn has come."""
+    def _begin(self, exchange: Exchange, work: Any) -> None:
+        """Its turn has come; `work` is that of a typed route or a scope."""
         if self._tasks is not None:
-            self._tasks.start(self._run(exchange, scope), "request")
+            self._tasks.start(self._run(exchange, work), "request")
 
-    def _turn_away(self, exchange: AsgiExchange) -> None:
+    def _turn_away(self, exchange: Exchange) -> None:
         """It has waited too long."""
         self.shed_total.value += 1
         self.admission.left()
@@ -305,15 +314,19 @@ class HttpServer:
             request.peer = peer_of(request)
         self._tasks.start(self._run_socket(serve_socket(connection, request, self._sockets)), "socket")
 
-    async def _run(self, exchange: AsgiExchange, scope: dict[str, Any]) -> None:
+    async def _run(self, exchange: Exchange, work: Any) -> None:
         failed = False
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            if isinstance(exchange, AsgiExchange):
+                await self._app(work, exchange.receive, exchange.send)
+            else:
+                await work.answer(exchange)
         except ClientGone:
             self.counted("client_gone")
         except Exception as error:  # noqa: BLE001 - a bug of a handler ends its request, not the server; it is told
             failed = True
-            self.registry.event("error", "http", f"{scope['method']} failed: {error!r}", path=scope["path"][:200])
+            method, path = exchange.request.method.decode("latin-1"), exchange.request.path.decode("latin-1")
+            self.registry.event("error", "http", f"{method} failed: {error!r}", path=path[:200])
         finally:
             self.admission.left()
             exchange.settle(failed)

@@ -17,8 +17,9 @@ from typing import Final, cast
 
 import msgspec
 
-from fourplane.edge.asgi import ClientGone, Receive, Scope, Send
+from fourplane.edge.asgi import Receive, Scope, Send
 from fourplane.edge.client_connection import ClientConnection, ConnectionCut
+from fourplane.edge.exchange import ClientGone
 from fourplane.edge.http_client import IDEMPOTENT
 from fourplane.edge.http_request import HttpRequest
 from fourplane.edge.replies import send_error

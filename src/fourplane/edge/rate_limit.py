@@ -21,12 +21,13 @@ class Verdict(NamedTuple):
 class RateLimit:
     """Buckets of one rate; `now` is given, so this is pure."""
 
-    __slots__ = ("_buckets", "_burst", "_count_max", "_rate")
+    __slots__ = ("_buckets", "_burst", "_count_max", "_limit", "_rate")
 
     def __init__(self, rate_per_s: float, burst: float, *, count_max: int = 20_000) -> None:
         assert rate_per_s > 0
         self._rate = rate_per_s
         self._burst = max(1.0, burst)
+        self._limit = ceil(self._burst)
         self._count_max = count_max
         self._buckets: dict[str, tuple[float, float]] = {}
 
@@ -36,15 +37,16 @@ class RateLimit:
         found = buckets.pop(caller, None)
         tokens = self._burst
         if found is not None:
-            tokens = min(self._burst, found[0] + (now - found[1]) * self._rate)
+            filled = found[0] + (now - found[1]) * self._rate
+            tokens = min(tokens, filled)
         elif len(buckets) >= self._count_max:
             del buckets[next(iter(buckets))]
-        allowed = tokens >= 1.0
-        if allowed:
+        if tokens >= 1.0:
             tokens -= 1.0
+            buckets[caller] = (tokens, now)
+            return Verdict(True, self._limit, int(tokens), 0.0)
         buckets[caller] = (tokens, now)
-        wait_s = 0.0 if allowed else (1.0 - tokens) / self._rate
-        return Verdict(allowed, ceil(self._burst), int(tokens), wait_s)
+        return Verdict(False, self._limit, int(tokens), (1.0 - tokens) / self._rate)
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -1,19 +1,20 @@
-"""From what a handler returned, or raised, to an ASGI answer.
+"""From what a handler returned, or raised, to an answer: whole bytes for our own server, messages of ASGI for all others.
 
 One table of security headers for pages, one error shape for programs, one error page for people: a browser that asks for
 `text/html` gets a page with the same facts. A stream that fails after its head was sent is cut, never ended as if
-it were whole.
+it were whole. Whole answers and messages say the same: the fields of both come from here.
 """
 
 import html
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from fourplane.edge.asgi import Send
-from fourplane.edge.http_answers import error_body, seconds_text
+from fourplane.edge.exchange import ApplicationFault
+from fourplane.edge.http_answers import NO_BODY, error_body, seconds_text, status_line
 from fourplane.edge.routes import Reply
 from fourplane.foundation.errors import FourplaneError, Overloaded, Unavailable
 
@@ -45,9 +46,16 @@ JSON_HEADERS: list[tuple[bytes, bytes]] = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 ]
+ERROR_PAGE_HEADERS: list[tuple[bytes, bytes]] = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+]
 Headers = list[tuple[bytes, bytes]]
-SendWhole = Callable[[bytes, bytes], None]
+SendWhole = Callable[[bytes, bytes | None], None]
 
+FRAMING = frozenset({b"connection", b"content-length", b"date", b"transfer-encoding"})
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+NOTHING_LINE = status_line(204)
 JSON_LINES = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in JSON_HEADERS)
 
 _encode = msgspec.json.Encoder().encode
@@ -60,20 +68,58 @@ def allow_hosts(hosts: Iterable[str]) -> None:
 
 async def send_result(send: Send, result: object, extra: Headers, *, whole: SendWhole | None = None) -> int:
     """Send what a handler returned; the status that went out. `whole` is our own server's shorter way."""
+    if whole is not None:
+        made = whole_result(result, extra)
+        if made is not None:
+            whole(made[1], made[2])
+            return made[0]
     if result is None:
         await _send(send, 204, extra, b"")
         return 204
     if isinstance(result, Reply):
         return await _send_reply(send, result, extra)
-    if whole is not None:
-        whole(JSON_LINES + b"".join([b"%b: %b\r\n" % field for field in extra]), _encode(result))
-    else:
-        await _send(send, 200, [*JSON_HEADERS, *extra], _encode(result))
+    await _send(send, 200, [*JSON_HEADERS, *extra], _encode(result))
     return 200
 
 
 async def send_error(send: Send, error: FourplaneError, extra: Headers, *, wants_page: bool) -> int:
     """Send what went wrong in the form the caller reads; the status that went out."""
+    status, headers, body = _error(error, extra, wants_page=wants_page)
+    await _send(send, status, headers, body)
+    return status
+
+
+def whole_result(result: object, extra: Headers) -> tuple[int, bytes, bytes | None] | None:
+    """What a handler returned as status, lines and body of a whole answer.
+
+    None for what is no whole answer: a stream, or a reply that says something about the connection or its own length.
+    """
+    lines = b"".join([b"%b: %b\r\n" % field for field in extra])
+    if result is None:
+        return 204, NOTHING_LINE + lines, None
+    if not isinstance(result, Reply):
+        return 200, JSON_LINES + lines, _encode(result)
+    status, body = result.status, result.body
+    if not isinstance(body, bytes):
+        if not isinstance(body, bytearray | memoryview):
+            return None
+        body = bytes(body)
+    fields = _reply_fields(result)
+    if not FRAMING.isdisjoint([name for name, _ in fields]):
+        return None
+    own = b"".join([b"%b: %b\r\n" % field for field in fields])
+    if own.count(b"\n") != len(fields) or own.count(b"\r") != len(fields):
+        raise ApplicationFault("a header field contains a line end")
+    return status, status_line(status) + lines + own, None if status in NO_BODY else body
+
+
+def whole_error(error: FourplaneError, extra: Headers, *, wants_page: bool) -> tuple[int, bytes, bytes]:
+    """What went wrong as status, lines and body of a whole answer."""
+    status, headers, body = _error(error, extra, wants_page=wants_page)
+    return status, status_line(status) + b"".join([b"%b: %b\r\n" % field for field in headers]), body
+
+
+def _error(error: FourplaneError, extra: Headers, *, wants_page: bool) -> tuple[int, Headers, bytes]:
     headers = list(extra)
     status = error.http_status
     if isinstance(error, Overloaded):
@@ -86,11 +132,8 @@ async def send_error(send: Send, error: FourplaneError, extra: Headers, *, wants
         headers.append((b"www-authenticate", b"Bearer"))
     if wants_page:
         page = error_page(status, error.public, error.reason)
-        headers += [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"), *PAGE_HEADERS]
-        await _send(send, status, headers, page)
-    else:
-        await _send(send, status, [*JSON_HEADERS, *headers], error_body(error.reason, error.public, error.fields))
-    return status
+        return status, [*headers, *ERROR_PAGE_HEADERS, *PAGE_HEADERS], page
+    return status, [*JSON_HEADERS, *headers], error_body(error.reason, error.public, error.fields)
 
 
 def error_page(status: int, message: str, code: str) -> bytes:
@@ -106,16 +149,23 @@ def error_page(status: int, message: str, code: str) -> bytes:
     ).encode()
 
 
-async def _send_reply(send: Send, reply: Reply, extra: Headers) -> int:
-    headers = list(extra)
-    given = reply.headers
-    if reply.media_type and "content-type" not in given and reply.status not in (204, 304):
-        headers.append((b"content-type", reply.media_type.encode("latin-1")))
-    if reply.media_type.startswith("text/html"):
-        headers += [entry for entry in PAGE_HEADERS if entry[0].decode() not in given]
+def _reply_fields(reply: Reply) -> Headers:
+    """The fields of a reply, without those that every answer of the gateway has."""
+    given, media_type = reply.headers, reply.media_type
+    fields: Headers = []
+    if media_type and "content-type" not in given and reply.status not in NO_BODY:
+        fields.append((b"content-type", media_type.encode("latin-1")))
+    if media_type.startswith("text/html"):
+        fields += [entry for entry in PAGE_HEADERS if entry[0].decode() not in given]
     else:
-        headers.append((b"x-content-type-options", b"nosniff"))
-    headers += encoded_headers(given)
+        fields.append(NO_SNIFFING)
+    for name, value in given.items():
+        fields.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    return fields
+
+
+async def _send_reply(send: Send, reply: Reply, extra: Headers) -> int:
+    headers = [*extra, *_reply_fields(reply)]
     body = reply.body
     if isinstance(body, bytes | bytearray | memoryview):
         await _send(send, reply.status, headers, bytes(body))
@@ -135,11 +185,6 @@ async def _send_stream(send: Send, status: int, headers: Headers, body: AsyncIte
         close: Any = getattr(body, "aclose", None)
         if close is not None:
             await close()
-
-
-def encoded_headers(headers: Mapping[str, str]) -> Headers:
-    """Header fields as ASGI carries them."""
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:

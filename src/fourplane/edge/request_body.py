@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from fourplane.edge.asgi import ClientGone, Receive
+from fourplane.edge.asgi import Receive
+from fourplane.edge.exchange import ClientGone
 from fourplane.foundation.errors import Rejected, TooLarge
 
 
@@ -21,6 +22,13 @@ def decode(raw: bytes, decoder: "msgspec.json.Decoder[Any] | None") -> object:
         raise Rejected(f"the body is not JSON: {error}", code="not_json") from None
 
 
+def of_whole(body: bytes, body_max: int) -> bytes:
+    """A body that is here already; raises TooLarge past its bound."""
+    if len(body) > body_max:
+        raise TooLarge("the body is too large", limit_bytes=body_max)
+    return body
+
+
 async def read_body(receive: Receive, headers: Mapping[str, str], body_max: int) -> bytes:
     """The whole body; raises TooLarge as soon as it is clear that it is past the bound."""
     declared = headers.get("content-length", "")
@@ -29,9 +37,7 @@ async def read_body(receive: Receive, headers: Mapping[str, str], body_max: int)
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body", False):
-        if len(body) > body_max:
-            raise TooLarge("the body is too large", limit_bytes=body_max)
-        return body
+        return of_whole(body, body_max)
     parts, size = [body], len(body)
     while message["type"] == "http.request" and message.get("more_body", False):
         message = await receive()

@@ -71,6 +71,25 @@ def test_a_hot_route_leaves_its_requests_to_the_gate_while_a_fault_lasts(tmp_pat
     assert lived(main, tmp_path) == (b"hot", None, b"hot", None)
 
 
+def test_the_shorter_way_of_the_server_is_closed_while_a_fault_lasts(tmp_path):
+    class App:
+        def typed(self, _request):
+            return "work"
+
+        def __call__(self, _scope, _receive, _send):
+            raise AssertionError("not asked")
+
+    async def main(faults, _ask):
+        gate = faults.gate(App())
+        before = gate.typed(None)
+        faults.begin("latency", "commerce", {"latency_s": 0.5}, 5.0)
+        during = gate.typed(None)
+        faults.undo_all()
+        return before, during, gate.typed(None)
+
+    assert lived(main, tmp_path) == ("work", None, "work")
+
+
 def test_who_does_not_wait_for_http_is_slow_too_while_a_fault_of_the_whole_system_lasts(tmp_path):
     async def main(faults, _ask):
         told = []
