@@ -234,31 +234,51 @@ def _render(template: Template, rows: Sequence[Row], statements: list[Statement]
 
 
 def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
-    """One statement for any number of rows, which travel as one value: a text per template is prepared once, whatever comes.
+    """One statement for any number of rows, each column one array: a text per template is prepared once, whatever comes.
 
-    None where a value is NULL or rows are of different kinds.
+    None where a column has values of different kinds, or none at all.
     """
-    kinds = tuple(map(type, rows[0].values))
-    if any(tuple(map(type, row.values)) != kinds for row in rows) or not _TAKEN.keys() >= set(kinds):
+    columns = list(zip(*(row.values for row in rows), strict=True))
+    kinds: list[type] = []
+    for column in columns:
+        kind = {*map(type, column)} - {type(None)}
+        if len(kind) != 1 or not kind <= _ARRAYS.keys():
+            return None
+        kinds += kind
+    if not kinds:
         return None
-    text = _far_text(template.head, template.row, template.tail, kinds)
-    values = msgspec.json.encode([row.values for row in rows]).decode()
-    return Statement(text, (values,), sum(row.count for row in rows) if template.counted else None, template.label)
+    text = _far_text(template.head, template.row, template.tail, tuple(kinds))
+    values = tuple(_array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+    return Statement(text, values, sum(row.count for row in rows) if template.counted else None, template.label)
 
 
-_TAKEN = {int: "CAST(r.value->>{} AS BIGINT)", str: "(r.value->>{})", bytes: "decode(r.value->>{}, 'base64')"}
+_ARRAYS = {int: "BIGINT", str: "TEXT", bytes: "BYTEA", float: "DOUBLE PRECISION"}
 _ITEM = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")
 
 
 @lru_cache(maxsize=1_000)
 def _far_text(head: str, row: str, tail: str, kinds: tuple[type, ...]) -> str:
-    """The statement over the rows of one JSON array of arrays."""
-    places = iter(_TAKEN[kind].format(at) for at, kind in enumerate(kinds))
-    filled = re.sub(re.escape("{}"), lambda _: next(places), row)
+    """The statement over the rows of arrays of equal length."""
+    places = iter(range(len(kinds)))
+    filled = re.sub(re.escape("{}"), lambda _: f"r.place{next(places)}", row)
     items = _ITEM.findall(filled[1:-1] if row.startswith("(") else filled)
     taken = ", ".join(f"{item.strip()} AS column{number}" for number, item in enumerate(items, 1))
-    source = "json_array_elements(CAST(?1 AS json)) AS r(value)"
-    return f"{head.removesuffix('VALUES ')}SELECT {taken} FROM {source}{tail}"  # noqa: S608 - texts of templates only
+    arrays = ", ".join(f"CAST(?{at} AS {_ARRAYS[kind]}[])" for at, kind in enumerate(kinds, 1))
+    names = ", ".join(f"place{at}" for at in range(len(kinds)))
+    return f"{head.removesuffix('VALUES ')}SELECT {taken} FROM unnest({arrays}) AS r({names}){tail}"  # noqa: S608 - texts of templates only
+
+
+def _array(column: Sequence[SqlValue], kind: type) -> str:
+    """A column as PostgreSQL writes arrays."""
+    if kind is str:
+        quoted = [
+            "NULL" if one is None else '"' + str(one).replace("\\", "\\\\").replace('"', '\\"') + '"' for one in column
+        ]
+    elif kind is bytes:
+        quoted = [f'"\\\\x{one.hex()}"' if isinstance(one, bytes) else "NULL" for one in column]
+    else:
+        quoted = ["NULL" if one is None else repr(one) for one in column]
+    return "{" + ",".join(quoted) + "}"
 
 
 def _sums(rows: Sequence[Row]) -> list[Row]:

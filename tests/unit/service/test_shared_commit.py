@@ -2,7 +2,6 @@
 
 import asyncio
 
-import msgspec
 import pytest
 from tests.unit.service.running import run_with_sql
 
@@ -160,12 +159,17 @@ def test_far_away_any_number_of_rows_is_one_statement_of_one_text():
     assert [one.sql for one in few] == [one.sql for one in many]
     assert [one.expect_rows for one in many] == [61, None]
     assert many[0].sql == (
-        "INSERT INTO thing (id, name) SELECT CAST(r.value->>0 AS BIGINT) AS column1, (r.value->>1) AS column2 "
-        "FROM json_array_elements(CAST(?1 AS json)) AS r(value)"
+        "INSERT INTO thing (id, name) SELECT r.place0 AS column1, r.place1 AS column2 "
+        "FROM unnest(CAST(?1 AS BIGINT[]), CAST(?2 AS TEXT[])) AS r(place0, place1)"
     )
-    assert msgspec.json.decode(many[0].parameters[0]) == [[number, "x"] for number in range(61)]
+    assert many[0].parameters == (f"{{{','.join(map(str, range(61)))}}}", "{" + ",".join(['"x"'] * 61) + "}")
 
 
-def test_far_away_what_does_not_travel_as_one_value_goes_as_near():
-    works = [Row(PUT, (1, None)), Row(PUT, (2, "x"))]
-    assert rendered(works, far=True) == rendered(works)
+def test_far_away_a_missing_value_travels_in_its_column():
+    [statement] = rendered([Row(PUT, (1, None)), Row(PUT, (2, 'a "b" \\'))], far=True)
+    assert statement.parameters == ("{1,2}", '{NULL,"a \\"b\\" \\\\"}')
+
+
+def test_far_away_columns_of_several_kinds_or_of_nothing_go_as_near():
+    for works in ([Row(PUT, (1, 5)), Row(PUT, (2, "x"))], [Row(PUT, (1, None)), Row(PUT, (2, None))]):
+        assert rendered(works, far=True) == rendered(works)

@@ -53,6 +53,14 @@ _RULES: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.ForeignKeyViolationError, "foreign_key"),
     (asyncpg.ExclusionViolationError, "unique"),
 )
+_READING = {"default_transaction_read_only": "on", "jit": "off"}
+# Commits find rows by their keys. A plan that is made while a table is empty, and kept, must not scan it when it has grown.
+_WRITING = {
+    "default_transaction_isolation": "serializable",
+    "enable_seqscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
 
 
 class PostgresSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,8 +113,8 @@ class PostgresSql:
             return Lines(opener, most=most, waiting_max=bounds.waiting_max, timeout_s=bounds.timeout_s)
 
         store = cls(
-            writers=lines(bounds.connections_max, {"default_transaction_isolation": "serializable"}),
-            readers=lines(bounds.readers_max, {"default_transaction_read_only": "on"}),
+            writers=lines(bounds.connections_max, _WRITING),
+            readers=lines(bounds.readers_max, _READING),
             schema=schema,
             settings=bounds,
         )
