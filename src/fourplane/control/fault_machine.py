@@ -41,17 +41,15 @@ class Spoilable(Protocol):
 class SkewedSource:
     """The machine's clock, wrong by `skew_us`; the steady one stays right, as in a real machine."""
 
-    __slots__ = ("_machine", "skew_us")
+    __slots__ = ("_machine", "monotonic_s", "skew_us")
 
     def __init__(self, machine: clock.Source) -> None:
         self._machine = machine
+        self.monotonic_s = machine.monotonic_s
         self.skew_us = 0
 
     def now_us(self) -> int:
         return self._machine.now_us() + self.skew_us
-
-    def monotonic_s(self) -> float:
-        return self._machine.monotonic_s()
 
     def cpu_s(self) -> float:
         return self._machine.cpu_s()

@@ -94,7 +94,7 @@ class Observability:
         self.traces: TraceCollector | None = None
         tell_uptime(registry)
         registry.tracer.enabled = settings.traces.enabled
-        registry.tracer.one_in = settings.traces.one_in
+        registry.tracer.draw(settings.traces.one_in)
         runs = place.runs.get(str(place.slot), "")
         self.keeper = TraceKeeper(registry, process=f"worker {place.slot}" + (f" ({runs})" if runs else ""))
         self._parts.append(("traces", self.keeper))

@@ -1,15 +1,15 @@
 """Time, sleep, randomness: one of the four seams to the outside world.
 
 Everything that asks for the time or for chance asks here, so that the simulator can answer instead of the machine.
-A `Source` is installed once per process (live) or per world (simulated); the functions below only forward to it.
-Cost: about 0.1 us a call live.
+A `Source` is installed once per process (live) or per world (simulated); the functions below only forward to it, and
+`monotonic_s` is its very own, so that a live process asks the machine directly. Cost: 0.05 us a call live, 0.1 us for the others.
 """
 
 import asyncio
 import random as _random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -35,8 +35,7 @@ class MachineSource:
     def now_us(self) -> int:
         return time.time_ns() // 1_000
 
-    def monotonic_s(self) -> float:
-        return time.monotonic()
+    monotonic_s = staticmethod(time.monotonic)
 
     def cpu_s(self) -> float:
         return time.process_time()
@@ -50,15 +49,14 @@ class MachineSource:
 
 _source: Source = MachineSource()
 
+# Seconds on a clock that never goes back; its zero means nothing. Written `clock.monotonic_s()` always: who keeps the function
+# itself keeps a source.
+monotonic_s: Callable[[], float] = _source.monotonic_s
+
 
 def now_us() -> int:
     """UTC wall clock in microseconds since 1970; may jump, so never measure with it."""
     return _source.now_us()
-
-
-def monotonic_s() -> float:
-    """Seconds on a clock that never goes back; its zero means nothing."""
-    return _source.monotonic_s()
 
 
 def cpu_s() -> float:
@@ -105,9 +103,10 @@ def source() -> Source:
 @contextmanager
 def installed(source: Source) -> Iterator[Source]:
     """Let `source` answer within the block; used by the simulator and by tests that hold the clock still."""
-    global _source
+    global _source, monotonic_s
     before, _source = _source, source
+    monotonic_s = source.monotonic_s
     try:
         yield source
     finally:
-        _source = before
+        _source, monotonic_s = before, before.monotonic_s

@@ -5,7 +5,8 @@ folds the cells: the registry walks them when `/metrics`, the console or a test 
 `fourplane_<plane>_<what>_<seconds|bytes|total|ratio>`; labels are fixed when the cell is made and never hold an id.
 
 Histogram: buckets at powers of two split into 8 (HDR style), so any quantile is right within 12.5 %, from 1 us to
-hours, in 400 integers. Cost: counter 30-50 ns, histogram about 150 ns, event 1 us.
+hours, in 400 integers; the bucket of a small amount stands in a table, any other is computed. Cost: counter 30-50 ns,
+histogram about 100 ns, event 1 us.
 """
 
 from collections import deque
@@ -26,6 +27,7 @@ SUB_BITS = 3
 SUB = 1 << SUB_BITS
 EXPONENTS = 42
 EVENTS_MAX = 2_000
+TABLE_BITS = 16
 
 Labels = tuple[tuple[str, str], ...]
 Level = Literal["debug", "info", "warning", "error"]
@@ -56,6 +58,13 @@ class Gauge:
         return self.value if self.read is None else self.read()
 
 
+_TABLED = 1 << TABLE_BITS
+_INDEX = bytes(range(SUB)) + b"".join(
+    bytes((index,)) * (1 << index // SUB - 1) for index in range(SUB, (TABLE_BITS - SUB_BITS + 1) * SUB)
+)  # the bucket of each number of units below _TABLED
+assert len(_INDEX) == _TABLED
+
+
 class Histogram:
     """Durations in seconds (or sizes in bytes) with quantiles right within 12.5 %."""
 
@@ -72,13 +81,15 @@ class Histogram:
         self.count += 1
         self.total += amount
         units = int(amount * self.scale)
-        if units < SUB:
-            self.buckets[units if units > 0 else 0] += 1
-            return
-        shift = units.bit_length() - SUB_BITS - 1
-        index = (shift + 1) * SUB + ((units >> shift) & (SUB - 1))
-        buckets = self.buckets
-        buckets[index if index < len(buckets) else -1] += 1
+        if 0 <= units < _TABLED:
+            self.buckets[_INDEX[units]] += 1
+        elif units > 0:
+            shift = units.bit_length() - SUB_BITS - 1
+            index = (shift << SUB_BITS) + (units >> shift)
+            buckets = self.buckets
+            buckets[index if index < len(buckets) else -1] += 1
+        else:
+            self.buckets[0] += 1
 
     def quantile(self, share: float) -> float:
         """The upper edge of the bucket in which `share` of all observations lie; 0.0 when empty."""

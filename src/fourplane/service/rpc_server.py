@@ -312,7 +312,7 @@ class RpcServer:
         work = method.run(service, ask.body)
         if method.stream:
             self.settle()
-            return self._stream(connection, ask, work)
+            work = self._stream(connection, ask, work)
         return self._traced(ask.method, work) if ask.trace else cast("Awaitable[Any]", work)
 
     def _told(self, ask: Ask, error: Exception) -> bytes:

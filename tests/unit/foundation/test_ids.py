@@ -19,6 +19,9 @@ class Hand:
     def now_us(self):
         return self.us
 
+    def monotonic_s(self):
+        return self.us / 1e6
+
     def token_bytes(self, count):
         return random.Random(1).randbytes(count)
 

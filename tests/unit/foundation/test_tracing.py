@@ -1,5 +1,7 @@
 """Spans: recorded inside a trace only, nested, and kept when the request is over and was worth it."""
 
+import itertools
+
 import pytest
 
 from fourplane.foundation import clock, tracing
@@ -23,7 +25,7 @@ def test_a_step_outside_of_a_trace_leaves_nothing():
     tracer = Tracer()
     with span(tracer, "untraced"):
         pass
-    assert not tracer.spans
+    assert not tracer.parts
 
 
 def test_steps_know_their_caller_and_whether_they_failed():
@@ -33,12 +35,35 @@ def test_steps_know_their_caller_and_whether_they_failed():
         raise KeyError("x")
     assert tracing.current_trace() == root.text
     ended(tracer, root)
-    inner, outer, whole = tracer.spans
-    assert [one[2] for one in (inner, outer, whole)] == ["inner", "outer", "GET /a"]
-    assert inner[0].number == outer[1]
-    assert outer[0] is whole[0] is root
-    assert (inner[5], outer[5]) == (True, False)
+    inner, outer, whole = tracer.parts
+    assert [one[1] for one in (inner, outer, whole)] == ["inner", "outer", "GET /a"]
+    assert inner[0].caller == outer[0].number
+    assert whole[0] is root
+    assert outer[0].caller == root.number
+    assert (inner[4], outer[4]) == (True, False)
     assert tracing.current_trace() == ""
+
+
+def test_what_nobody_wants_leaves_nothing_and_its_late_steps_cost_nothing():
+    tracer = Tracer()
+    root = tracer.begin(None, "00000000000000aa", ours=True)
+    tracing.add_step(root.steps, "records.cart get", 5.0, failed=False)
+    ended(tracer, root)
+    assert (len(tracer.parts), root.steps, tracer.take()) == (0, None, [])
+    assert tracing.current_trace() == ""
+    with span(tracer, "late"):
+        pass
+    assert not tracer.parts
+
+
+def test_what_went_elsewhere_waits_for_what_others_decide():
+    tracer = Tracer()
+    root = tracer.begin(None, "00000000000000aa", ours=True)
+    tracing.add_step(root.steps, "records.cart get", 5.0, failed=True)
+    assert tracing.current_trace() == root.text
+    ended(tracer, root)
+    assert [part[0].steps for part in tracer.parts] == [[("records.cart get", 5.0, root.steps[0][2], True)]]
+    assert tracer.take() == []
 
 
 def test_a_request_id_is_the_end_of_its_trace():
@@ -49,7 +74,7 @@ def test_a_request_id_is_the_end_of_its_trace():
 
 def test_a_callers_trace_goes_on():
     root = Tracer().begin(f"00-{CALLER}-01", "1")
-    assert root.caller == CALLER[33:]
+    assert f"{root.caller:016x}" == CALLER[33:]
     assert root.text.startswith(CALLER[:33])
     assert root.traceresponse.startswith(f"00-{CALLER[:32]}-")
 
@@ -67,9 +92,10 @@ def test_what_is_kept_failed_was_slow_was_asked_for_or_drew_the_lot():
     ended(tracer, tracer.begin(None, "1"), failed=True)
     ended(tracer, tracer.begin(None, "2"), took_s=2.0)
     ended(tracer, tracer.begin(f"00-{CALLER}-01", "3"))
-    for number in range(4, 8):
-        ended(tracer, tracer.begin(None, str(number)))
-    assert [reason for _, reason in tracer.take()] == ["error", "slow", "asked", "lot"]
+    for digit in range(16):  # the first digit draws, one in four
+        ended(tracer, tracer.begin(None, f"{digit:x}" + "8" * 15, ours=digit % 2 == 0))
+    assert [trace[16] for trace, reason in tracer.kept if reason == "lot"] == list("cdef")
+    assert [reason for _, reason in tracer.take()] == ["error", "slow", "asked", *["lot"] * 4]
     assert tracer.take() == []
 
 
@@ -93,9 +119,23 @@ def test_nothing_is_traced_while_tracing_is_off():
 
 def test_what_is_recorded_is_bounded():
     tracer = Tracer()
-    for number in range(tracing.RING + 10):
-        tracer.record(tracing.Context("c" * 32, 1), "s", clock.monotonic_s(), failed=number % 2 == 0)
-    assert len(tracer.spans) == tracing.RING
+    for _ in range(100):
+        root = tracer.begin(f"00-{CALLER}-00", "1")
+        for _ in range(tracing.STEPS_MAX + 10):
+            tracing.add_step(root.steps, "s", clock.monotonic_s(), failed=False)
+        assert len(root.steps) == tracing.STEPS_MAX
+        ended(tracer, root)
+    assert tracer.waiting == sum(1 + len(part[0].steps) for part in tracer.parts)
+    assert tracing.RING - tracing.STEPS_MAX <= tracer.waiting <= tracing.RING
+
+
+def test_the_parts_of_a_trace_leave_room_for_the_ids_of_their_steps():
+    tracer = Tracer()
+    root = tracer.begin(None, "f00000000000cafe", ours=True)
+    parts = sorted([root.span, tracer.within(root).span, tracer.within(root).span])
+    assert all(after - before > tracing.STEPS_MAX for before, after in itertools.pairwise(parts))
+    assert f"{root.span + tracing.STEPS_MAX:x}" == "f00000000000caff"
+    assert root.text == f"{0:016x}f00000000000cafe-{root.span:016x}"
 
 
 def test_a_context_travels_as_a_text():

@@ -12,7 +12,7 @@ from fourplane.control.traces.model import SPANS_MAX, KeptTrace, SpanRecord
 from fourplane.foundation import clock
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
-from fourplane.foundation.tracing import NO_SPAN, SPAN_DIGITS, RawSpan
+from fourplane.foundation.tracing import NO_SPAN, SPAN_DIGITS, Part
 from fourplane.service.rpc import idempotent
 
 LOOK_S = 0.5
@@ -65,10 +65,10 @@ class TraceKeeper:
         found: dict[str, list[SpanRecord]] = {trace: [] for trace in traces}
         wanted = found | {trace[SPAN_DIGITS:]: spans for trace, spans in found.items() if trace.startswith(NO_SPAN)}
         offset_s = clock.now_us() / 1e6 - clock.monotonic_s()
-        for raw in list(self._tracer.spans) if wanted else ():
-            spans = wanted.get(raw[0].trace)
-            if spans is not None and len(spans) < SPANS_MAX:
-                spans.append(_record(raw, self.process, offset_s))
+        for part in self._tracer.parts if wanted else ():
+            spans = wanted.get(part[0].trace)
+            if spans is not None:
+                spans += _records(part, self.process, offset_s)[: SPANS_MAX - len(spans)]
         return {trace: spans for trace, spans in found.items() if spans}
 
     async def _watch(self) -> None:
@@ -94,9 +94,14 @@ class TraceDesk:
         return self._keeper.steps_of(traces[:IDS_MAX])
 
 
-def _record(raw: RawSpan, process: str, offset_s: float) -> SpanRecord:
-    within, number, name, began_s, ended_s, failed = raw
-    parent = within.caller if number == within.number else f"{within.number:016x}"
-    took_us = max(0, round((ended_s - began_s) * 1e6))
-    start_us = round((began_s + offset_s) * 1e6)
-    return SpanRecord(within.trace_id, f"{number:016x}", parent, name, process, start_us, took_us, failed)
+def _records(part: Part, process: str, offset_s: float) -> list[SpanRecord]:
+    """The span of a part, and those of its steps."""
+    context, name, began_s, ended_s, failed, _ = part
+    trace, number = context.trace_id, context.span
+    spans = [(number, context.caller, name, began_s, ended_s, failed)]
+    spans += [(number + place, number, *step) for place, step in enumerate(context.steps or (), 1)]
+    return [
+        SpanRecord(trace, f"{one:016x}", f"{parent:016x}", label, process,
+                   round((begin + offset_s) * 1e6), max(0, round((end - begin) * 1e6)), bad)
+        for one, parent, label, begin, end, bad in spans
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fourplane.foundation import clock
-from fourplane.foundation.tracing import Context, Tracer, current
+from fourplane.foundation.tracing import STEPS_MAX, Step, Tracer, add_step, current
 from fourplane.state.contracts import EventLog, Records, Search, Sql
 from fourplane.state.stores import Stores
 
@@ -43,27 +43,28 @@ class TracedStores(Stores):
             for method in METHODS[contract]:
                 own = getattr(store, method)
                 if not hasattr(own, "untraced"):
-                    setattr(store, method, timed(self.tracer, f"{contract}.{name} {method}", own))
+                    setattr(store, method, timed(f"{contract}.{name} {method}", own))
         return store
 
 
-def timed(tracer: Tracer, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def timed(name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """`call` as a step named `name` where something is traced, and as it is elsewhere."""
 
-    async def measured(context: Context, work: Awaitable[Any]) -> Any:
+    async def measured(steps: list[Step], work: Awaitable[Any]) -> Any:
         began_s = clock.monotonic_s()
         try:
             answer = await work
         except BaseException:
-            tracer.record(context, name, began_s, failed=True)
+            add_step(steps, name, began_s, failed=True)
             raise
-        tracer.record(context, name, began_s, failed=False)
+        if len(steps) < STEPS_MAX:
+            steps.append((name, began_s, clock.monotonic_s(), False))
         return answer
 
     def passed(*args: Any, **kwargs: Any) -> Awaitable[Any]:
         context = current()
         work = call(*args, **kwargs)
-        return work if context is None else measured(context, work)
+        return work if context is None or (steps := context.steps) is None else measured(steps, work)
 
     passed.untraced = call  # type: ignore[attr-defined]
     return passed

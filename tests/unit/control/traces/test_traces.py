@@ -146,17 +146,20 @@ def test_calls_of_stores_are_steps_inside_a_trace_and_untouched_outside(tmp_path
         records = await stores.records("cart")
         assert await stores.records("cart") is records
         await records.write(b"p", [Put(b"s", b"1")])
-        outside = len(tracer.spans)
+        outside = len(tracer.parts)
         root = tracer.begin(None, "00000000000000aa")
         await records.write(b"p", [Put(b"t", b"2")])
         assert (await records.get(b"p", b"t")).value == b"2"
         tracer.end(root, "GET /a", 0.0, 1.0, failed=False)
         await stores.stop()
-        return outside, [one[2] for one in tracer.spans]
+        return outside, TraceKeeper(registry, process="w").steps_of([f"{0xAA:032x}"])
 
-    outside, names = asyncio.run(main())
+    outside, steps = asyncio.run(main())
     assert outside == 0
-    assert names == ["records.cart write", "records.cart get", "GET /a"]
+    (found,) = steps.values()
+    assert [one.name for one in found] == ["GET /a", "records.cart write", "records.cart get"]
+    assert {one.parent for one in found[1:]} == {found[0].span}
+    assert len({one.span for one in found}) == len(found)
 
 
 def test_otlp_names_ids_times_and_errors():
