@@ -53,7 +53,10 @@ ERROR_PAGE_HEADERS: list[tuple[bytes, bytes]] = [
 Headers = list[tuple[bytes, bytes]]
 SendWhole = Callable[[bytes, bytes | None], None]
 
-FRAMING = frozenset({b"connection", b"content-length", b"date", b"transfer-encoding"})
+FRAMING = frozenset({"connection", "content-length", "date", "transfer-encoding"})
+TYPES_MAX = 256  # media types whose lines are kept
+OVERRIDABLE = frozenset({"content-type", *(name.decode() for name, _ in PAGE_HEADERS)})
+_first_lines: dict[tuple[str, bool], bytes] = {}
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 NOTHING_LINE = status_line(204)
 JSON_LINES = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in JSON_HEADERS)
@@ -64,6 +67,7 @@ _encode = msgspec.json.Encoder().encode
 def allow_hosts(hosts: Iterable[str]) -> None:
     """Let the pages of this process load from these hosts too; said once, by the gateway, before the first page."""
     PAGE_HEADERS[0] = (b"content-security-policy", content_security(tuple(hosts)).encode())
+    _first_lines.clear()
 
 
 async def send_result(send: Send, result: object, extra: Headers, *, whole: SendWhole | None = None) -> int:
@@ -104,12 +108,9 @@ def whole_result(result: object, extra: Headers) -> tuple[int, bytes, bytes | No
         if not isinstance(body, bytearray | memoryview):
             return None
         body = bytes(body)
-    fields = _reply_fields(result)
-    if not FRAMING.isdisjoint([name for name, _ in fields]):
+    own = _reply_lines(result)
+    if own is None:
         return None
-    own = b"".join([b"%b: %b\r\n" % field for field in fields])
-    if own.count(b"\n") != len(fields) or own.count(b"\r") != len(fields):
-        raise ApplicationFault("a header field contains a line end")
     return status, status_line(status) + lines + own, None if status in NO_BODY else body
 
 
@@ -149,8 +150,8 @@ def error_page(status: int, message: str, code: str) -> bytes:
     ).encode()
 
 
-def _reply_fields(reply: Reply) -> Headers:
-    """The fields of a reply, without those that every answer of the gateway has."""
+def _first_fields(reply: Reply) -> Headers:
+    """The fields of a reply that its handler did not give: its type, and what browsers may do with it."""
     given, media_type = reply.headers, reply.media_type
     fields: Headers = []
     if media_type and "content-type" not in given and reply.status not in NO_BODY:
@@ -159,13 +160,37 @@ def _reply_fields(reply: Reply) -> Headers:
         fields += [entry for entry in PAGE_HEADERS if entry[0].decode() not in given]
     else:
         fields.append(NO_SNIFFING)
-    for name, value in given.items():
-        fields.append((name.lower().encode("latin-1"), value.encode("latin-1")))
     return fields
 
 
+def _reply_lines(reply: Reply) -> bytes | None:
+    """All fields of a reply as lines; None when one of them says something about connection or length."""
+    given, own = reply.headers, []
+    for name, value in given.items():
+        low = name.lower()
+        if low in FRAMING:
+            return None
+        own.append(f"{low}: {value}\r\n")
+    lines = "".join(own).encode("latin-1")
+    key = (reply.media_type, reply.status in NO_BODY)
+    first = _first_lines.get(key) if OVERRIDABLE.isdisjoint(given) else None
+    if first is None:
+        fields = _first_fields(reply)
+        first = b"".join([b"%b: %b\r\n" % field for field in fields])
+        if first.count(b"\n") != len(fields) or first.count(b"\r") != len(fields):
+            raise ApplicationFault("a media type contains a line end")
+        if OVERRIDABLE.isdisjoint(given):
+            if len(_first_lines) >= TYPES_MAX:
+                _first_lines.clear()
+            _first_lines[key] = first
+    if lines.count(b"\n") != len(own) or lines.count(b"\r") != len(own):
+        raise ApplicationFault("a header field contains a line end")
+    return first + lines
+
+
 async def _send_reply(send: Send, reply: Reply, extra: Headers) -> int:
-    headers = [*extra, *_reply_fields(reply)]
+    given = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    headers = [*extra, *_first_fields(reply), *given]
     body = reply.body
     if isinstance(body, bytes | bytearray | memoryview):
         await _send(send, reply.status, headers, bytes(body))
