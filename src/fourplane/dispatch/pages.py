@@ -1,10 +1,11 @@
 """The pages under /dispatch/: the live map where riders ask, the driver's, operations.
 
-Each is a file of `static/` between one head and one foot, read once: what they share stands here, in one place.
+Each is a file of `static/` over what all have below, in the frame all pages share; read once.
 """
 
 from pathlib import Path
 
+from fourplane.edge.html_page import html_page
 from fourplane.edge.routes import Call, Door, Handler, Reply, Route, StaticFolder
 
 STATIC = Path(__file__).parent / "static"
@@ -14,29 +15,11 @@ PAGES = {  # path: body of the page, its script, its title
     "/dispatch/drive": ("drive", "drive"),
     "/dispatch/operations": ("operations", "operations"),
 }
-HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
-<meta name="color-scheme" content="light dark">
-<title>Dispatch: {title}</title>
-<link rel="icon" href="/console/icon.svg">
-<link rel="stylesheet" href="/console/style.css">
-<link rel="stylesheet" href="/dispatch/static/dispatch.css">
-</head>
-<body class="city {name}">
-"""
-FOOT = """<section id="panel" class="panel glass" aria-live="polite"></section>
+SHEET = "/dispatch/static/dispatch.css"
+BELOW = """<section id="panel" class="panel glass" aria-live="polite"></section>
 <footer class="attribution">
 <span id="attribution"></span><span id="smooth"></span><span id="connection" role="status"></span>
 </footer>
-<noscript>
-<p class="panel glass">This page needs JavaScript. The API works without: <a href="/openapi.json">/openapi.json</a></p>
-</noscript>
-<script type="module" src="/dispatch/static/{name}.js"></script>
-</body>
-</html>
 """
 
 
@@ -50,7 +33,8 @@ def page_doors() -> list[Door]:
 
 def _page(name: str, title: str) -> Handler:
     body = (STATIC / f"{name}.html").read_text(encoding="utf-8")
-    page = (HEAD.format(name=name, title=title) + body + FOOT.format(name=name)).encode()
+    script = f"/dispatch/static/{name}.js"
+    page = html_page(f"Dispatch: {title}", body + BELOW, script=script, sheets=[SHEET], kind=f"city {name}").encode()
 
     async def handler(_call: Call[None]) -> Reply:
         return Reply(page)
