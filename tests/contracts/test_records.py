@@ -195,3 +195,26 @@ def test_any_history_equals_the_model(batches):
         await records.close()
 
     asyncio.run(body())
+
+
+def test_many_writers_at_once_each_write_what_they_gave(on):
+    async def body(records):
+        await asyncio.gather(
+            *[records.write(b"p%d" % n, [Put(b"s", b'\x00\\"{,}%d' % n, expect_version=0)]) for n in range(12)]
+        )
+        changes = [Put(b"s", b"over", expect_version=1), Put(b"s", b"", ttl_s=60.0), Put(b"s", b"y" * 20_000)]
+        wrong = Put(b"s", b"lost", expect_version=7)
+        told = await asyncio.gather(
+            *[records.write(b"p%d" % n, [(*changes, wrong)[n % 4], Put(b"t", b"2")]) for n in range(12)],
+            *[records.write(b"same", [Put(b"s", b"%d" % n)]) for n in range(5)],
+            return_exceptions=True,
+        )
+        assert [n for n, each in enumerate(told) if isinstance(each, Conflict)] == [3, 7, 11]
+        assert {n: each for n, each in enumerate(told) if each is not None and n % 4 != 3} == {}
+        for n in range(12):
+            found = [(one.value, one.version) for one in await records.scan(b"p%d" % n)]
+            kept = (b'\x00\\"{,}%d' % n, 1)
+            assert found == ([kept] if n % 4 == 3 else [(changes[n % 4].value, 2), (b"2", 1)])
+        assert (await records.get(b"same", b"s")).version == 5
+
+    on(body)

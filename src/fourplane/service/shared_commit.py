@@ -29,6 +29,7 @@ import msgspec
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Rejected, Unavailable
 from fourplane.foundation.lifecycle import Tasks
+from fourplane.state.arrays import KINDS, array, kind_of
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
 SIZES = (64, 32, 16, 8, 4, 2, 1)  # rows per statement: few texts, so that engines keep them prepared
@@ -239,20 +240,14 @@ def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
     None where a column has values of different kinds, or none at all.
     """
     columns = list(zip(*(row.values for row in rows), strict=True))
-    kinds: list[type] = []
-    for column in columns:
-        kind = {*map(type, column)} - {type(None)}
-        if len(kind) != 1 or not kind <= _ARRAYS.keys():
-            return None
-        kinds += kind
-    if not kinds:
+    kinds = tuple(kind for column in columns if (kind := kind_of(column)) is not None)
+    if not columns or len(kinds) < len(columns):
         return None
-    text = _far_text(template.head, template.row, template.tail, tuple(kinds))
-    values = tuple(_array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+    text = _far_text(template.head, template.row, template.tail, kinds)
+    values = tuple(array(column, kind) for column, kind in zip(columns, kinds, strict=True))
     return Statement(text, values, sum(row.count for row in rows) if template.counted else None, template.label)
 
 
-_ARRAYS = {int: "BIGINT", str: "TEXT", bytes: "BYTEA", float: "DOUBLE PRECISION"}
 _ITEM = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")
 
 
@@ -263,22 +258,9 @@ def _far_text(head: str, row: str, tail: str, kinds: tuple[type, ...]) -> str:
     filled = re.sub(re.escape("{}"), lambda _: f"r.place{next(places)}", row)
     items = _ITEM.findall(filled[1:-1] if row.startswith("(") else filled)
     taken = ", ".join(f"{item.strip()} AS column{number}" for number, item in enumerate(items, 1))
-    arrays = ", ".join(f"CAST(?{at} AS {_ARRAYS[kind]}[])" for at, kind in enumerate(kinds, 1))
+    arrays = ", ".join(f"CAST(?{at} AS {KINDS[kind]}[])" for at, kind in enumerate(kinds, 1))
     names = ", ".join(f"place{at}" for at in range(len(kinds)))
     return f"{head.removesuffix('VALUES ')}SELECT {taken} FROM unnest({arrays}) AS r({names}){tail}"  # noqa: S608 - texts of templates only
-
-
-def _array(column: Sequence[SqlValue], kind: type) -> str:
-    """A column as PostgreSQL writes arrays."""
-    if kind is str:
-        quoted = [
-            "NULL" if one is None else '"' + str(one).replace("\\", "\\\\").replace('"', '\\"') + '"' for one in column
-        ]
-    elif kind is bytes:
-        quoted = [f'"\\\\x{one.hex()}"' if isinstance(one, bytes) else "NULL" for one in column]
-    else:
-        quoted = ["NULL" if one is None else repr(one) for one in column]
-    return "{" + ",".join(quoted) + "}"
 
 
 def _sums(rows: Sequence[Row]) -> list[Row]:

@@ -241,7 +241,7 @@ class Line(asyncio.Protocol):
 
 def is_outdated(error: Exception | None) -> bool:
     """The columns of a statement changed after it was parsed; on this connection it can run no more."""
-    return isinstance(error, asyncpg.FeatureNotSupportedError) and "cached plan" in str(error)
+    return isinstance(error, asyncpg.InvalidCachedStatementError)
 
 
 _FAREWELLS = (asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.CannotConnectNowError)

@@ -2,9 +2,9 @@
 
 One table per store, clustered by nothing, keyed by (partition, sort). A batch is one transaction, so it is atomic; each expected
 version is a condition of its statement, whose row count decides. `expires_us` is compared with the caller's clock, as on
-the embedded engine. Writes that come while one is under way share the next transaction, whatever their partitions; when
-one of them meets a conflict, each is tried alone and hears its own answer. Expired rows are removed a thousand at a time,
-once in `PURGE_EVERY` changes.
+the embedded engine. Writes that come while one is under way share the next transaction, whatever their partitions, and those of
+one kind a statement, as arrays; when one of them meets a conflict, each is tried alone and hears its own answer. Expired rows
+are removed a thousand at a time, once in `PURGE_EVERY` changes.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError, Rejected, Unavailable
-from fourplane.state.contracts import Change, Put, Record, Row, Sql, Statement
+from fourplane.state.arrays import array
+from fourplane.state.contracts import Change, Put, Record, Row, Sql, SqlValue, Statement
 from fourplane.state.embedded.records import SCAN_MAX, check_changes, conflict
 
 PURGE_EVERY = 1_000
@@ -41,6 +42,21 @@ _PUT_OVER = (
     "UPDATE record SET value=?3, expires_us=?4, version=version+1"
     " WHERE partition=?1 AND sort=?2 AND version=?6 AND (expires_us IS NULL OR expires_us>?5)"
 )
+_MANY = (
+    "INSERT INTO record (partition, sort, value, version, expires_us) SELECT r.partition, r.sort, r.value, 1, r.expires_us FROM"
+    " unnest(CAST(?1 AS BYTEA[]), CAST(?2 AS BYTEA[]), CAST(?3 AS BYTEA[]), CAST(?4 AS BIGINT[]))"
+    " AS r(partition, sort, value, expires_us)"
+    " ON CONFLICT (partition, sort) DO UPDATE SET value=excluded.value, expires_us=excluded.expires_us,"
+)
+_PUT_MANY = f"{_MANY} version=CASE WHEN record.expires_us<=?5 THEN 1 ELSE record.version+1 END"
+_PUT_ABSENT_MANY = f"{_MANY} version=1 WHERE record.expires_us<=?5"
+_PUT_OVER_MANY = (
+    "UPDATE record SET value=r.value, expires_us=r.expires_us, version=record.version+1 FROM"
+    " unnest(CAST(?1 AS BYTEA[]), CAST(?2 AS BYTEA[]), CAST(?3 AS BYTEA[]), CAST(?4 AS BIGINT[]), CAST(?6 AS BIGINT[]))"
+    " AS r(partition, sort, value, expires_us, version)"
+    " WHERE record.partition=r.partition AND record.sort=r.sort AND record.version=r.version"
+    " AND (record.expires_us IS NULL OR record.expires_us>?5)"
+)
 _DELETE = "DELETE FROM record WHERE partition=?1 AND sort=?2"
 _DELETE_OVER = f"{_DELETE} AND version=?4 AND {_ALIVE}"
 _PURGE = (
@@ -48,6 +64,7 @@ _PURGE = (
     " (SELECT partition, sort FROM record WHERE expires_us<=?1 ORDER BY expires_us LIMIT 1000)"
 )
 TOGETHER_MAX = 64
+GATHERED_BYTES_MAX = 16_384  # larger values travel as they are
 _COUNTS = ("unexpected_rows", "unique_rule")
 
 
@@ -150,9 +167,7 @@ class SqlRecords:
     async def _write_batch(self, batch: "list[_Writing]") -> None:
         now_us = clock.now_us()
         try:
-            await self._sql.commit(
-                [_statement(one.partition, change, now_us) for one in batch for change in one.changes]
-            )
+            await self._sql.commit(_statements(batch, now_us))
         except Conflict as error:
             if len(batch) == 1:
                 _fail(batch[0].future, _told(error, batch[0].changes))
@@ -198,11 +213,42 @@ def _fail(future: "asyncio.Future[bool | None]", error: FourplaneError) -> None:
         future.exception()  # its caller may have gone
 
 
+def _statements(batch: "Sequence[_Writing]", now_us: int) -> list[Statement]:
+    """The writes of a batch; where several came and no key comes twice, what is put in one way is one statement."""
+    single = [(one.partition, change) for one in batch for change in one.changes]
+    if len(batch) == 1 or len({(partition, change.sort) for partition, change in single}) < len(single):
+        return [_statement(partition, change, now_us) for partition, change in single]
+    statements: list[Statement] = []
+    gathered: dict[str, list[tuple[bytes, Put]]] = {}
+    for partition, change in single:
+        if isinstance(change, Put) and len(change.value) <= GATHERED_BYTES_MAX:
+            expected = change.expect_version
+            text = _PUT_MANY if expected is None else _PUT_OVER_MANY if expected else _PUT_ABSENT_MANY
+            gathered.setdefault(text, []).append((partition, change))
+        else:
+            statements.append(_statement(partition, change, now_us))
+    for text, puts in gathered.items():
+        values: tuple[SqlValue, ...] = (
+            array([partition for partition, _ in puts], bytes),
+            array([put.sort for _, put in puts], bytes),
+            array([put.value for _, put in puts], bytes),
+            array([_expires_us(put, now_us) for _, put in puts], int),
+            now_us,
+        )
+        if text == _PUT_OVER_MANY:
+            values = (*values, array([put.expect_version for _, put in puts], int))
+        statements.append(Statement(text, values, expect_rows=len(puts) if text != _PUT_MANY else None))
+    return statements
+
+
+def _expires_us(put: Put, now_us: int) -> int | None:
+    return None if put.ttl_s is None else now_us + int(put.ttl_s * 1e6)
+
+
 def _statement(partition: bytes, change: Change, now_us: int) -> Statement:
     expected, sort = change.expect_version, change.sort
     if isinstance(change, Put):
-        expires_us = None if change.ttl_s is None else now_us + int(change.ttl_s * 1e6)
-        row = (partition, sort, change.value, expires_us, now_us)
+        row = (partition, sort, change.value, _expires_us(change, now_us), now_us)
         if expected is None:
             return Statement(_PUT, row)
         if expected == 0:
