@@ -16,6 +16,7 @@ import msgspec
 
 from fourplane.commerce.api import Api
 from fourplane.commerce.api_operators import OperatorApi
+from fourplane.commerce.cart_clearing import CartClearing
 from fourplane.commerce.cart_store import CartSettings, CartStore
 from fourplane.commerce.catalog import Catalog, CatalogSettings, Product
 from fourplane.commerce.catalog_import import ImportReport, Progress, import_rows, parse
@@ -108,12 +109,13 @@ class Commerce:
         self.webhooks = Webhooks(settings.webhooks, sql=sql, ids=ids)
         self.orders = Orders(sql=sql, announce=self.webhooks.announce)
         self.payments = Payments(settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch)
+        clearing = CartClearing(carts=self.carts, orders=self.orders)
         carrier = BuiltInCarrier(settings.shipping)
         participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}
         self.coordinator = Coordinator(
             sql,
             settings.name,
-            {"order": self.orders, "payment": self.payments, **participants},
+            {"order": self.orders, "payment": self.payments, "cart": clearing, **participants},
             ids=ids,
             settings=settings.commit,
         )
@@ -126,6 +128,7 @@ class Commerce:
             coordinator=self.coordinator,
             carrier=carrier,
             payments=self.payments,
+            clearing=clearing,
         )
         self.credits = Credits(sql=sql, orders=self.orders, payments=self.payments, inventory=self.inventory)
         self.media = Media(settings.media, blobs=blobs)

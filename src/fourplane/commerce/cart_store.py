@@ -3,10 +3,10 @@
 A change applies to the cart as it was last written here (a cart never seen is taken for a new one), and writes over that
 version. When somebody else wrote meanwhile, the two copies
 are merged and written again; after `attempts_max` lost races the caller hears Conflict. A cart that nobody
-touches for `keep_days` is forgotten.
+touches for `keep_days` is forgotten. What was ordered is gone from a cart at once (`ahead`), also before that is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -48,6 +48,7 @@ class CartStore:
         self._seen: dict[
             str, tuple[bytes, int]
         ] = {}  # as last written here, oldest first; a guess that the version settles
+        self._ahead: dict[str, dict[str, None]] = {}  # operations by cart, gone but not written yet
         self._decoder = msgspec.msgpack.Decoder(Cart)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -58,7 +59,7 @@ class CartStore:
     async def load(self, cart_id: str) -> "Copy":
         """The cart and which version of it this is."""
         record = await self._records.get(_partition(cart_id), SORT)
-        return Copy(Cart(), 0) if record is None else Copy(self._decode(record.value), record.version)
+        return Copy(Cart(), 0) if record is None else Copy(self._copy(cart_id, record.value), record.version)
 
     async def change(self, cart_id: str, edit: Callable[[Cart, Stamp], object], *, known: "Copy | None" = None) -> Cart:
         """Apply `edit` durably and return the cart; `edit` may run again on a newer copy than the one that is `known`."""
@@ -83,6 +84,20 @@ class CartStore:
             return cart
         raise Conflict("this cart is being changed from too many places at once", code="cart_busy")
 
+    def ahead(self, cart_id: str, operations: Sequence[str]) -> None:
+        """Whoever looks sees the cart without these operations; they are about to be taken out of it."""
+        self._ahead.setdefault(cart_id, {}).update(dict.fromkeys(operations))
+
+    def caught_up(self, cart_id: str, operations: Sequence[str]) -> None:
+        """It is written now."""
+        left = self._ahead.get(cart_id)
+        if left is None:
+            return
+        for operation in operations:
+            left.pop(operation, None)
+        if not left:
+            del self._ahead[cart_id]
+
     async def absorb(self, cart_id: str, other: Cart) -> Cart:
         """Merge another copy (a guest's cart at login, another region's) into this one."""
 
@@ -95,11 +110,13 @@ class CartStore:
     def _guess(self, cart_id: str) -> "Copy":
         """The cart as last written here, or a new one: not read, so whoever uses it must expect its version."""
         stored, version = self._seen.get(cart_id, (b"", 0))
-        return Copy(self._decode(stored), version) if version else Copy(Cart(), 0)
+        return Copy(self._copy(cart_id, stored), version) if version else Copy(Cart(), 0)
 
-    def _decode(self, stored: bytes) -> Cart:
+    def _copy(self, cart_id: str, stored: bytes) -> Cart:
         cart = self._decoder.decode(stored)
         assert cart.schema == 1, "a cart of a newer schema"
+        if cart_id in self._ahead:
+            cart.clear(self._ahead[cart_id], stamp=self._clock.tick(clock.now_us()))
         return cart
 
     def _bound(self, cart: Cart) -> None:

@@ -5,7 +5,8 @@
                  (a hold in every stock shard that has a store of its own)
         wave 1   the card is authorised
         decision one durable row, and in its commit the order, paid, and the stock, sold
-        commit   money captured (stock sold where it has a store of its own)
+        answer   the order stands; the buyer hears so and sees the cart empty (stock sold where it has a store of its own)
+        behind   money captured, cart emptied: for all checkouts of the moment together, repeated until done
 
 An attempt is named by the buyer's idempotency key. The same key hears the same answer, whether it arrives at the same
 moment, after the answer was lost, or after a crash. Two different keys for the same content of the same cart meet at the order's
@@ -13,7 +14,7 @@ claim, so a second tab cannot buy the same things twice. What the buyer saw (`ex
 checkout stops and says what changed. `Coordinator.start` settles everything a crash left behind before the doors open.
 
 Orders, stock and decisions in one store: what must be known before the card is asked is one commit, everything else another, the
-card network's two come between and after. With stock in stores of its own each shard has two more. All are shared with every
+card network's comes between. With stock in stores of its own each shard has two more. All are shared with every
 other checkout of the moment.
 """
 
@@ -23,7 +24,8 @@ from hashlib import blake2b
 
 import msgspec
 
-from fourplane.commerce.cart import Cart, Stamp
+from fourplane.commerce.cart import Cart
+from fourplane.commerce.cart_clearing import CartClearing, Emptying
 from fourplane.commerce.cart_store import CartStore, Copy
 from fourplane.commerce.catalog import Catalog
 from fourplane.commerce.inventory import HoldRequest, Inventory, OutOfStock, Wanted
@@ -116,9 +118,11 @@ class Checkout:
         coordinator: Coordinator,
         carrier: BuiltInCarrier,
         payments: Payments,
+        clearing: CartClearing,
     ) -> None:
         self._settings = settings
         self._carts = carts
+        self._clearing = clearing
         self._catalog = catalog
         self._inventory = inventory
         self._orders = orders
@@ -201,7 +205,7 @@ class Checkout:
                 raise
             return self._answer_again(known), False
         try:
-            placed = await self._commit(order, holds)
+            placed = await self._commit(order, holds, Emptying(cart_id, order.body.operations, copy))
         except Conflict as conflict:
             if conflict.reason != "duplicate_order":
                 raise
@@ -210,7 +214,8 @@ class Checkout:
                 await self._was_it_ordered(order.claim)
                 raise
             return self._answer_again(known), False
-        await self._after(copy, placed, items)
+        self._clearing.ordered(placed.number)
+        self.touched.update((item.sku, None) for item in items)  # fewer now
         return placed, True
 
     async def _prepare(
@@ -251,14 +256,14 @@ class Checkout:
         now = clock.now_us()
         return copy, Order(0, key, cart_id, claim, account, "placing", "", now, now, body), items, market
 
-    async def _commit(self, order: Order, holds: Mapping[int, HoldRequest]) -> Order:
+    async def _commit(self, order: Order, holds: Mapping[int, HoldRequest], emptying: Emptying) -> Order:
         quote = order.body.quote
         charge = Charge(Money(quote.total, quote.currency), order.body.method)
         free = quote.total == 0
         mine = {rule.code: rule.uses_per_buyer for rule in self.promotions} if order.body.codes else {}
         per_buyer = {code: mine.get(code.partition("|")[0], 1) for code in order.body.codes if "|" in code}
         along = (lambda _: ()) if free else self._payments.intent(charge)
-        branches = [Branch("order", Placing(order, along, per_buyer))]
+        branches = [Branch("order", Placing(order, along, per_buyer)), Branch("cart", emptying)]
         branches += [Branch(f"inventory-{shard}", hold) for shard, hold in holds.items()]
         if not free:
             branches.append(Branch("payment", charge, wave=1))
@@ -284,7 +289,7 @@ class Checkout:
         """Tell a second tab, or a buyer back after a crash, that this very cart has been bought."""
         order = await self._orders.find_claim(claim)
         if order is not None and order.state not in ("placing", "failed"):
-            await self._clear(order.cart, order)
+            await self._clearing.empty(order)
             raise Conflict("this cart has been ordered already", code="already_ordered", order=order.id)
 
     async def _holds(self, items: Sequence[Item], market: Market) -> dict[int, HoldRequest]:
@@ -301,11 +306,6 @@ class Checkout:
                 available=left,
             ) from error
 
-    async def _after(self, copy: Copy, order: Order, items: Sequence[Item]) -> None:
-        """Empty the cart of what was bought and note what is fewer now; neither can undo the order."""
-        await self._clear(order.cart, order, copy)
-        self.touched.update((item.sku, None) for item in items)
-
     async def tell_stock(self) -> list[str]:
         """Let catalog and search know what the last orders left; the products concerned. Called several times a second."""
         skus, self.touched = self.touched, {}
@@ -313,12 +313,6 @@ class Checkout:
         await self._catalog.stock_changed(levels)
         products = [await self._catalog.find_by_sku(sku) for sku, count in levels.items() if count < FEW]
         return [product.id for product in products if product is not None]
-
-    async def _clear(self, cart_id: str, order: Order, known: Copy | None = None) -> None:
-        def clear(cart: Cart, stamp: Stamp) -> None:
-            cart.clear(order.body.operations, stamp=stamp)
-
-        await self._carts.change(cart_id, clear, known=known)
 
     async def _items(self, cart: Cart, market: Market) -> tuple[list[Item], list[Notice]]:
         """The lines at their current price, and those that cannot be ordered as they are."""

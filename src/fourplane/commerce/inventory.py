@@ -30,8 +30,8 @@ from fourplane.commerce.shelf import Piece, Shelf
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.ids import IdGenerator
+from fourplane.service.participants import Draft, Transaction
 from fourplane.service.shared_commit import Row, Template, Work, rendered
-from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state.contracts import Sql, Statement
 
 _CORRECT = Template(

@@ -21,8 +21,8 @@ import msgspec
 from fourplane.commerce.pricing import Quote
 from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import Conflict, NotFound
+from fourplane.service.participants import Draft, Transaction
 from fourplane.service.shared_commit import Row, Template, Work, rendered
-from fourplane.service.two_phase_commit import Draft, Transaction
 from fourplane.state import contracts
 from fourplane.state.contracts import Sql, Statement
 
@@ -322,7 +322,7 @@ class Orders:
             "SELECT state, at_us, note FROM order_events WHERE order_id = ?1 ORDER BY number", number
         )
         made = await self._sql.read("SELECT created_us FROM orders WHERE id = ?1", number)
-        placed = OrderEvent("paid", int(made[0][0] or 0) if made else ids.created_us(number), "payment captured")
+        placed = OrderEvent("paid", int(made[0][0] or 0) if made else ids.created_us(number), "payment accepted")
         return [placed, *(OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows)]
 
     async def in_state(self, state: State, *, limit: int = 100) -> list[Order]:

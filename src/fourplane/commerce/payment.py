@@ -1,5 +1,8 @@
 """The payment's part in a checkout: authorise is prepare, capture is commit, void is abort.
 
+A buyer hears of the order when it is decided and the money is held; the capture follows at once, together with those of the other
+checkouts of the moment (`commit_many`). Whoever gives money back before that captures it first, under the same key.
+
 Before the gateway is asked, the intent is written down with the transaction it belongs to (`intent`, in the commit of the
 order's row); it is removed some time after the capture. So after a crash the coordinator
 finds it in doubt, and an authorisation whose answer got lost is found again by its key. A lost answer is asked for
@@ -32,9 +35,9 @@ from fourplane.foundation.errors import (
 )
 from fourplane.foundation.money import Money
 from fourplane.service.circuit_breaker import BreakerSettings, CircuitBreaker
-from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentGateway
+from fourplane.service.participants import Transaction
+from fourplane.service.payment_gateway import Authorisation, Capture, Notice, Payment, PaymentGateway
 from fourplane.service.shared_commit import Row, Template, Work
-from fourplane.service.two_phase_commit import Transaction
 from fourplane.state.contracts import Sql, Statement
 
 
@@ -145,10 +148,29 @@ class Payments:
             if payment is None:
                 raise Unavailable("the gateway does not know this payment yet", code="payment_unknown")
             known = payment.id
-        await self._gateway.capture(f"{_key(transaction.id)}-capture", known)
+        await self._gateway.capture(_capture_key(transaction.id), known)
         self._authorised.pop(transaction.id, None)
         self._over.append(transaction.id)
         self.captured += 1
+
+    async def commit_many(self, transactions: Sequence[Transaction]) -> Sequence[Transaction]:
+        """The same for many, in one call of the gateway; those it could not take, or that were authorised before a crash."""
+        if self._settings.capture == "shipment":
+            for transaction in transactions:
+                await self.commit(transaction)
+            return ()
+        known = [(one, self._authorised.get(one.id)) for one in transactions]
+        captures = [Capture(_capture_key(one.id), payment) for one, payment in known if payment is not None]
+        refused = set(await self._gateway.capture_many(captures)) if captures else set()
+        left: list[Transaction] = []
+        for one, payment in known:
+            if payment is None or _capture_key(one.id) in refused:
+                left.append(one)
+                continue
+            self._authorised.pop(one.id, None)
+            self._over.append(one.id)
+            self.captured += 1
+        return left
 
     async def abort(self, transaction: Transaction) -> None:
         """Let the money go, now or as soon as the gateway answers; may be repeated."""
@@ -212,20 +234,20 @@ class Payments:
         if amount.amount <= 0:
             await self._gateway.void(f"{_key(transaction)}-void", payment.id)
             return
-        await self._gateway.capture(f"{_key(transaction)}-capture", payment.id, amount)
+        await self._gateway.capture(_capture_key(transaction), payment.id, amount)
         self.captured += 1
 
     async def give_back(self, transaction: int, amount: Money, key: str) -> None:
-        """Give back a part of what an order paid, once per key; nothing where it has not been charged yet."""
+        """Give back a part of what an order paid, once per key; nothing where it is charged at the shipment."""
         self._switch.check()
-        payment = await self._payment(transaction)
+        payment = await self._charged(transaction)
         if payment.state in ("captured", "refunded"):
             await self._gateway.refund(f"{_key(transaction)}-refund-{key}", payment.id, amount)
 
     async def cancel(self, transaction: int, amount: Money) -> None:
         """Give back all that is left of an order's payment, or let its hold go; may be repeated."""
         self._switch.check()
-        payment = await self._payment(transaction)
+        payment = await self._charged(transaction)
         if payment.state == "authorised":
             await self._gateway.void(f"{_key(transaction)}-void", payment.id)
         elif payment.state in ("captured", "refunded") and amount.amount > 0:
@@ -262,6 +284,13 @@ class Payments:
         payment = await self._gateway.find_by_key(_key(transaction))
         if payment is None:
             raise Conflict("this order has no payment", code="no_payment")
+        return payment
+
+    async def _charged(self, transaction: int) -> Payment:
+        """The payment of a placed order; what is still to be captured for it is captured first."""
+        payment = await self._payment(transaction)
+        if payment.state == "authorised" and self._settings.capture == "order":
+            payment = await self._gateway.capture(_capture_key(transaction), payment.id)
         return payment
 
     async def of_order(self, transaction: int) -> Payment | None:
@@ -316,3 +345,7 @@ def _silent(retry_after_s: float) -> Unavailable:
 
 def _key(transaction: int) -> str:
     return f"commerce-{transaction}"
+
+
+def _capture_key(transaction: int) -> str:
+    return f"{_key(transaction)}-capture"

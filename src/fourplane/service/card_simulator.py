@@ -12,6 +12,7 @@ Ledger: every operation moves an amount between `card`, `held` and `merchant`; i
 does. Concurrent operations on one payment meet at its version and the loser looks again.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
@@ -31,10 +32,10 @@ from fourplane.foundation.errors import (
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.money import Money
-from fourplane.service.payment_gateway import Authorisation, Notice, Payment, PaymentState
+from fourplane.service.payment_gateway import Authorisation, Capture, Notice, Payment, PaymentState
 from fourplane.service.rpc import idempotent
 from fourplane.service.schema import PAYMENTS
-from fourplane.service.shared_commit import Row, SharedCommit, Template
+from fourplane.service.shared_commit import Row, SharedCommit, Template, Work
 from fourplane.state import contracts, schema
 from fourplane.state.contracts import Sql
 
@@ -198,19 +199,41 @@ class CardSimulator:
     async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
         """See PaymentGateway."""
         request = f"capture {authorisation_id} {amount.text() if amount else 'all'}"
+        return await self._change(key, "capture", request, authorisation_id, lambda before: _captured(before, amount))
 
-        def change(before: _State) -> tuple[_State, list[Transfer]]:
-            taken = before.authorised if amount is None else _amount(before, amount)
-            if before.state != "authorised":
-                raise Conflict(
-                    f"a payment that is {before.state} cannot be captured", code="wrong_state", state=before.state
-                )
-            if taken > before.authorised:
-                raise Rejected("more than was authorised", code="bad_amount")
-            moves = [("held", "merchant", taken), ("held", "card", before.authorised - taken)]
-            return msgspec.structs.replace(before, state="captured", captured=taken), moves
+    @idempotent
+    async def capture_many(self, captures: list[Capture]) -> list[str]:
+        """See PaymentGateway: those authorised here a moment ago are one commit."""
+        works: list[Work] = []
+        together: list[tuple[Capture, _State]] = []
+        alone: list[Capture] = []
+        for one in captures:
+            _check_key(one.key)
+            before = self._recent.pop(one.authorisation_id, None)
+            if before is None:
+                alone.append(one)
+                continue
+            after, moves = _captured(before, None)
+            works.append(Row(CHANGE, (before.id, after.state, after.captured, after.refunded, before.version)))
+            works += _operation(one.key, "capture", f"capture {one.authorisation_id} all", after, moves)
+            together.append((one, msgspec.structs.replace(after, version=before.version + 1)))
+        if works:
+            try:
+                await self._shared.commit(works)
+            except Conflict:  # somebody was first at one of them: each is looked at for itself
+                alone += [one for one, _ in together]
+            else:
+                for _, done in together:
+                    self._note("captured", done)
+        answers = await asyncio.gather(*(self._take(one) for one in alone))
+        return [one.key for one, taken in zip(alone, answers, strict=True) if not taken]
 
-        return await self._change(key, "capture", request, authorisation_id, change)
+    async def _take(self, one: Capture) -> bool:
+        try:
+            await self.capture(one.key, one.authorisation_id)
+        except FourplaneError:
+            return False
+        return True
 
     @idempotent
     async def void(self, key: str, authorisation_id: str) -> Payment:
@@ -368,6 +391,17 @@ class CardSimulator:
                 self._notices.popleft()
         finally:
             self._delivering = False
+
+
+def _captured(before: _State, amount: Money | None) -> tuple[_State, list[Transfer]]:
+    """The payment with this much of it taken, or all, and what moves; raises where that cannot be."""
+    taken = before.authorised if amount is None else _amount(before, amount)
+    if before.state != "authorised":
+        raise Conflict(f"a payment that is {before.state} cannot be captured", code="wrong_state", state=before.state)
+    if taken > before.authorised:
+        raise Rejected("more than was authorised", code="bad_amount")
+    moves = [("held", "merchant", taken), ("held", "card", before.authorised - taken)]
+    return msgspec.structs.replace(before, state="captured", captured=taken), moves
 
 
 def _authorisation(state: _State) -> Authorisation:

@@ -38,6 +38,13 @@ class Payment(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Capture(msgspec.Struct, frozen=True):
+    """One of many captures: all that is held of an authorisation, under its own key."""
+
+    key: str
+    authorisation_id: str
+
+
 class Notice(msgspec.Struct, frozen=True):
     """What the gateway tells afterwards (a webhook): at least once, so the receiver drops an `id` it has seen."""
 
@@ -54,6 +61,9 @@ class PaymentGateway(Protocol):
 
     async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
         """Take all or a part of what is held, once; the rest is released."""
+
+    async def capture_many(self, captures: list[Capture]) -> list[str]:
+        """Each as `capture` would; the keys of those that could not be, which `capture` explains one by one."""
 
     async def void(self, key: str, authorisation_id: str) -> Payment:
         """Release what is held; a second void is fine, a captured payment is a Conflict."""

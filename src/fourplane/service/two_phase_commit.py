@@ -16,6 +16,9 @@ part is done, whole and on condition, in the commit of the decision itself. It s
 was set aside in memory is gone with a crash, like the transaction. With order, stock and decisions in one store a checkout has
 two commits there: what must be known before the card network is asked, and everything else.
 
+Followers (`followers`). A participant that can commit many at once is told behind the callers' answers, with all others of the
+moment: nothing can change the outcome any more, and the decision's row waits for its confirmation.
+
 Invariants: prepare, commit and abort of a participant are idempotent; commit is only called behind a durable row; abort only
 where no row can appear. A caller who gives up does not stop a transaction: it runs to its end and can be asked about.
 Cost: one durable row per transaction, shared with every transaction that decides while the last write was under way; removal
@@ -25,7 +28,7 @@ of finished rows rides along. About 160 us of CPU with an embedded log, besides 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import msgspec
 
@@ -35,71 +38,12 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Histogram
 from fourplane.service.decision_log import DecisionLog
+from fourplane.service.followers import Behind, FollowerSettings
+from fourplane.service.participants import Follower, LastAgent, Participant, Transaction
 from fourplane.service.shared_commit import SharedCommit, SharedCommitStatistics, Work
 from fourplane.state.contracts import Sql, Statement
 
 DRAFTS_MAX = 12
-
-
-class Transaction(msgspec.Struct, frozen=True):
-    """Who coordinates what; participants store all three with what they hold."""
-
-    id: int
-    coordinator: str
-    epoch: int
-
-
-class Participant(Protocol):
-    """Somebody who can promise. All three calls are idempotent per transaction id and durable when they return.
-
-    One that bounds the time of its own votes may say so with an attribute `votes_in_time = True`.
-    """
-
-    async def prepare(self, transaction: Transaction, work: object) -> object:
-        """Promise to be able to commit, also after a crash; the value goes to the caller. Any error is a no."""
-
-    async def commit(self, transaction: Transaction) -> None:
-        """Make the promise true. Repeated until it returns; an unknown transaction was committed before."""
-
-    async def abort(self, transaction: Transaction) -> None:
-        """Let go, also of a transaction that was never prepared here. Repeated until it returns."""
-
-    async def in_doubt(self, coordinator: str) -> Sequence[Transaction]:
-        """Everything promised to this coordinator and neither committed nor aborted."""
-
-
-class Draft(msgspec.Struct, frozen=True):
-    """A last agent's part as statements, under which fences, and what the caller gets for it."""
-
-    statements: Sequence[Work]
-    result: object = None
-    fences: Sequence[Statement] = ()
-
-
-@runtime_checkable
-class LastAgent(Participant, Protocol):
-    """A participant that can do its part in the decision's commit, when they share a store."""
-
-    @property
-    def store(self) -> Sql:
-        """Where its rows lie; only where that is the decision log's store it is a last agent."""
-
-    async def enlist(self, transaction: Transaction, work: object, attempt: int) -> Sequence[Work]:
-        """Set aside in memory what the part needs; what must be durable before later waves are asked. Raises what makes
-        it impossible. `attempt` counts from 0; later ones follow a lost race.
-        """
-
-    def complete(self, transaction: Transaction, work: object) -> Draft:
-        """The whole part, with expectations that fail when it has become impossible."""
-
-    async def conflicted(self, transaction: Transaction, work: object, conflict: Conflict) -> bool:
-        """A commit met this conflict: raise what the caller hears, or say whether to enlist again may go better."""
-
-    def completed(self, transaction: Transaction) -> None:
-        """The decision is durable, and the part with it."""
-
-    def release(self, transaction: Transaction) -> None:
-        """It will not be completed: what was set aside is free. May be repeated."""
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -111,7 +55,7 @@ class Branch(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """A committed transaction: what each `prepare` returned, and whether every participant has confirmed yet."""
+    """A committed transaction: what each `prepare` returned, and whether every participant had confirmed by then."""
 
     transaction: Transaction
     results: dict[str, object]
@@ -127,6 +71,7 @@ class CommitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_s_max: float = 5.0
     sweep_s: float = 60.0
     stories_max: int = 1_000
+    followers: FollowerSettings = FollowerSettings()
 
 
 class CommitStatistics(msgspec.Struct, frozen=True):
@@ -162,6 +107,12 @@ class Coordinator:
         self._agents: dict[str, LastAgent] = {
             name: one for name, one in participants.items() if isinstance(one, LastAgent) and one.store is sql
         }
+        self._followers: dict[str, Follower] = {
+            name: one for name, one in participants.items() if name not in self._agents and isinstance(one, Follower)
+        }
+        self._behind = Behind(
+            self._settings.followers, self._followers, alone=self._confirm_commit, settled=self._followed
+        )
         self._tasks: Tasks | None = None
         self._open: set[int] = set()  # until everybody has confirmed
         self._callers: dict[int, asyncio.Future[Outcome]] = {}
@@ -184,6 +135,7 @@ class Coordinator:
         """
         self._tasks = tasks
         self._shared.open(tasks)
+        self._behind.open(tasks)
         await self._log.open()
         decided = [
             (Transaction(number, self._name, self.epoch), names) for number, names in await self._log.unfinished()
@@ -205,6 +157,10 @@ class Coordinator:
     async def drain(self) -> None:
         """Take no new transaction; return when none is open."""
         self._draining = True
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Return when no transaction is open: everything decided is confirmed by everybody."""
         while self._open:
             self._idle.clear()
             await self._idle.wait()
@@ -214,6 +170,7 @@ class Coordinator:
         self._draining = True
         self._tasks = None
         self._shared.close()
+        self._behind.close()
         for future in list(self._callers.values()):  # also of those whose task never began
             _fail(future, _in_doubt())
 
@@ -291,20 +248,39 @@ class Coordinator:
             _fail(future, error)
             return
         self._committed += 1
-        late = Outcome(transaction, results, settled=False)
-        timer = asyncio.get_running_loop().call_later(self._settings.confirm_s, _settle, future, late)
         self._unsettled += 1
-        try:
-            if others:
-                await self._confirm(transaction, others, "commit")
-            self._log.forget(transaction.id)
-            self._close(transaction)
-            _settle(future, Outcome(transaction, results, settled=True))
-        finally:
-            self._unsettled -= 1
-            timer.cancel()
-            _settle(future, late)  # the coordinator stops; its successor goes on
+        following = [name for name in others if name in self._followers]
+        if len(following) < len(others):
+            awaited = [name for name in others if name not in self._followers]
+            await self._awaited(transaction, awaited, Outcome(transaction, results, settled=False), future)
+        if following:
+            await self._behind.add(transaction, following, self._settings.confirm_s)
+        else:
+            self._followed(transaction)
+        _settle(future, Outcome(transaction, results, settled=not following))
         self._seconds.record(clock.monotonic_s() - began)
+
+    async def _awaited(
+        self, transaction: Transaction, names: Sequence[str], late: Outcome, future: "asyncio.Future[Outcome]"
+    ) -> None:
+        """Until these have confirmed; the caller waits for it up to `confirm_s`."""
+        timer = asyncio.get_running_loop().call_later(self._settings.confirm_s, _settle, future, late)
+        try:
+            await self._confirm(transaction, names, "commit")
+        except BaseException:
+            _settle(future, late)  # the coordinator stops; its successor goes on
+            raise
+        finally:
+            timer.cancel()
+
+    async def _confirm_commit(self, transaction: Transaction, names: Sequence[str]) -> None:
+        await self._confirm(transaction, names, "commit")
+
+    def _followed(self, transaction: Transaction) -> None:
+        """Everybody has confirmed."""
+        self._unsettled -= 1
+        self._log.forget(transaction.id)
+        self._close(transaction)
 
     async def _doubted(self) -> dict[Transaction, list[str]]:
         """What participants hold in doubt and nobody drives, with who holds it; it is open from now on."""

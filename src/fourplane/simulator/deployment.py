@@ -29,7 +29,7 @@ from fourplane.service import remote_accounts
 from fourplane.service.accounts import Accounts
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.key_ring import KeyRing
-from fourplane.service.payment_gateway import Authorisation, Payment
+from fourplane.service.payment_gateway import Authorisation, Capture, Payment
 from fourplane.service.rpc import remote
 from fourplane.service.rpc_client import Peer
 from fourplane.service.rpc_server import RpcServer
@@ -78,6 +78,9 @@ class SlowPayments:
 
     async def capture(self, key: str, authorisation_id: str, amount: Money | None = None) -> Payment:
         return await self._slowly(self.cards.capture(key, authorisation_id, amount))
+
+    async def capture_many(self, captures: list[Capture]) -> list[str]:
+        return await self._slowly(self.cards.capture_many(captures))
 
     async def void(self, key: str, authorisation_id: str) -> Payment:
         return await self._slowly(self.cards.void(key, authorisation_id))

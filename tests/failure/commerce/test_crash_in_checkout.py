@@ -93,8 +93,12 @@ async def crashed(data: Path, left: int, *, after: bool, shards: int, seed: int)
             return
         acknowledged[order.id] = order.body.quote.total
 
-    buyers = asyncio.gather(*(buy(number) for number in range(BUYERS)), return_exceptions=True)
-    blown = asyncio.ensure_future(fuse.blown.wait())
+    async def buy_all() -> None:
+        """Until also what follows the answers is written."""
+        await asyncio.gather(*(buy(number) for number in range(BUYERS)))
+        await s.commerce.coordinator.settle()
+
+    buyers, blown = asyncio.ensure_future(buy_all()), asyncio.ensure_future(fuse.blown.wait())
     await asyncio.wait((buyers, blown), return_when=asyncio.FIRST_COMPLETED)
     fuse.blown.set()
     for store in s.stores._open.values():
@@ -128,6 +132,7 @@ async def everything_agrees(data: Path, acknowledged: dict[str, int], shards: in
 
 async def whole(s, acknowledged: dict[str, int]):
     inventory = s.commerce.inventory
+    await s.commerce.coordinator.settle()
     await inventory.check()
     counts = await s.commerce.orders.counts()
     assert not counts.get("placing"), "no order is left half placed"
@@ -139,6 +144,8 @@ async def whole(s, acknowledged: dict[str, int]):
     for order in orders:
         pieces = [piece for shard in inventory.shards for piece in await shard.sold_in(order.number)]
         assert sorted(piece.sku for piece in pieces) == sorted(line.sku for line in order.body.quote.lines)
+        cart = await s.commerce.carts.find(order.cart)
+        assert not cart.entries, "what was ordered is in no cart any more"
         payment = await s.commerce.payments.of_order(order.number)
         assert payment is not None
         assert (payment.state, payment.captured.amount) == ("captured", order.body.quote.total)

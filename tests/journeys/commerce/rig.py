@@ -100,6 +100,8 @@ class Shop:
         await self.commerce.inventory.set_stock([Adjustment(sku, stock, "count")])
 
     async def money(self) -> dict[str, dict[str, int]]:
+        """The card network's books, when the captures that follow the answers are done."""
+        await self.commerce.coordinator.settle()
         return await self.cards.balances()
 
 

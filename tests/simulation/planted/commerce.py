@@ -2,6 +2,7 @@
 
 from fourplane.commerce import checkout
 from fourplane.commerce.cart import Cart
+from fourplane.commerce.cart_clearing import CartClearing
 from fourplane.commerce.cart_store import CartStore
 from fourplane.commerce.checkout import Checkout
 from fourplane.commerce.inventory import InventoryShard
@@ -20,11 +21,12 @@ def attempts_are_not_remembered(patch):
     async def anew(self, cart_id, attempt, request, *, account=0):
         return await place(self, cart_id, ids.capability(), request, account=account)
 
-    async def clear(self, cart_id, order, known=None):
+    async def commit(self, transaction):
         return None
 
     patch.setattr(Checkout, "place", anew)
-    patch.setattr(Checkout, "_clear", clear)
+    patch.setattr(CartClearing, "commit", commit)
+    patch.setattr(CartClearing, "ordered", lambda self, number: None)
     patch.setattr(checkout, "_claim", lambda cart_id, cart: ids.capability())
 
 
@@ -110,7 +112,11 @@ def payments_are_not_captured(patch):
     async def commit(self, transaction):
         return None
 
+    async def commit_many(self, transactions):
+        return ()
+
     patch.setattr(Payments, "commit", commit)
+    patch.setattr(Payments, "commit_many", commit_many)
 
 
 def orders_are_told_before_they_are_decided(patch):
@@ -142,7 +148,11 @@ def captures_take_a_little_less(patch):
         cent = type(paid.authorised)(1, paid.authorised.currency)
         return await capture(self, key, authorisation_id, (amount or paid.authorised) - cent)
 
+    async def many(self, captures):
+        return [one.key for one in captures]
+
     patch.setattr(CardSimulator, "capture", less)
+    patch.setattr(CardSimulator, "capture_many", many)
 
 
 def sync_lies(patch):

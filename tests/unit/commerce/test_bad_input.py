@@ -113,7 +113,7 @@ def test_stock_that_went_between_two_pages_is_told_and_the_cart_stays():
 
 def test_a_hold_that_waited_too_long_is_counted_and_settled_not_sold_twice():
     from fourplane.commerce.inventory import HoldRequest, Wanted
-    from fourplane.service.two_phase_commit import Transaction
+    from fourplane.service.participants import Transaction
 
     async def body(s, sku):
         inventory = s.commerce.inventory

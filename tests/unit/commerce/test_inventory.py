@@ -8,7 +8,7 @@ from fourplane.commerce.inventory import Adjustment, HoldRequest, InventorySetti
 from fourplane.commerce.schema import SHARD
 from fourplane.foundation.errors import Conflict
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.two_phase_commit import Transaction
+from fourplane.service.participants import Transaction
 from fourplane.state import schema
 from fourplane.state.stores import Stores, StoresSettings
 

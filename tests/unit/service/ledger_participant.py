@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fourplane.foundation.errors import Conflict, Unavailable
-from fourplane.service.two_phase_commit import Transaction
+from fourplane.service.participants import Transaction
 from fourplane.state.contracts import Sql, Statement
 
 

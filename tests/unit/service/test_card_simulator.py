@@ -7,6 +7,7 @@ from fourplane.foundation.errors import Conflict, DeadlineExceeded, NotFound, Re
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.money import Money
 from fourplane.service.card_simulator import CardSettings, CardSimulator
+from fourplane.service.payment_gateway import Capture
 
 TEN = Money(1_000, "EUR")
 QUICK = CardSettings(slow_s=0.0, silent_s=0.0, notice_retry_s=0.0)
@@ -155,5 +156,34 @@ def test_wrong_requests_are_refused():
         with pytest.raises(Conflict):
             await cards.capture("k4", held.id)
         assert (await cards.void("k5", held.id)).state == "voided"
+
+    with_cards(main)
+
+
+def test_many_are_captured_at_once_each_once_and_those_that_cannot_be_are_named():
+    async def main(cards):
+        held = [await cards.authorise(f"k{number}", TEN, "card_ok") for number in range(5)]
+        await cards.void("void", held[3].id)
+        await cards.capture("c4", held[4].id)
+        asked = [Capture(f"c{number}", one.id) for number, one in enumerate(held)]
+        assert await cards.capture_many(asked) == ["c3"]
+        assert await cards.capture_many(asked) == ["c3"], "again: the same answer"
+        assert (await cards.balances())["EUR"] == {"card": -4_000, "held": 0, "merchant": 4_000}
+        assert cards.statistics().captured == 4
+        again = [Capture("c0", held[0].id), Capture("c0", held[0].id), Capture("other", held[1].id)]
+        assert await cards.capture_many(again) == ["other"]
+
+    with_cards(main)
+
+
+def test_captures_of_one_call_that_meet_another_change_are_done_one_by_one():
+    async def main(cards):
+        held = [await cards.authorise(f"k{number}", TEN, "card_ok") for number in range(3)]
+        known = dict(cards._recent)
+        await cards.void("void", held[1].id)
+        cards._recent.update(known)  # what it believes is old
+        asked = [Capture(f"c{number}", one.id) for number, one in enumerate(held)]
+        assert await cards.capture_many(asked) == ["c1"]
+        assert (await cards.balances())["EUR"] == {"card": -2_000, "held": 0, "merchant": 2_000}
 
     with_cards(main)

@@ -8,7 +8,8 @@ from tests.unit.service.running import run_with_sql, started
 
 from fourplane.foundation.errors import Conflict, FourplaneError
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator, Draft
+from fourplane.service.participants import Draft
+from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator
 from fourplane.state.contracts import Statement
 
 QUICK = CommitSettings(retry_s=0.0001, retry_s_max=0.0001, confirm_s=5.0, prepare_s=5.0)

@@ -6,7 +6,8 @@ from tests.unit.service.running import run_with_sql, started
 
 from fourplane.foundation.errors import Conflict, Overloaded, Unavailable
 from fourplane.foundation.ids import IdGenerator
-from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator, Transaction
+from fourplane.service.participants import Transaction
+from fourplane.service.two_phase_commit import Branch, CommitSettings, Coordinator
 
 QUICK = CommitSettings(retry_s=0.0001, retry_s_max=0.0001, confirm_s=5.0, prepare_s=5.0)
 BUY = [Branch("stock", 1), Branch("money", 10, wave=1)]
