@@ -211,7 +211,9 @@ class Admission:
 
     def lines_up(self, method: bytes, path: bytes, exchange: object, scope: object) -> bool:
         """Put an admitted request into the line of its class; False when there is none and it may begin at once."""
-        return self.in_flight > self._busy_min and self.stands(self.classify(method, path), exchange, scope)
+        if self.in_flight <= self._busy_min:
+            return False
+        return self.stands(self.classify(method, path), exchange, scope)
 
     def stands(self, priority: Priority, exchange: object, scope: object) -> bool:
         """The same for a request whose class is known."""

@@ -26,6 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ASGI_VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
+TOGETHER_MAX: Final = 65_536  # bytes of a body that are copied behind their head
+FRAMING: Final = frozenset({b"content-length", b"connection", b"transfer-encoding", b"date"})
 DISCONNECT: Final = {"type": "http.disconnect"}
 
 
@@ -160,16 +162,16 @@ class AsgiExchange(Exchange):
         dated = False
         for name, value in headers:
             low = name.lower()
-            if low == b"content-length":
-                self._expected = int(value)
-            elif low == b"connection":
-                self.keep_alive = self.keep_alive and b"close" not in value.lower()
-                continue
-            elif low == b"transfer-encoding":
-                continue
-            elif low == b"date":
-                dated = True
-            lines.append(b"%b: %b\r\n" % (low, value))
+            if low in FRAMING:
+                if low == b"content-length":
+                    self._expected = int(value)
+                elif low == b"date":
+                    dated = True
+                else:
+                    if low == b"connection":
+                        self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                    continue
+            lines.append(low + b": " + value + b"\r\n")
         if not dated:
             lines.append(http_answers.date_line())
         if status in http_answers.NO_BODY:
@@ -185,6 +187,13 @@ class AsgiExchange(Exchange):
             raise ApplicationFault("the answer is already complete")
         head = self._head
         if head is not None:
+            if not more and len(body) == self._expected and not self.head_only and len(body) < TOGETHER_MAX:
+                self._head = None
+                self.started = self.finished = True
+                self.protocol.transport.write(b"%b%b%b" % (head, self.ending(), body))
+                self._wake()
+                self.protocol.exchange_finished()
+                return
             self._head = None
             self.started = True
             head = self._complete_head(head, len(body), more=more)
@@ -196,8 +205,8 @@ class AsgiExchange(Exchange):
             self.protocol.transport.abort()
             raise ApplicationFault("the body is longer than its Content-Length")
         if head is not None:
-            out = head + out if len(out) < 65_536 else out
-            if len(out) >= 65_536:
+            out = head + out if len(out) < TOGETHER_MAX else out
+            if len(out) >= TOGETHER_MAX:
                 self.protocol.transport.write(head)
         if out:
             self.protocol.transport.write(out)
@@ -245,4 +254,4 @@ class AsgiExchange(Exchange):
         """As above, and who still waits for a message is told."""
         if not self.finished and not self.gone:
             self._wake()
-        super().settle(failed)
+            super().settle(failed)

@@ -169,6 +169,7 @@ class Gateway:
         allow_hosts(self.settings.hosts)
         self._origins = frozenset(self.settings.origins)
         self._mounts = sorted((mounts or {}).items(), key=lambda entry: -len(entry[0]))
+        self._mounted = tuple(prefix.encode() for prefix, _ in self._mounts)
         self._elsewhere = elsewhere
         self.room = room
         self._clock = HandlerClock(self.settings.handler_s_max)
@@ -251,14 +252,11 @@ class Gateway:
 
     def typed(self, request: HttpRequest) -> _Typed | None:
         """A plain request of a route, to be answered without ASGI; None for everything else."""
-        if b"%" in request.path:
+        if b"%" in request.path or request.path.startswith(self._mounted):
             return None
         path = request.path.decode("latin-1")
         if self._elsewhere is not None and self._elsewhere(path) is not None:
             return None
-        for prefix, _ in self._mounts:
-            if path.startswith(prefix):
-                return None
         found = self._table.find(path)
         if found is None:
             return None
