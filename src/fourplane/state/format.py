@@ -7,6 +7,7 @@ number is raised after each finished step, so a killed migration goes on where i
 
     1 -> 2   the journal of records holds a group of writes per frame; frames of one write are still read
     2 -> 3   records gather in sorted runs between journal and table; journals of both older forms are still read
+    3 -> 4   filters of keys lie beside the runs; without them, and in runs without codes, keys are found as before
 """
 
 import os
@@ -20,7 +21,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Corrupt, Misconfigured
 
 FORMAT_NAME = "format.json"
-CURRENT = 3
+CURRENT = 4
 KEPT_OUT = ("backups", "deployment.lock", "control.sock")
 Step = Callable[[Path], None]
 
@@ -78,7 +79,7 @@ def unchanged(_folder: Path) -> None:
     """A step for a format that only adds."""
 
 
-STEPS: Mapping[int, Step] = {1: unchanged, 2: unchanged}
+STEPS: Mapping[int, Step] = {1: unchanged, 2: unchanged, 3: unchanged}
 
 
 def read_format(folder: Path) -> Format | None:

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourplane.simulator import loop as simulator
+from fourplane.state.embedded.key_filter import codes_of, key_code, partition_code
 from fourplane.state.embedded.overlay import InOrder, MemoryTable
 from fourplane.state.embedded.pace import ROWS_LEAST, ROWS_QUIET, Pace
-from fourplane.state.embedded.sorted_runs import MemoryRuns, Merging, RunBuilder, key_code, partition_code
+from fourplane.state.embedded.sorted_runs import MemoryRuns, Merging, RunBuilder
 
 KEYS = st.tuples(st.binary(min_size=1, max_size=2), st.binary(min_size=1, max_size=2))
 STATES = st.tuples(st.none() | st.binary(max_size=4), st.integers(1, 9), st.none() | st.integers(1, 9))
@@ -23,6 +24,8 @@ def run_of(store, number, model):
     for rows in order.buckets(20):
         at = builder.size
         store.write(number, at, builder.add(rows))
+    assert builder.new_codes().tolist() == codes_of(sorted(model)).tolist()
+    assert not len(builder.new_codes())
     at = builder.size
     last, run = builder.finish(store)
     store.write(number, at, last)

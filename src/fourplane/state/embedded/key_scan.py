@@ -1,9 +1,12 @@
-"""The filter of a table's keys, filled from the table in small steps while the store already works.
+"""What a table of records may hold: filters of its keys, kept beside the runs or filled from the table.
 
-Keys that are written meanwhile are added as they come (`add`), so nothing is missed whichever side of the scan they are on. A
-small table is read at once; a large one 1,000 rows every few milliseconds, about a second of CPU time a million keys. When
-more keys came than the filter was made for, a larger one is filled in the same way while the old one goes on. Past
-`keys_max` there is none and every look-up reads.
+A store that was closed in order, or merged since it was made, has its filters in a file (`levels`) and knows at once. Where there
+is none, or a damaged one, the table is read 1,000 rows every few milliseconds while the store already works, a few seconds of
+CPU time a million keys; until that is through the answer is `maybe` to everything. Keys that are written
+meanwhile are added as they come, so nothing is missed whichever side of the scan they are on.
+
+Filters of a growing table are added to (`KeyFilters`). At `keys_max` the table is read once more, which forgets keys that were
+removed; when it really is as large as that there is no filter and every look-up reads.
 """
 
 import asyncio
@@ -12,45 +15,56 @@ from typing import cast
 
 from fourplane.foundation.errors import FourplaneError
 from fourplane.state.embedded.database import Database
-from fourplane.state.embedded.key_filter import Key, KeyFilter
+from fourplane.state.embedded.key_filter import Codes, Key, KeyFilter, KeyFilters, codes_of
 
 ROWS_AT_ONCE = 1_000
 PAUSE_S = 0.005
 CAPACITY_MIN = 1 << 14
-_NEXT = "SELECT partition, sort FROM record WHERE (partition, sort) > (?1, ?2) ORDER BY partition, sort LIMIT ?3"
+FULL = 0.75  # of `keys_max`, right after a scan
+_ROW_COST_BYTES = 12
+_NEXT = (
+    "SELECT partition, sort, length(value) FROM record WHERE (partition, sort) > (?1, ?2)"
+    " ORDER BY partition, sort LIMIT ?3"
+)
 
 
 class KeyScan:
-    """What a table of records may hold; `may_hold` is True for everything until the filter is whole."""
+    """`may_hold` is True for everything until the filters are whole."""
 
     def __init__(self, database: Database, keys_max: int) -> None:
         self._database = database
         self._keys_max = keys_max
-        self._whole: KeyFilter | None = None
-        self.may_hold: Callable[[Key], bool] = _perhaps  # False: the table has no such key
-        self._filling: KeyFilter | None = None
+        self.whole: KeyFilters | None = None
+        self.may_hold: Callable[[int], bool] = _perhaps  # False: the table has no key with this code
+        self._filling: KeyFilters | None = None
         self._last: Key = (b"", b"")
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self.begun: Callable[[], None] = lambda: None
         self.fills = 0  # how often one was begun: what is neither in the table nor added since is unknown to it
 
     @property
     def count(self) -> int:
-        """Keys in the whole filter, 0 while there is none."""
-        return self._whole.count if self._whole is not None else 0
+        """Keys in the whole filters, 0 while there are none."""
+        return self.whole.count if self.whole is not None else 0
 
-    def add(self, keys: list[Key]) -> None:
+    def add(self, codes: Codes) -> None:
         """These keys are about to be in the table."""
-        whole = self._whole
-        if whole is not None and whole.count > whole.capacity and self._filling is None:
-            self._fill(whole.capacity * 4)
-        for known in (self._whole, self._filling):
+        for known in (self.whole, self._filling):
             if known is not None:
-                known.add(keys)
+                known.add(codes)
+        if self.whole is not None and self._filling is None:
+            if not self.whole.grow(self._keys_max):
+                self._fill()
+            self._chosen()
 
-    def start(self) -> None:
-        """Begin to fill the filter."""
-        self._fill(CAPACITY_MIN)
+    def start(self, known: KeyFilters | None) -> None:
+        """Go on with filters that were kept, or begin to fill some."""
+        self.whole = known
+        if known is None:
+            self._fill()
+        else:
+            self._chosen()
 
     def stop(self) -> None:
         """Read nothing more."""
@@ -58,13 +72,10 @@ class KeyScan:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _fill(self, capacity: int) -> None:
-        if capacity > self._keys_max:
-            self._whole = self._filling = None
-            self.may_hold = _perhaps
-            return
-        self._filling, self._last = KeyFilter(capacity), (b"", b"")
+    def _fill(self) -> None:
+        self._filling, self._last = KeyFilters([]), (b"", b"")
         self.fills += 1
+        self.begun()
         self._step()
 
     def _step(self) -> None:
@@ -74,21 +85,39 @@ class KeyScan:
         if self._stopped or filling is None:
             return
         try:
-            rows = cast("list[Key]", self._database.read(_NEXT, (*self._last, ROWS_AT_ONCE)))
+            rows = cast("list[tuple[bytes, bytes, int]]", self._database.read(_NEXT, (*self._last, ROWS_AT_ONCE)))
         except FourplaneError:  # told to whoever reads that page; without a filter everything is looked up
             self._filling = None
             return
-        filling.add(rows)
-        if filling.count > filling.capacity:
-            self._fill(filling.capacity * 4)
+        if not filling.parts:
+            filling.parts.append(KeyFilter(min(self._keys_max, self._estimate(rows))))
+        filling.add(codes_of([row[:2] for row in rows]))
+        most = self._keys_max if self.fills == 1 else self._keys_max * FULL
+        if not filling.grow(self._keys_max) or filling.count > most:
+            self.whole = self._filling = None
         elif len(rows) == ROWS_AT_ONCE:
-            self._last = rows[-1]
+            self._last = rows[-1][:2]
             self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._step)
         else:
-            self._whole, self._filling = filling, None
-            self.may_hold = filling.may_hold
+            self.whole, self._filling = filling, None
+        self._chosen()
+
+    def _estimate(self, rows: list[tuple[bytes, bytes, int]]) -> int:
+        """About how many keys the table may come to: half as many again as its file would hold of such rows."""
+        if len(rows) < ROWS_AT_ONCE:
+            return CAPACITY_MIN
+        size = sum(len(partition) + len(sort) + value + _ROW_COST_BYTES for partition, sort, value in rows)
+        file_bytes = self._database.statistics().file_bytes
+        return max(CAPACITY_MIN, 3 * file_bytes * len(rows) // (2 * size))
+
+    def _chosen(self) -> None:
+        whole = self.whole
+        if whole is None:
+            self.may_hold = _perhaps
+        else:
+            self.may_hold = whole.parts[0].may_hold if len(whole.parts) == 1 else whole.may_hold
 
 
-def _perhaps(_key: Key) -> bool:
+def _perhaps(_code: int) -> bool:
     """What is known while there is no filter."""
     return True

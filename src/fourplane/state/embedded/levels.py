@@ -12,10 +12,14 @@ harm, because rows carry their version, and readers look at the runs until then.
 
 A row is what the newest place says that knows it: overlay, runs from the newest, table. What was killed or cut on the way
 leaves a file that is not on the list (it is removed when the store opens) or a run that is merged again.
+
+The filters of keys lie among the runs as a file of their own (`known`), new with each merge: what it lists and the codes
+in the runs together cover the table at any moment, whatever is cut.
 """
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -24,22 +28,21 @@ import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Worker
-from fourplane.foundation.errors import FourplaneError, Unavailable
+from fourplane.foundation.errors import Corrupt, FourplaneError, Unavailable
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.embedded.database import Database
+from fourplane.state.embedded.key_filter import KeyFilters, codes_of, decode, partition_code
 from fourplane.state.embedded.key_scan import KeyScan
 from fourplane.state.embedded.overlay import InOrder, MemoryTable, Overlay
 from fourplane.state.embedded.pace import ROWS_QUIET, Pace
 from fourplane.state.embedded.sorted_runs import (
-    Key,
+    NO_CODES,
     Listed,
     Merging,
     Run,
     RunBuilder,
     State,
     StoredRow,
-    key_code,
-    partition_code,
     runs_beside,
 )
 
@@ -58,6 +61,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS record_expires ON record (expires_us) WHERE expires_us IS NOT NULL",
     "CREATE TABLE IF NOT EXISTS folded (one INTEGER PRIMARY KEY, upto INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS known (one INTEGER PRIMARY KEY, number INTEGER NOT NULL, bytes INTEGER NOT NULL)",
 )
 _PUT = (
     "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1,?2,?3,?4,?5)"
@@ -68,6 +72,10 @@ _REMOVE = "DELETE FROM record WHERE partition=?1 AND sort=?2"
 _UPTO = "INSERT INTO folded (one, upto) VALUES (1,?1) ON CONFLICT (one) DO UPDATE SET upto=excluded.upto"
 _LIST = "INSERT INTO run (number, rows, bytes) VALUES (?1,?2,?3)"
 _UNLIST = "DELETE FROM run WHERE number<=?1"
+_KNOWN = (
+    "INSERT INTO known (one, number, bytes) VALUES (1,?1,?2)"
+    " ON CONFLICT (one) DO UPDATE SET number=excluded.number, bytes=excluded.bytes"
+)
 _PURGE = (
     "DELETE FROM record WHERE (partition, sort) IN"
     " (SELECT partition, sort FROM record WHERE expires_us<=?1 ORDER BY expires_us LIMIT ?2)"
@@ -84,6 +92,7 @@ class LevelsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs_max: int = 64
     run_rows_max: int = 2_000_000
     run_bytes_max: int = 1 << 30
+    known_keys_least: int = 20_000  # fewer are read from the table as quickly as from a file
 
 
 class LevelsStatistics(msgspec.Struct, frozen=True):
@@ -116,29 +125,50 @@ class Levels:
         self._worker = Worker(f"runs of {database.name}", queue_max=64)
         self._runs: list[Run] = []  # the newest first
         self._older: list[Run] = []  # from before the filter: their keys are in no filter but their own
+        self._known = 0  # the number of the file of filters
         self._next_number = 1
         self._run_rows = self._run_bytes = 0
         self._flushing: asyncio.Task[None] | None = None
         self._merging: asyncio.Task[None] | None = None
         self._asked_to_flush = self._asked_to_merge = False
         self._flush_at, self._flush_at_size = settings.fold_rows, settings.fold_bytes
-        self._fills = self._frozen_upto = 0
+        self._frozen_upto = 0
         self._merge_at = settings.runs_kept
         self._flushes = self._merges = self._merged_rows = self._purged = 0
         self._failed = ""
         self._tasks: Tasks
 
     async def open(self) -> None:
-        """Open the runs that are listed; raises Corrupt."""
+        """Open the runs that are listed and what is known of the keys; raises Corrupt."""
         listed = [Listed(*row) for row in self._database.integers("SELECT number, rows, bytes FROM run")]
+        known = self._database.integers("SELECT number, bytes FROM known")
         try:
-            runs = await self._worker.submit(self._store.open, listed)
+            runs = await self._worker.submit(self._store.open, listed, [number for number, _ in known])
+            filters = await self._worker.submit(self._kept, *known[0]) if known else None
         except OSError as error:
             raise Unavailable(f"{self._database.name}: {error}", code="disk_failed") from error
         self._tasks = Tasks("records", asyncio.get_running_loop().create_future())
         self._runs = runs[::-1]
         self._count_runs()
-        self._next_number = runs[-1].number + 1 if runs else 1
+        self._known = known[0][0] if filters is not None else 0
+        self._next_number = max([self._known, *(run.number for run in runs)]) + 1
+        self._keys.begun = self._scan_begun
+        self._keys.start(filters)
+        self._older = [run for run in self._runs if not len(run.codes)]
+        for run in runs:
+            self._keys.add(run.codes)
+            run.codes = NO_CODES
+
+    def _kept(self, number: int, size: int) -> KeyFilters | None:
+        """Filters from their file, None when it is damaged: the table says the same."""
+        try:
+            return decode(self._store.read(number, 0, size))
+        except Corrupt:
+            return None
+
+    def _scan_begun(self) -> None:
+        """What a new filter learns of is the table and what goes down from now on."""
+        self._older = list(self._runs)
 
     # ---- reading ----
 
@@ -147,21 +177,14 @@ class Levels:
         """Whether there are no runs."""
         return not self._runs
 
-    def may_hold(self, key: Key) -> bool:
-        """False: neither a run nor the table has this key."""
-        if self._fills != self._keys.fills:  # what the new filter learns of is the table and what goes down from now on
-            self._fills = self._keys.fills
-            self._older = list(self._runs)
-        if self._keys.may_hold(key):
+    def may_hold(self, code: int) -> bool:
+        """False: neither a run nor the table has a key with this code (`key_code`)."""
+        if self._keys.may_hold(code):
             return True
-        if not self._older:
-            return False
-        code = key_code(*key)
-        return any(run.may_hold(code) for run in self._older)
+        return bool(self._older) and any(run.may_hold(code) for run in self._older)
 
-    def find(self, partition: bytes, sort: bytes) -> State | None:
+    def find(self, code: int, partition: bytes, sort: bytes) -> State | None:
         """What the newest run says that knows this row."""
-        code = key_code(partition, sort)
         for run in self._runs:
             if run.may_hold(code) and (state := run.find(partition, sort)) is not None:
                 return state
@@ -218,6 +241,11 @@ class Levels:
     async def close(self) -> None:
         """Leave what is under way: the journal and the runs still have it."""
         await self._tasks.cancel()
+        if not self._known:
+            with suppress(FourplaneError):  # next time the table is read again
+                number, size = await self._keep()
+                if number:
+                    await self._database.transact(partial(_keep, number, size), savepoint=False)
         self._worker.close()
         self._store.close()
 
@@ -304,11 +332,12 @@ class Levels:
             if allowed <= 0:
                 allowed = await self._turn()
             allowed -= len(rows)
-            self._keys.add([row[:2] for row in rows])
             parts += builder.add(rows)
             if builder.size - at >= WRITE_BYTES:
+                self._keys.add(builder.new_codes())
                 await self._on_disk(self._store.write, builder.number, at, parts)
                 at, parts = builder.size, []
+        self._keys.add(builder.new_codes())
         last, run = await self._on_disk(builder.finish, self._store)
         await self._on_disk(self._store.write, builder.number, at, parts + last)
         await self._on_disk(self._store.seal, builder.number)
@@ -354,18 +383,30 @@ class Levels:
     async def _merge_all(self, runs: list[Run]) -> None:
         merging, last, fills = Merging(runs), False, self._keys.fills
         unknown = any(run in self._older for run in runs)
-        keys: list[Key] = []  # in the table, but not durably
+        merged = 0  # in the table, but not durably
+        known = before = self._known
         while not last:
             rows, last = merging.window(min(MERGE_ROWS, await self._merge_turn()))
-            keys += [row[:2] for row in rows]
-            lasting = last or len(keys) >= self._settings.merge_rows_synced
-            work = partial(_merged, rows, runs[-1].number if last else None)
-            await self._database.transact(work, weight=max(1, len(rows)), savepoint=False, lasting=lasting)
+            merged += len(rows)
+            lasting = last or merged >= self._settings.merge_rows_synced
+            if unknown or self._keys.fills != fills:
+                self._keys.add(codes_of([row[:2] for row in rows]))
+            work = partial(_merged, rows, None)
+            if last:
+                known, size = await self._keep()
+                work = partial(_merged, rows, (runs[-1].number, known, size))
+            try:
+                await self._database.transact(work, weight=max(1, len(rows)), savepoint=False, lasting=lasting)
+            except FourplaneError as error:
+                if error.reason == "disk_full" and known != before:  # after any other failure it may be listed
+                    self._worker.submit(self._store.drop, known)
+                raise
             if lasting:
-                if unknown or self._keys.fills != fills:
-                    self._keys.add(keys)
-                self._merged_rows += len(keys)
-                keys = []
+                self._merged_rows += merged
+                merged = 0
+        self._known = known
+        if before != known:
+            self._worker.submit(self._store.drop, before)
         self._runs = [run for run in self._runs if run not in runs]
         self._older = [run for run in self._older if run not in runs]
         self._count_runs()
@@ -376,6 +417,21 @@ class Levels:
         self._database.transact(partial(_purge, clock.now_us()), weight=PURGE_ROWS, savepoint=False).add_done_callback(
             self._count_purged
         )
+
+    async def _keep(self) -> tuple[int, int]:
+        """Write the filters into a file; its number and size, 0 for a store that does without."""
+        whole, name = self._keys.whole, self._database
+        if whole is None or whole.count < self._settings.known_keys_least or name.path is None:
+            return 0, 0
+        number, parts = self._next_number, whole.encode()
+        self._next_number += 1
+        try:
+            await self._on_disk(self._store.write, number, 0, parts)
+            await self._on_disk(self._store.seal, number)
+        except FourplaneError:
+            self._worker.submit(self._store.drop, number)
+            raise
+        return number, sum(map(len, parts))
 
     async def _merge_turn(self) -> int:
         while not self._asked_to_merge:
@@ -406,14 +462,24 @@ def _listed(run: Run, upto: int, writer: apsw.Connection) -> None:
     writer.execute(_UPTO, (upto,)).fetchall()
 
 
-def _merged(rows: list[StoredRow], last_run: int | None, writer: apsw.Connection) -> None:
-    """Write rows as they are; `last_run`: the table has everything of the runs up to it."""
+def _merged(rows: list[StoredRow], last: tuple[int, int, int] | None, writer: apsw.Connection) -> None:
+    """Write rows as they are; `last`: the table has all of the runs up to this one, and these filters know it."""
     puts = [row for row in rows if row[2] is not None]
     writer.executemany(_PUT, puts).fetchall()
     if len(puts) < len(rows):
         writer.executemany(_REMOVE, [row[:2] for row in rows if row[2] is None]).fetchall()
-    if last_run is not None:
+    if last is not None:
+        last_run, number, size = last
         writer.execute(_UNLIST, (last_run,)).fetchall()
+        _keep(number, size, writer)
+
+
+def _keep(number: int, size: int, writer: apsw.Connection) -> None:
+    """From now on these are the filters of the table; number 0: there are none."""
+    if number:
+        writer.execute(_KNOWN, (number, size)).fetchall()
+    else:
+        writer.execute("DELETE FROM known").fetchall()
 
 
 def _purge(now_us: int, writer: apsw.Connection) -> int:

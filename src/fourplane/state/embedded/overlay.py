@@ -9,7 +9,8 @@ from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from fourplane.state.embedded.sorted_runs import Key, State, StoredRow
+from fourplane.state.embedded.key_filter import Key
+from fourplane.state.embedded.sorted_runs import State, StoredRow
 
 SAMPLES = 128
 ABSENT: State = (None, 0, None)

@@ -30,6 +30,7 @@ from fourplane.foundation.errors import Conflict, Corrupt, Rejected, TooLarge, U
 from fourplane.state.contracts import Change, Put, Record
 from fourplane.state.embedded.database import Database, DatabaseStatistics
 from fourplane.state.embedded.frame_writer import FrameWriter, WriterSettings, WriterStatistics
+from fourplane.state.embedded.key_filter import key_code
 from fourplane.state.embedded.key_scan import KeyScan
 from fourplane.state.embedded.levels import Levels, LevelsSettings, LevelsStatistics, create
 from fourplane.state.embedded.overlay import ABSENT, Overlay
@@ -109,7 +110,6 @@ class EmbeddedRecords:
         self._first_segment = max(1, upto >> PLACE_BITS)
         await self._levels.open()
         frames = await self._writer.open(upto)
-        self._keys.start()  # before anything can go down, so that it learns of all of that
         for frame in frames:
             self._overlay.live.add(_rows(self._writer.frames.read(frame), self.database.name))
             self._levels.upto = frame.at + frame.size
@@ -243,10 +243,10 @@ class EmbeddedRecords:
 
     def _below(self, partition: bytes, sort: bytes) -> State:
         """What runs and table say of a row."""
-        levels = self._levels
-        if not levels.may_hold((partition, sort)):
+        levels, code = self._levels, key_code(partition, sort)
+        if not levels.may_hold(code):
             return ABSENT
-        if not levels.empty and (found := levels.find(partition, sort)) is not None:
+        if not levels.empty and (found := levels.find(code, partition, sort)) is not None:
             return found
         rows = cast("list[State]", self.database.read(_GET, (partition, sort)))
         return rows[0] if rows else ABSENT

@@ -5,9 +5,9 @@ A run is what the overlay held when it was flushed: written once from front to b
     block*  | contents | 4s tag, u32 CRC of the contents, u32 their length, u64 where they begin        (little-endian)
     block:  u32 CRC seeded with its place | msgpack of up to 16 rows (partition, sort, value or nil, version, expires_us or nil)
 
-The contents say how many rows there are, the first key and the place of every block, and a Bloom filter of keys and partitions
-(CRC-32 of their bytes, so that it means the same after a restart; 16 bits an entry, two probes). They stay in memory, about
-16 bytes a row; a look-up reads one block, 6 to 10 us from the page cache, and checks it.
+The contents say how many rows there are, the first key and the place of every block, a filter of keys and partitions (as in
+`key_filter`), and the code of every key, for whoever opens the store (a run of format 3 has none). All but the codes stays in
+memory, about 16 bytes a row; a look-up reads one block, 6 to 10 us from the page cache, and checks it.
 
 Source: O'Neil et al., The log-structured merge-tree, 1996; the file is LevelDB's table in its simplest form.
 """
@@ -26,15 +26,15 @@ import msgspec
 import numpy as np
 
 from fourplane.foundation.errors import Corrupt
+from fourplane.state.embedded.key_filter import MIX, Codes, Key
 from fourplane.state.embedded.vfs import Disk
 
-Key = tuple[bytes, bytes]
 State = tuple[bytes | None, int, int | None]  # value (None: removed), version, expires_us
 StoredRow = tuple[bytes, bytes, bytes | None, int, int | None]
 BLOCK_ROWS = 16
 BLOCK_BYTES_MAX = 64 << 10
 FILTER_BITS = 16
-_MIX = 0x9E3779B1
+NO_CODES: Codes = np.empty(0, np.uint32)
 _TAIL = struct.Struct("<4sIIQ")
 _TAG = b"FPr1"
 _CHECKSUM = struct.Struct("<I")
@@ -53,12 +53,13 @@ class _Contents(msgspec.Struct, array_like=True):
     firsts: list[Key]
     places: list[int]  # of the blocks, and where the last one ends
     bits: bytes
+    codes: bytes = b""
 
 
 class RunStore(Protocol):
     """Where runs lie: a folder, or memory for records that go with the process."""
 
-    def open(self, listed: Sequence[Listed]) -> "list[Run]": ...
+    def open(self, listed: Sequence[Listed], kept: Sequence[int]) -> "list[Run]": ...
     def write(self, number: int, at: int, parts: list[bytes]) -> None: ...
     def seal(self, number: int) -> None: ...
     def read(self, number: int, at: int, size: int) -> bytes: ...
@@ -68,9 +69,12 @@ class RunStore(Protocol):
 
 
 class Run:
-    """One run: what it may hold, a row by its key, rows of a partition in order, blocks one by one."""
+    """One run: what it may hold, a row by its key, rows of a partition in order, blocks one by one.
 
-    __slots__ = ("_bits", "_mask", "_places", "_store", "firsts", "number", "rows", "size")
+    `codes` are those of its keys, until somebody took them.
+    """
+
+    __slots__ = ("_bits", "_mask", "_places", "_store", "codes", "firsts", "number", "rows", "size")
 
     def __init__(self, store: RunStore, number: int, size: int, contents: _Contents) -> None:
         self._store = store
@@ -81,13 +85,14 @@ class Run:
         self._places = array("Q", contents.places)
         self._bits = contents.bits
         self._mask = len(contents.bits) * 8 - 1
+        self.codes: Codes = np.frombuffer(contents.codes, "<u4")
 
     def may_hold(self, code: int) -> bool:
         """False: no row has this key (`key_code`), or this partition (`partition_code`)."""
         at = code & self._mask
         if not self._bits[at >> 3] >> (at & 7) & 1:
             return False
-        at = code * _MIX >> 16 & self._mask
+        at = code * MIX >> 16 & self._mask
         return bool(self._bits[at >> 3] >> (at & 7) & 1)
 
     def find(self, partition: bytes, sort: bytes) -> State | None:
@@ -130,6 +135,14 @@ class RunBuilder:
         self.size = 0
         self._contents = _Contents(0, [], [], b"")
         self._codes = array("I")
+        self._partitions = array("I")
+        self._taken = 0
+
+    def new_codes(self) -> Codes:
+        """The codes of the keys that came since this was asked last."""
+        codes = np.array(self._codes[self._taken :], np.uint32)
+        self._taken += len(codes)
+        return codes
 
     def add(self, rows: list[StoredRow]) -> list[bytes]:
         """What to write for these rows, in key order and behind all before; one block at least."""
@@ -139,7 +152,7 @@ class RunBuilder:
         partitions, sorts = [row[0] for row in rows], [row[1] for row in rows]
         codes = list(map(zlib.crc32, partitions))
         self._codes.extend(map(zlib.crc32, sorts, codes))
-        self._codes.extend(set(codes))  # one that goes on in the next step is there twice, which does no harm
+        self._partitions.extend(set(codes))  # one that goes on in the next step is there twice, which does no harm
         self._contents.rows += len(rows)
         return parts
 
@@ -159,10 +172,14 @@ class RunBuilder:
         """What to write last, and the run as it can be read once all of it is durable."""
         contents = self._contents
         contents.places.append(self.size)
-        contents.bits = _filter(self._codes)
+        codes = np.array(self._codes, np.uint32)
+        contents.bits = _filter(np.concatenate([codes, np.array(self._partitions, np.uint32)]))
+        contents.codes = codes.astype("<u4").tobytes()
         body = _ENCODER.encode(contents)
         tail = _TAIL.pack(_TAG, zlib.crc32(body), len(body), self.size)
-        return [body, tail], Run(store, self.number, self.size + len(body) + len(tail), contents)
+        run = Run(store, self.number, self.size + len(body) + len(tail), contents)
+        run.codes = NO_CODES  # who built it had them
+        return [body, tail], run
 
 
 class RunFiles:
@@ -172,13 +189,13 @@ class RunFiles:
         self._folder = folder
         self._disk = disk
 
-    def open(self, listed: Sequence[Listed]) -> list[Run]:
-        """The listed runs, oldest first; raises Corrupt for one that is not whole. Other files are left-overs and go."""
+    def open(self, listed: Sequence[Listed], kept: Sequence[int]) -> list[Run]:
+        """The listed runs, oldest first; raises Corrupt for one that is not whole. Files neither listed nor kept go."""
         fresh = not self._folder.exists()
         self._folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             _sync_folder(self._folder.parent)
-        known = {str(self._path(each.number)) for each in listed}
+        known = {str(self._path(number)) for number in (*(each.number for each in listed), *kept)}
         for path in self._folder.glob("*.run"):
             if str(path) not in known:
                 path.unlink()
@@ -232,8 +249,9 @@ class MemoryRuns:
     def __init__(self) -> None:
         self._contents: dict[int, bytearray] = {}
 
-    def open(self, listed: Sequence[Listed]) -> list[Run]:
+    def open(self, listed: Sequence[Listed], kept: Sequence[int]) -> list[Run]:
         assert not listed, "memory has nothing from before"
+        assert not kept, "nor this"
         return []
 
     def write(self, number: int, at: int, parts: list[bytes]) -> None:
@@ -262,16 +280,6 @@ def runs_beside(path: Path | None, disk: Disk | None) -> RunStore:
     if path is None or disk is None:
         return MemoryRuns()
     return RunFiles(path.with_name(f"{path.name}-runs"), disk)
-
-
-def key_code(partition: bytes, sort: bytes) -> int:
-    """What the filters of runs know a key by."""
-    return zlib.crc32(sort, zlib.crc32(partition))
-
-
-def partition_code(partition: bytes) -> int:
-    """What they know a partition by."""
-    return zlib.crc32(partition)
 
 
 class Merging:
@@ -322,12 +330,12 @@ def _key_of(row: StoredRow) -> Key:
     return row[:2]
 
 
-def _filter(codes: "array[int]") -> bytes:
+def _filter(codes: Codes) -> bytes:
     size = 1 << max(10, (len(codes) * FILTER_BITS - 1).bit_length())
-    code = np.frombuffer(codes, dtype=np.uint32).astype(np.uint64)
+    code = codes.astype(np.uint64)
     marked = np.zeros(size, dtype=np.uint8)
     marked[code & np.uint64(size - 1)] = 1
-    marked[code * np.uint64(_MIX) >> np.uint64(16) & np.uint64(size - 1)] = 1
+    marked[code * np.uint64(MIX) >> np.uint64(16) & np.uint64(size - 1)] = 1
     return np.packbits(marked, bitorder="little").tobytes()
 
 
