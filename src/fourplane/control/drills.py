@@ -105,6 +105,7 @@ class Drills:
         self._schedule = schedule
         self._runner = runner
         self._child: Running | None = None
+        self._under_way = False  # from the click on, before there is a process or a record
         self._tasks: Tasks | None = None
         self._last_s: dict[str, float] = {}
 
@@ -129,8 +130,9 @@ class Drills:
         assert self._tasks is not None
         if system not in self._systems or kind not in KINDS:
             raise Rejected(f"there is no drill {kind[:20]!r} for {system[:20]!r}", code="no_drill")
-        if self._child is not None or any(one.status == "running" for one in self.records()):
+        if self._under_way or any(one.status == "running" for one in self.records()):
             raise Conflict("a drill is under way; one at a time", code="drill_running")
+        self._under_way = True
         drill = f"{clock.now_us() // 1_000:013d}-{system}-{kind}-{ids.capability(2)}"
         self._last_s[system] = clock.now_us() / 1e6
         self._registry.event("warning", "drills", f"{system}: {kind} begins, asked for by {who}")
@@ -172,14 +174,15 @@ class Drills:
     async def _run(self, name: str, drill: str) -> None:
         command = processes.python("fourplane", "chaos", name, "--record", drill)
         last: list[str] = []
-        child = await self._runner(
-            command, on_line=lambda line: last.append(line[:300]), env={"FOURPLANE_DATA": str(self._data.absolute())}
-        )
-        self._child = child
         try:
-            code = await child.wait()
+            self._child = await self._runner(
+                command,
+                on_line=lambda line: last.append(line[:300]),
+                env={"FOURPLANE_DATA": str(self._data.absolute())},
+            )
+            code = await self._child.wait()
         finally:
-            self._child = None
+            self._child, self._under_way = None, False
         record = next((one for one in self.records() if one.id == drill), None)
         how = record.status if record is not None else f"could not begin: {' '.join(last[-2:])}"
         self._registry.event("info" if code == 0 else "warning", "drills", f"{name}: {how}")
@@ -203,7 +206,7 @@ class Drills:
 
     async def _all(self, _: Call[None]) -> DrillsView:
         records = self.records()
-        running = any(one.status == "running" for one in records) or self._child is not None
+        running = any(one.status == "running" for one in records) or self._under_way
         return DrillsView(running, {system: list(KINDS) for system in self._systems}, records)
 
     async def _begin(self, call: Call[DrillOrder]) -> dict[str, str]:

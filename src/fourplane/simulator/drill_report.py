@@ -16,6 +16,7 @@ VERDICTS = {
     "completed": "healed",
     "failed": "did not heal",
     "interrupted": "halted",
+    "undone": "was not carried out",
 }
 SOURCES = {"fault": "--fault", "alert": "--bad", "runbook": "--wait", "note": "--muted"}
 
@@ -30,7 +31,7 @@ def page(result: Result, cost: Cost) -> str:
             "<!doctype html><html lang=en><meta charset=utf-8>",
             "<meta name=viewport content='width=device-width,initial-scale=1'>",
             f"<title>{title}</title><style>{STYLE}{_MORE}</style>",
-            f"<span class='verdict{'' if good else ' bad'}'>{VERDICTS.get(result.status, result.status)}</span>",
+            f"<span class='verdict{'' if good else ' bad'}'>{verdict(result)}</span>",
             f"<h1>{title}</h1><p class=muted>{escape(str(told['description']))}</p>",
             f"<p class=muted>{escape(_when(result))}</p>",
             _tiles(result, cost),
@@ -50,7 +51,7 @@ def text(result: Result, cost: Cost) -> str:
     """The same in Markdown."""
     told = result.journal["experiment"]
     lines = [
-        f"# {told['title']}: {VERDICTS.get(result.status, result.status)}",
+        f"# {told['title']}: {verdict(result)}",
         "",
         str(told["description"]),
         "",
@@ -71,6 +72,12 @@ def text(result: Result, cost: Cost) -> str:
     return "\n".join(lines) + "\n"
 
 
+def verdict(result: Result) -> str:
+    """How it ended in few words; a drill of which nothing was done says nothing about the system."""
+    undone = result.status == "failed" and not result.deviated
+    return VERDICTS["undone" if undone else result.status]
+
+
 def timeline(result: Result) -> list[tuple[float, str, str]]:
     """Seconds since the first fault, what kind of thing, and what it was; in order."""
     ours = result.journal["x-fourplane"]
@@ -89,6 +96,8 @@ def timeline(result: Result) -> list[tuple[float, str, str]]:
         if run["ended_s"]:
             rows.append((run["ended_s"], "runbook", f"{run['runbook']}: {run['outcome']}"))
     rows += [(one["at_s"], "note", one["text"]) for one in ours.get("notes", [])]
+    if result.status == "failed":
+        rows += [(zero_s, "note", text) for text in result.violations]
     return [(round(at - zero_s, 1), kind, said) for at, kind, said in sorted(rows)][:LINES_MAX]
 
 

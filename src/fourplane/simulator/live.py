@@ -14,7 +14,7 @@ from typing import Any
 
 from fourplane.control.live_faults import KINDS
 from fourplane.foundation import clock
-from fourplane.foundation.errors import FourplaneError, Rejected
+from fourplane.foundation.errors import FourplaneError, Rejected, Unavailable
 from fourplane.foundation.telemetry import Histogram, quantile
 from fourplane.simulator.aftermath import Cost, Moment, cost
 from fourplane.simulator.crowds import Auditing, Crowd, Plan, Tally, Target
@@ -28,6 +28,7 @@ STILL_S = 15.0  # nobody is answered at all: longer than a restart takes
 SERVED_MIN = 10  # before anything is said about how many
 FIRST_S = 60.0  # for clients that must make something first, such as a film
 RECOVER_S = 30.0
+BACK_S = 15.0  # how long the worker that takes orders may be away, as when something else just killed it
 LOOK_EVERY = 2  # seconds
 OF_THE_RUNNER = frozenset({"retry_storm", "undo_all", "change"})
 PROBES = frozenset({"availability", "slowest_s", "is_up"})
@@ -97,6 +98,7 @@ class LiveRun:
         self._states: dict[str, Any] = {"during": []}
         self._began_s = 0.0
         self._halted = ""
+        self._undone: list[str] = []  # steps of the method that could not be done
         self._notes: list[dict[str, Any]] = []
         self._began_at_s = 0.0
         self._first_fault_at_s = 0.0
@@ -169,7 +171,10 @@ class LiveRun:
         for activity in self._experiment.method:
             if self._halted:
                 return
-            self._entries.append(await self._perform(activity))
+            entry = await self._perform(activity)
+            self._entries.append(entry)
+            if entry["status"] == "failed":
+                self._undone.append(f"{activity.name} could not be done: {entry['output']}")
         while not self._halted and self._now_s() - begun_s < self._experiment.ours.duration_s:
             await clock.sleep(0.2)
 
@@ -267,13 +272,24 @@ class LiveRun:
                 return factor
         wanted = {"system": self._system, "kind": kind, "arguments": arguments, "lease_s": min(LEASE_S, duration_s)}
         self._first_fault_at_s = self._first_fault_at_s or clock.now_us() / 1e6
-        answer = await self._order("begin", wanted)
+        answer = await self._begin(wanted)
         span = self._span(activity.name, duration_s)
         self._told(f"{activity.name}: {kind} for {duration_s:g} s")
         self._leases |= {str(lease): span for lease in answer["ids"]}
         if kind == "change":
             self._changes[str(arguments.get("name", ""))] = span
         return answer["ids"]
+
+    async def _begin(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Ask for a fault, until whoever takes orders is there again."""
+        until_s = self._now_s() + BACK_S
+        while True:
+            try:
+                return await self._order("begin", wanted)
+            except Unavailable as error:
+                if error.reason != "not_running" or self._now_s() >= until_s:
+                    raise
+            await clock.sleep(TICK_S)
 
     async def _storm(self, factor: float, duration_s: float) -> None:
         """More of the same people beside the first ones; what they feel counts, too."""
@@ -358,7 +374,8 @@ class LiveRun:
     def _result(self, start: str, rollbacks: list[dict[str, Any]]) -> Result:
         met = [self._states.get(when, {}).get("steady_state_met", False) for when in ("before", "after")]
         deviated = not all(met) or bool(self._audit[1])
-        status = "interrupted" if self._halted else "failed" if deviated else "completed"
+        status = "interrupted" if self._halted else "failed" if deviated or self._undone else "completed"
+        violations = [*filter(None, [self._halted]), *self._undone, *self._audit[1]]
         last = _Second(self._now_s(), self._tally)
         felt = {
             "served": last.served,
@@ -394,7 +411,7 @@ class LiveRun:
             },
         }
         return Result(
-            seed=0, status=status, deviated=deviated, violations=[*filter(None, [self._halted]), *self._audit[1]], digest="",
+            seed=0, status=status, deviated=deviated, violations=violations, digest="",
             virtual_s=self._now_s(), steps=0, messages=last.served + last.failed, felt=felt, spans=self._spans,
             seconds=self._by_second(), journal=journal, ended=[],
         )  # fmt: skip

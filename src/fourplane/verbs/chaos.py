@@ -216,7 +216,9 @@ async def _dark_nodes(chosen: "Experiment", target: "Target") -> list[str]:
 def _told(result: "Result", cost: "Cost") -> str:
     felt = result.felt
     lines = [f"  {span.began_s:>6.1f} to {span.ended_s:>6.1f} s  {span.name}" for span in result.spans]
-    verdict = {"completed": "the steady state held before and after", "failed": "the steady state did not hold"}
+    verdict = {"completed": "the steady state held before and after"}
+    if result.deviated:
+        verdict["failed"] = "the steady state did not hold"
     lines.append(f"{result.status}: {verdict.get(result.status, '; '.join(result.violations))}")
     share = felt["served"] / max(1, felt["served"] + felt["failed"])
     lines.append(f"users: {felt['served']:,} served, {felt['failed']:,} failed ({share:.2%} served)")

@@ -1,5 +1,6 @@
 """What drills are made of: places, orders to workers, changes that lapse, the schedule, and what a drill cost."""
 
+import itertools
 from datetime import UTC, datetime
 
 import msgspec
@@ -169,7 +170,7 @@ class Programs:
     """Drills as processes: each takes two minutes and writes its record as the runner does."""
 
     def __init__(self, data):
-        self.data, self.begun = data, []
+        self.data, self.begun, self.running = data, [], 0
 
     async def __call__(self, argv, *, on_line=None, env=None):
         *_, name, _, drill = argv
@@ -181,7 +182,10 @@ class Programs:
         return self
 
     async def wait(self):
+        self.running += 1
+        assert self.running == 1
         await clock.sleep(120.0)
+        self.running -= 1
         return 0
 
     async def stop(self):
@@ -227,6 +231,14 @@ def test_a_week_of_the_schedule_has_drills_in_working_hours_and_none_on_a_leash(
     leashed, events = scheduled(tmp_path / "leashed", 2)
     assert leashed == []
     assert any("is due; leashed, so not done" in text for text in events)
+
+
+def test_drills_that_are_due_at_the_same_moment_are_done_one_after_the_other(tmp_path):
+    always = {"weekdays": tuple(range(7)), "from_hour": 0, "to_hour": 24, "mean_days": 0.0005, "min_days": 0.0005}
+    begun, events = scheduled(tmp_path, 0.01, leashed=False, **always)
+    assert len(begun) >= 4
+    assert all(after - before >= 120.0 for (before, _), (after, _) in itertools.pairwise(begun))
+    assert any("the schedule's drill waits: a drill is under way" in text for text in events)
 
 
 def test_a_restart_does_not_make_a_drill_due_again(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Rejected, Unavailable
+from fourplane.simulator import drill_report
 from fourplane.simulator import loop as simulated
 from fourplane.simulator.crowds import Plan, Target
 from fourplane.simulator.experiment import validate
@@ -104,6 +105,34 @@ def test_a_run_is_halted_when_too_little_is_served_and_the_rest_is_not_done():
     assert result.status == "interrupted"
     assert len(result.journal["run"]) == 1
     assert deployment.faults == set()
+
+
+class Away(Deployment):
+    """Nobody takes orders to begin anything for so many seconds after the first."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.asked_s = seconds, None
+
+    async def order(self, what, arguments):
+        if what == "begin":
+            self.asked_s = self.asked_s or clock.monotonic_s()
+            if clock.monotonic_s() - self.asked_s < self.seconds:
+                raise Unavailable("no deployment is running", code="not_running")
+        return await super().order(what, arguments)
+
+
+def test_who_takes_orders_is_waited_for_a_while():
+    result = ran(Away(6.0), experiment(activity("action", "partition", duration_s=2.0)), halt_below=0.0)
+    assert (result.status, len(result.spans)) == ("completed", 1)
+
+
+def test_a_drill_that_could_not_be_done_does_not_say_that_anything_healed():
+    result = ran(Away(1e9), experiment(activity("action", "partition", duration_s=2.0)))
+    assert (result.status, result.deviated, result.spans) == ("failed", False, [])
+    assert result.violations == ["partition could not be done: no deployment is running"]
+    assert drill_report.verdict(result) == "was not carried out"
+    assert drill_report.timeline(result) == [(0.0, "note", result.violations[0])]
 
 
 def test_a_change_ends_when_it_was_taken_back_and_not_when_it_would_have_lapsed():
