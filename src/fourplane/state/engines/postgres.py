@@ -33,7 +33,7 @@ from fourplane.foundation.errors import (
 )
 from fourplane.state.contracts import Row, SqlValue, Statement
 from fourplane.state.embedded.sql import refuse_control
-from fourplane.state.engines.postgres_line import Answer, Ask, Line, is_outdated
+from fourplane.state.engines.postgres_line import Answer, Ask, Check, Line, is_outdated
 from fourplane.state.engines.postgres_lines import Lines
 
 _PLACES = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|\?(\d+)")
@@ -146,15 +146,14 @@ class PostgresSql:
     async def commit(self, statements: Sequence[Statement]) -> list[list[Row]]:
         if len(statements) > self._settings.statements_max:
             raise TooLarge(f"{len(statements)} statements in one commit, {self._settings.statements_max} are allowed")
-        asks = [Ask(translated(each.sql), each.parameters) for each in statements]
-        expecting = any(each.expect_rows is not None for each in statements)
-        check = partial(_unexpected, statements) if expecting else None
+        plan = _Plan(statements)
         for attempt in range(1, self._settings.attempts_max + 1):
             try:
-                answers = await (await self._writers.idle()).run(asks, check=check)
+                answers = await (await self._writers.idle()).run(plan.asks, check=plan.check)
                 self._commits += 1
-                return [rows for rows, _ in answers]
+                return plan.rows(answers)
             except Exception as error:
+                plan.refuse_unexpected(error)
                 if not (isinstance(error, _AGAIN) or is_outdated(error)):
                     raise self._told(error) from error
                 if attempt == self._settings.attempts_max:
@@ -227,10 +226,76 @@ async def _connected(url: str, session: dict[str, str], bounds: PostgresSettings
         raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
 
 
-def _unexpected(statements: Sequence[Statement], answers: Sequence[Answer]) -> Conflict | None:
-    """What keeps a commit from happening: the first statement that did not change as many rows as expected."""
-    for position, (each, (_, count)) in enumerate(zip(statements, answers, strict=True)):
-        if each.expect_rows is not None and count != each.expect_rows:
-            told = f"statement {position} changed {count} rows where {each.expect_rows} were expected"
-            return Conflict(told, code="unexpected_rows", position=position, label=each.label, rows=count)
+class _Plan:
+    """A commit's statements as they are asked.
+
+    An expectation travels with its statement, which fails on the server where it is not met: so the commit need not wait for
+    somebody to look. Of statements that give rows of what they change the answers are looked at.
+    """
+
+    __slots__ = ("_guarded", "_statements", "asks", "check")
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self._statements = statements
+        self.asks: list[Ask] = []
+        self._guarded: list[bool] = []
+        self.check: Check | None = None
+        for position, each in enumerate(statements):
+            text, expected = translated(each.sql), each.expect_rows
+            sure = None if expected is None else guarded(text, len(each.parameters))
+            self._guarded.append(sure is not None)
+            if sure is not None:
+                self.asks.append(Ask(sure, (*each.parameters, expected, position)))
+                continue
+            self.asks.append(Ask(text, each.parameters))
+            if expected is not None:
+                self.check = self._look
+
+    def rows(self, answers: Sequence[Answer]) -> list[list[Row]]:
+        """The rows of each statement, without the count a guarded one puts before them."""
+        return [
+            [row[1:] for row in rows if row[0] and len(row) > 1] if sure else rows
+            for (rows, _), sure in zip(answers, self._guarded, strict=True)
+        ]
+
+    def refuse_unexpected(self, error: Exception) -> None:
+        """Raise Conflict where a guarded statement failed for its count."""
+        if isinstance(error, asyncpg.InvalidTextRepresentationError) and (found := _UNMET.search(str(error))):
+            position = int(found[2])
+            if position < len(self._guarded) and self._guarded[position]:
+                raise self._conflict(position, int(found[1])) from error
+
+    def _look(self, answers: Sequence[Answer]) -> Conflict | None:
+        for position, (each, (_, count)) in enumerate(zip(self._statements, answers, strict=True)):
+            if not self._guarded[position] and each.expect_rows is not None and count != each.expect_rows:
+                return self._conflict(position, count)
+        return None
+
+    def _conflict(self, position: int, count: int) -> Conflict:
+        each = self._statements[position]
+        told = f"statement {position} changed {count} rows where {each.expect_rows} were expected"
+        return Conflict(told, code="unexpected_rows", position=position, label=each.label, rows=count)
+
+
+_UNMET = re.compile(r"unmet: (\d+) rows of (\d+)")
+_CHANGES = re.compile(r"\s*(?:insert|update|delete)\b(?!.*\breturning\b)", re.IGNORECASE | re.DOTALL)
+_FINDS = re.compile(r"\s*select\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=2_000)
+def guarded(text: str, places: int) -> str | None:
+    """The statement with two more values, how many rows it must change or find and its position: any other number is an error.
+
+    It gives that number, before the columns of what it finds. None for statements this cannot be done with.
+    """
+    if ";" in text or "--" in text:
+        return None
+    seen = (
+        f"CASE WHEN count(*) = CAST(${places + 1} AS BIGINT) THEN count(*)"
+        f" ELSE CAST('unmet: ' || count(*) || ' rows of ' || CAST(${places + 2} AS TEXT) AS BIGINT) END AS seen"
+    )
+    if _CHANGES.match(text):
+        return f"WITH done AS ({text} RETURNING 1) SELECT {seen} FROM done"  # noqa: S608 - the values stay values
+    if _FINDS.match(text):
+        return f"WITH done AS ({text}) SELECT met.seen, done.* FROM (SELECT {seen} FROM done) AS met LEFT JOIN done ON TRUE"  # noqa: S608
     return None
