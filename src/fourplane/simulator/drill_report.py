@@ -82,11 +82,11 @@ def timeline(result: Result) -> list[tuple[float, str, str]]:
     """Seconds since the first fault, what kind of thing, and what it was; in order."""
     ours = result.journal["x-fourplane"]
     zero_s = ours.get("first_fault_at_s") or ours.get("began_at_s", 0.0)
-    rows = [(zero_s + span.began_s - _first(result), "fault", f"{span.name} begins") for span in result.spans]
-    rows += [(zero_s + span.ended_s - _first(result), "fault", f"{span.name} ends") for span in result.spans]
+    rows = [(zero_s + span.began_s - _first(result), "fault", span.name) for span in result.spans]
+    rows += [(zero_s + span.ended_s - _first(result), "fault", f"over: {span.name}") for span in result.spans]
     for alert in ours.get("alerts", []):
-        state = "fires" if alert["state"] == "firing" else "is over"
-        rows.append((alert["at_s"], "alert", f"{alert['name']} {state}: {alert['summary']}"))
+        over = "" if alert["state"] == "firing" else "over: "
+        rows.append((alert["at_s"], "alert", f"{over}{alert['name']}: {alert['summary']}"))
     for run in ours.get("runs", []):
         rows += [
             (step["at_s"], "runbook", f"{run['runbook']}: {step['name']}{_told(step)}")

@@ -34,11 +34,11 @@ COST = Cost(43.0, 0.02, 2, 0.02, {"sold USD": 12.5}, 0.5, 20_000.0, 5.0, 6.0, 4)
 
 def test_what_happened_stands_in_order_with_seconds_since_the_first_fault():
     assert drill_report.timeline(RESULT) == [
-        (0.0, "fault", "region us is dark begins"),
-        (2.8, "alert", "RegionDark fires: no <b>node</b> | answers"),
+        (0.0, "fault", "region us is dark"),
+        (2.8, "alert", "RegionDark: no <b>node</b> | answers"),
         (3.0, "runbook", "kong: evacuate: steering avoids us"),
         (4.0, "runbook", "kong: steered: 0, wanted at least 1 (not)"),
-        (40.0, "fault", "region us is dark ends"),
+        (40.0, "fault", "over: region us is dark"),
         (47.0, "runbook", "kong: recovered"),
     ]
 

@@ -43,6 +43,7 @@ function connect() {
   };
   socket.onclose = () => {
     $("status").classList.add("lost");
+    document.body.classList.add("lost"); // what is drawn is how it was
     $("status").replaceChildren(html`<span><span class="dot"></span> not connected, trying again …</span>`);
     setTimeout(connect, 1500);
   };
@@ -77,7 +78,8 @@ function tell(events) {
 function status(process) {
   const up = process.up_s > 3600 ? `${(process.up_s / 3600).toFixed(1)} h` : process.up_s > 60 ? `${Math.floor(process.up_s / 60)} min` : `${Math.round(process.up_s)} s`;
   $("status").classList.remove("lost");
-  $("status").replaceChildren(html`<span><span class="dot"></span> up ${up}</span><span class="wide">CPU ${Math.round(process.cpu_share * 100)} %</span><span class="wide">${Math.round(process.memory_mb)} MB</span><span class="wide">lag ${process.loop_lag_ms.toFixed(0)} ms</span><span class="wide" id="held" title="${process.loop_held ? `callbacks of more than 20 ms, most in ${process.held_most}` : "no callback took more than 20 ms"}">held ${process.loop_held}×</span>`);
+  document.body.classList.remove("lost");
+  $("status").replaceChildren(html`<span><span class="dot"></span> up ${up}</span><span class="wide roomy">CPU ${Math.round(process.cpu_share * 100)} %</span><span class="wide roomy">${Math.round(process.memory_mb)} MB</span><span class="wide roomy">lag ${process.loop_lag_ms.toFixed(0)} ms</span><span class="wide" id="held" title="${process.loop_held ? `callbacks of more than 20 ms, most in ${process.held_most}` : "no callback took more than 20 ms"}">held ${process.loop_held}×</span>`);
   const demo = $("demo");
   demo.hidden = false;
   demo.textContent = process.demo ? "Stop demo" : "Start demo";

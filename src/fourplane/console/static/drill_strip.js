@@ -11,7 +11,10 @@ export function strip(holder, system) {
   async function look() {
     clearTimeout(timer);
     if (!holder.isConnected) return; // another page is shown by now
-    try { await show(); } catch { timer = setTimeout(look, 2 * LOOK_MS); } // it may be what a drill killed
+    try { await show(); } catch { // who serves this page may be what the drill killed
+      holder.querySelector(".said")?.replaceChildren("nobody answers this page just now; it asks again");
+      timer = setTimeout(look, LOOK_MS);
+    }
   }
 
   async function show() {
