@@ -295,7 +295,7 @@ class Deployment:
             server.behind_room(gateway.room)
         for system in self.systems.values():
             for method, path, handler in getattr(system, "hot_routes", list)():
-                server.hot(method, path, self._resilience.faults.hot(handler))
+                self._resilience.faults.hot(server.hot, method, path, handler)
             if isinstance(system, Commerce) and name == "http":
                 system.behind(server.admission, gateway.room)
         return server

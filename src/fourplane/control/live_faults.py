@@ -4,7 +4,7 @@ A worker does to itself what an experiment names: it dies and stays away (`insta
 it stands in that place; a region's cache nodes go dark with it), its requests wait (`latency`), fail (`errors`) or get no
 answer (`partition`), it does not reach another service (`service_partition`), its processor is busy (`cpu_burn`), its disk
 full or slow (`disk_full`, `disk_stall`), its clock wrong (`clock_skew`). Requests pass a gate that costs one comparison
-while nothing is wrong; hot routes leave theirs to it while something is.
+while nothing is wrong; hot routes have none, and others stand in their places while something is.
 
 Invariants: at most `FAULTS_MAX` faults; none outlives its lease by more than `SWEEP_S`; a worker that died holds no lease, its
 absence is a file with an end in it. The names and arguments are those of `simulator.faults`, so one file does for both.
@@ -16,7 +16,7 @@ import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -42,6 +42,13 @@ SWEEP_S = 0.25
 ANSWER_FIRST_S = 0.05  # the order is answered before the worker that carries it out is gone
 AWAY_S_MAX = 120.0
 STATUS_OK = 200
+
+
+class PutHot(Protocol):
+    """Places a hot handler where a server looks for it; `again` in the place of the one that is there."""
+
+    def __call__(self, method: str, path: str, handler: HotHandler, *, again: bool = False) -> None: ...
+
 
 TenantOf = Callable[[str], Awaitable[str]]  # of a session token; "" for nobody
 
@@ -69,6 +76,8 @@ class LiveFaults:
         self._undo: dict[str, Undo] = {}
         self._held: dict[str, float] = {}  # path prefix to how long its answers are held back (changes.py)
         self._delays: dict[str, float] = {}  # the same by system
+        self._hot: list[tuple[PutHot, str, str, HotHandler]] = []
+        self._was_quiet = True
         self._beside: dict[str, Callable[[float], None]] = {}  # systems that talk to people beside HTTP, too
         self._over: deque[FaultState] = deque(maxlen=OVER_MAX)
         self._random = clock.random()
@@ -157,7 +166,11 @@ class LiveFaults:
         self._beside[system] = hold_back
 
     def _tell_beside(self) -> None:
-        """Latency of a whole system, and a slow release of it, for what does not pass the gate."""
+        """Open or close the ways past the gate; latency of a whole system, and a slow release of it, for what has no gate."""
+        if self.quiet != self._was_quiet:
+            self._was_quiet = self.quiet
+            for put, method, path, handler in self._hot:
+                put(method, path, handler if self._was_quiet else leave_to_gate, again=True)
         for system, hold_back in self._beside.items():
             hold_back(
                 self._delays.get(system, 0.0)
@@ -177,13 +190,10 @@ class LiveFaults:
         """Whether nothing is wrong on purpose."""
         return not (self._faults or self._held)
 
-    def hot(self, handler: HotHandler) -> HotHandler:
-        """A hot handler that leaves its requests to the application while there are faults, so that the gate sees them."""
-
-        def passed(request: HttpRequest) -> HotAnswer:
-            return None if self._faults or self._held else handler(request)
-
-        return passed
+    def hot(self, put: "PutHot", method: str, path: str, handler: HotHandler) -> None:
+        """Let `put` place a hot handler, and while there are faults one that leaves its requests to the gate."""
+        self._hot.append((put, method, path, handler))
+        put(method, path, handler if self.quiet else leave_to_gate)
 
     async def troubled(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
         """One request while faults last: it is counted in one group of each, and met by those that drew it."""
@@ -290,6 +300,11 @@ class _Gate:
     def typed(self, request: HttpRequest) -> TypedWork | None:
         """The shorter way of our server, as long as nothing is wrong."""
         return self._typed.typed(request) if self._typed is not None and self._faults.quiet else None
+
+
+def leave_to_gate(_: HttpRequest) -> HotAnswer:
+    """What stands in the place of a hot handler while there are faults."""
+    return None
 
 
 def away_file(data: Path, slot: int) -> Path:

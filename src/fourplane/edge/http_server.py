@@ -151,19 +151,22 @@ class HttpServer:
         """Whether anybody opens WebSockets here."""
         return self._sockets is not None
 
-    def hot(self, method: str, path: str, handler: HotHandler) -> None:
+    def hot(self, method: str, path: str, handler: HotHandler, *, again: bool = False) -> None:
         """Answer `method path` inside the protocol: `handler(request)` returns whole prebuilt bytes at once.
 
         A path that ends in `*` takes everything below it. A handler that returns None passes the request on to the
         application, so that a cache answers its hits here and its misses there. It must not wait and not take long.
+        `again`: in the place of the one that is there.
         """
         verb, place = method.encode(), path.encode()
         if place.endswith(b"*"):
             prefixes = self._hot_prefix.setdefault(verb, [])
+            if again:
+                prefixes.remove(next(entry for entry in prefixes if entry[0] == place[:-1]))
             prefixes.append((place[:-1], handler))
             prefixes.sort(key=lambda entry: -len(entry[0]))
             self._hot_exact.setdefault(verb, {})
-        elif place in self._hot_exact.setdefault(verb, {}):
+        elif not again and place in self._hot_exact.setdefault(verb, {}):
             raise Misconfigured(f"{method} {path} has two hot handlers")
         else:
             self._hot_exact[verb][place] = handler

@@ -6,6 +6,7 @@ import pytest
 
 from fourplane.control.fault_machine import Machine
 from fourplane.control.live_faults import AWAY_S_MAX, FAULTS_MAX, FaultDesk, LiveFaults, away_file, stay_away
+from fourplane.edge.http_server import HttpServer, HttpServerSettings
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, NotFound, Overloaded, Rejected
 from fourplane.foundation.lifecycle import Lifecycle
@@ -59,16 +60,35 @@ def test_latency_meets_the_paths_of_its_system_and_no_others(tmp_path):
 
 def test_a_hot_route_leaves_its_requests_to_the_gate_while_a_fault_lasts(tmp_path):
     async def main(faults, _ask):
-        handler = faults.hot(lambda _request: b"hot")
-        before = handler(None)
-        fault = faults.begin("latency", "commerce", {"latency_s": 0.5}, 5.0)
-        during = handler(None)
-        faults.undo(fault)
-        after = handler(None)
-        faults.hold_back({"commerce": 0.1})
-        return before, during, after, handler(None)
+        server, placed = HttpServer(HttpServerSettings(), None, registry=Registry()), {}
 
-    assert lived(main, tmp_path) == (b"hot", None, b"hot", None)
+        def asked():
+            return [placed[path](None) for path in ("/hot", "/below/*")], [
+                server.hot_handler(b"GET", path)(None) for path in (b"/hot", b"/below/a")
+            ]
+
+        def put(method, path, handler, *, again=False):
+            placed[path] = handler
+            server.hot(method, path, handler, again=again)
+
+        def own(_request):
+            return b"hot"
+
+        faults.hot(put, "GET", "/hot", own)
+        faults.hot(put, "GET", "/below/*", own)
+        assert placed["/hot"] is own  # nothing stands before it
+        before = asked()
+        fault, other = (faults.begin("latency", "commerce", {"latency_s": 0.5}, 5.0) for _ in range(2))
+        during = asked()
+        faults.undo(fault)
+        still = asked()
+        faults.undo(other)
+        after = asked()
+        faults.hold_back({"commerce": 0.1})
+        return before, during, still, after, asked()
+
+    hot, left = ([b"hot"] * 2,) * 2, ([None] * 2,) * 2
+    assert lived(main, tmp_path) == (hot, left, left, hot, left)
 
 
 def test_the_shorter_way_of_the_server_is_closed_while_a_fault_lasts(tmp_path):
