@@ -45,18 +45,18 @@ class WriterStatistics(msgspec.Struct, frozen=True):
 
 class _Waiting(msgspec.Struct, Generic[T], gc=False):
     owner: T
-    key: int
-    count: int
-    body: bytes
     size: int
-    future: "asyncio.Future[None]"
+    futures: "list[asyncio.Future[None]]"
+    key: int = 0
+    count: int = 0
+    body: bytes = b""
 
 
 class FrameWriter(Generic[T]):
     """Writes frames for owners. `written(owners, frames)` before callers hear; `refused(owners)` before theirs hear.
 
-    With `joined`, a group is one frame whose body it makes of the owners; `frames` then holds that one for all. `sent(count)`:
-    a group is with the disk, and the loop has a moment.
+    Who `share`s makes one frame with all who share it: `gather` is its owner, made when the first one comes, and `joined` says
+    what it has become when it is its turn, count and body. `sent(count)`: a group is with the disk, and the loop has a moment.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class FrameWriter(Generic[T]):
         *,
         written: Callable[[Sequence[T], Sequence[Frame]], None],
         refused: Callable[[Sequence[T]], None],
-        joined: Callable[[Sequence[T]], bytes] | None = None,
+        gather: Callable[[], T] | None = None,
+        joined: Callable[[T], tuple[int, bytes]] | None = None,
         sent: Callable[[int], None] | None = None,
     ) -> None:
         self.frames = frames
@@ -77,7 +78,10 @@ class FrameWriter(Generic[T]):
         self._settings = settings
         self._on_written = written
         self._on_refused = refused
+        self._gather = gather
         self._joined = joined
+        self._gathering: _Waiting[T] | None = None  # the last of the queue, while it may be shared
+        self._loop: asyncio.AbstractEventLoop
         self._on_sent = sent
         self._queue: deque[_Waiting[T]] = deque()
         self._queue_bytes = self._groups = 0
@@ -93,6 +97,7 @@ class FrameWriter(Generic[T]):
         except OSError as error:
             raise Unavailable(f"{self._name}: {error}", code="disk_failed", file=self._name) from error
         self._open = True
+        self._loop = asyncio.get_running_loop()
         return found
 
     def check(self) -> None:
@@ -104,18 +109,35 @@ class FrameWriter(Generic[T]):
         if self._queue_bytes > self._settings.queue_bytes_max:
             raise Overloaded(f"{len(self._queue)} writes wait for {self._name}", retry_after_s=0.1)
 
-    def put(self, owner: T, key: int, count: int, body: bytes, size: int = 0) -> "asyncio.Future[None]":
-        """Queue one frame, or a share of `size` bytes of a joined one; the future is done when it is durable."""
+    def put(self, owner: T, key: int, count: int, body: bytes) -> "asyncio.Future[None]":
+        """Queue one frame; the future is done when it is durable."""
         self.check()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        size += len(body) + _FRAME_COST_BYTES
-        self._queue.append(_Waiting(owner, key, count, body, size, future))
+        future: asyncio.Future[None] = self._loop.create_future()
+        size = len(body) + _FRAME_COST_BYTES
+        self._queue.append(_Waiting(owner, size, [future], key, count, body))
         self._queue_bytes += size
         if not self._scheduled and not self._busy:
             self._scheduled = True
-            loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         return future
+
+    def share(self, size: int) -> "tuple[T, asyncio.Future[None]]":
+        """`size` bytes in the frame that gathers: its owner, to be added to at once, and a future for when it is durable."""
+        if self.failed is not None or not self._open or self._queue_bytes > self._settings.queue_bytes_max:
+            self.check()
+        gathering = self._gathering
+        if gathering is None or gathering.size >= self._settings.group_bytes_max:
+            assert self._gather is not None
+            gathering = self._gathering = _Waiting(self._gather(), 0, [])
+            self._queue.append(gathering)
+            if not self._scheduled and not self._busy:
+                self._scheduled = True
+                self._loop.call_soon(self._flush)
+        gathering.size += size
+        self._queue_bytes += size
+        future: asyncio.Future[None] = self._loop.create_future()
+        gathering.futures.append(future)
+        return gathering.owner, future
 
     @property
     def busy(self) -> bool:
@@ -181,21 +203,22 @@ class FrameWriter(Generic[T]):
 
     def _send(self) -> None:
         queue = self._queue
-        group: list[_Waiting[T]] = []
-        size = 0
-        while queue and (not group or size + queue[0].size <= self._settings.group_bytes_max):
-            group.append(queue.popleft())
-            size += group[-1].size
-        self._queue_bytes -= size
-        count = sum([each.count for each in group])
+        group = [queue.popleft()]
+        size = group[0].size
         if self._joined is None:
+            while queue and size + queue[0].size <= self._settings.group_bytes_max:
+                group.append(queue.popleft())
+                size += group[-1].size
             bodies = [(each.key, each.count, each.body) for each in group]
         else:
-            bodies = [(0, count, self._joined([each.owner for each in group]))]
+            if not queue:
+                self._gathering = None
+            bodies = [(0, *self._joined(group[0].owner))]
+        self._queue_bytes -= size
         done = self.worker.submit(self.frames.write, bodies)
         done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
         if self._on_sent is not None:
-            self._on_sent(count)
+            self._on_sent(sum([count for _, count, _ in bodies]))
 
     def _written(self, group: list[_Waiting[T]], began: float, done: "asyncio.Future[list[Frame]]") -> None:
         self._busy = False
@@ -210,8 +233,9 @@ class FrameWriter(Generic[T]):
         else:
             self._on_written([waiting.owner for waiting in group], done.result())
             for waiting in group:
-                if not waiting.future.done():
-                    waiting.future.set_result(None)
+                for future in waiting.futures:
+                    if not future.done():
+                        future.set_result(None)
         if self._next is not None:
             self._next.set_result(None)
             self._next = None
@@ -222,10 +246,12 @@ class FrameWriter(Generic[T]):
         group = [*group, *self._queue]
         self._queue.clear()
         self._queue_bytes = 0
+        self._gathering = None
         self._on_refused([waiting.owner for waiting in group])
         for waiting in group:
-            if not waiting.future.done():
-                waiting.future.set_exception(told)
+            for future in waiting.futures:
+                if not future.done():
+                    future.set_exception(told)
 
     def _fail(self, told: FourplaneError) -> None:
         self.failed = told

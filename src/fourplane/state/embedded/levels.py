@@ -179,9 +179,7 @@ class Levels:
 
     def may_hold(self, code: int) -> bool:
         """False: neither a run nor the table has a key with this code (`key_code`)."""
-        if self._keys.may_hold(code):
-            return True
-        return bool(self._older) and any(run.may_hold(code) for run in self._older)
+        return self._keys.may_hold(code) or (bool(self._older) and any(run.may_hold(code) for run in self._older))
 
     def find(self, code: int, partition: bytes, sort: bytes) -> State | None:
         """What the newest run says that knows this row."""

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import cast
+from zlib import crc32
 
 import msgspec
 
@@ -30,7 +31,7 @@ from fourplane.foundation.errors import Conflict, Corrupt, Rejected, TooLarge, U
 from fourplane.state.contracts import Change, Put, Record
 from fourplane.state.embedded.database import Database, DatabaseStatistics
 from fourplane.state.embedded.frame_writer import FrameWriter, WriterSettings, WriterStatistics
-from fourplane.state.embedded.key_filter import key_code
+from fourplane.state.embedded.key_filter import Key
 from fourplane.state.embedded.key_scan import KeyScan
 from fourplane.state.embedded.levels import Levels, LevelsSettings, LevelsStatistics, create
 from fourplane.state.embedded.overlay import ABSENT, Overlay
@@ -42,6 +43,7 @@ VALUE_BYTES_MAX = 1 << 20
 CHANGES_MAX = 100
 SCAN_MAX = 10_000
 BATCH_BYTES_MAX = 32 << 20
+ROW_COST_BYTES = 100
 SCHEMA_NUMBER = b"\x03"
 _ALONE, _WRITES = b"\x01", b"\x02"
 _LENGTH = struct.Struct("<I")
@@ -83,16 +85,17 @@ class EmbeddedRecords:
     def __init__(self, database: Database, *, settings: RecordsSettings | None = None) -> None:
         self.database = database
         self._settings = settings or RecordsSettings()
-        self._writer: FrameWriter[list[StoredRow]] = FrameWriter(
+        self._overlay = Overlay()
+        self._writer: FrameWriter[dict[Key, StoredRow]] = FrameWriter(
             frames_beside(database.path, database.disk, "changes", self._settings.writer.segment_bytes),
             database.name,
             self._settings.writer,
             written=self._written,
             refused=self._refused,
+            gather=self._overlay.gather,
             joined=_frame,
             sent=self._sent,
         )
-        self._overlay = Overlay()
         self._keys = KeyScan(database, self._settings.filter_keys_max)
         self._levels = Levels(database, self._overlay, self._keys, self._settings.levels)
         self._levels.crowded = self._crowded
@@ -138,10 +141,9 @@ class EmbeddedRecords:
         if not 0 < limit <= SCAN_MAX:
             raise Rejected(f"a scan returns 1 to {SCAN_MAX} records, not {limit}", code="bad_limit")
         now_us = clock.now_us()
-        held = self._overlay.of_partition(partition)
         over = [
             row[1:]
-            for row in (held.values() if held is not None else ())
+            for row in self._overlay.of_partition(partition).values()
             if start <= row[1] and (end is None or row[1] < end)
         ]
         runs = self._levels.rows_of(partition, start, end, reverse=reverse)
@@ -163,25 +165,22 @@ class EmbeddedRecords:
         check_changes(partition, changes)
         while self._full:
             await self._make_room()
-        self._writer.check()
         try:
             rows = self._judged(partition, changes)
         except Conflict:
             if not self._writer.busy:
                 raise
             await self._writer.settle()  # a conflict with a write under way is told when that one is durable
-            self._writer.check()
             rows = self._judged(partition, changes)
         if rows:
             await self._begin(rows)
 
     def _begin(self, rows: list[StoredRow]) -> "asyncio.Future[None]":
         """These rows are the newest from now on; the future is done when they are durable."""
-        pending, size = self._overlay.pending, 0
+        frame, done = self._writer.share(sum([ROW_COST_BYTES + len(row[2] or b"") for row in rows]))
         for row in rows:
-            pending[row[0], row[1]] = row
-            size += len(row[2] or b"")
-        return self._writer.put(rows, 0, len(rows), b"", size)
+            frame[row[:2]] = row
+        return done
 
     async def fold(self) -> None:
         """Wait until every change that was durable when this was called is in the table."""
@@ -224,13 +223,15 @@ class EmbeddedRecords:
     def _judged(self, partition: bytes, changes: Sequence[Change]) -> list[StoredRow]:
         """What a batch makes of its rows; raises Conflict."""
         rows: list[StoredRow] = []
-        pending = self._overlay.pending
+        overlay, levels = self._overlay, self._levels
         for change in changes:
             sort = change.sort
-            row = pending.get((partition, sort)) or self._overlay.durable(partition, sort)
-            value, version, expires_us = row[2:] if row is not None else self._below(partition, sort)
-            if value is None or (expires_us is not None and expires_us <= clock.now_us()):
-                version = 0
+            row = overlay.newest((partition, sort))
+            if row is not None:
+                version = _version(row[2:])
+            else:
+                code = crc32(sort, crc32(partition))
+                version = _version(self._stored(code, partition, sort)) if levels.may_hold(code) else 0
             if change.expect_version is not None and change.expect_version != version:
                 raise conflict(change)
             if isinstance(change, Put):
@@ -243,9 +244,12 @@ class EmbeddedRecords:
 
     def _below(self, partition: bytes, sort: bytes) -> State:
         """What runs and table say of a row."""
-        levels, code = self._levels, key_code(partition, sort)
-        if not levels.may_hold(code):
-            return ABSENT
+        code = crc32(sort, crc32(partition))
+        return self._stored(code, partition, sort) if self._levels.may_hold(code) else ABSENT
+
+    def _stored(self, code: int, partition: bytes, sort: bytes) -> State:
+        """The same for a row that may be there."""
+        levels = self._levels
         if not levels.empty and (found := levels.find(code, partition, sort)) is not None:
             return found
         rows = cast("list[State]", self.database.read(_GET, (partition, sort)))
@@ -254,18 +258,19 @@ class EmbeddedRecords:
     def _sent(self, rows: int) -> None:
         self._levels.pace.sent(rows)
 
-    def _written(self, writes: Sequence[list[StoredRow]], frames: Sequence[Frame]) -> None:
-        """These writes are durable: readers see them from now on."""
-        self._overlay.written(_joined(writes))
+    def _written(self, written: Sequence[dict[Key, StoredRow]], frames: Sequence[Frame]) -> None:
+        """A frame is durable: readers see its rows from now on."""
+        for rows in written:
+            self._overlay.written(rows)
         last = frames[-1]
         self._levels.upto = last.at + last.size
         self._levels.look()
         self._full = self._holds(1)
 
-    def _refused(self, writes: Sequence[list[StoredRow]]) -> None:
-        """None of these happened, and nothing else is with the disk: what readers see is the newest again."""
-        for row in _joined(writes):
-            self._overlay.pending.pop(row[:2], None)
+    def _refused(self, refused: Sequence[dict[Key, StoredRow]]) -> None:
+        """None of these happened: what lies below them is the newest again."""
+        gone = {id(rows) for rows in refused}
+        self._overlay.pending = [rows for rows in self._overlay.pending if id(rows) not in gone]
 
     # ---- room ----
 
@@ -299,6 +304,12 @@ class EmbeddedRecords:
             raise Unavailable(f"{self.database.name} is closed", code="closed")
         if flush.done():
             flush.result()
+
+
+def _version(state: State) -> int:
+    """The version the next write is judged by."""
+    value, version, expires_us = state
+    return 0 if value is None or (expires_us is not None and expires_us <= clock.now_us()) else version
 
 
 def _of_row(row: StoredRow) -> _Found:
@@ -363,13 +374,9 @@ def conflict(change: Change) -> Conflict:
     return Conflict(told, code="version", sort=change.sort, expected=change.expect_version)
 
 
-def _joined(writes: Sequence[list[StoredRow]]) -> list[StoredRow]:
-    return [row for rows in writes for row in rows]
-
-
-def _frame(writes: Sequence[list[StoredRow]]) -> bytes:
-    """The body of a group's frame."""
-    return SCHEMA_NUMBER + _ENCODER.encode(_joined(writes))
+def _frame(rows: dict[Key, StoredRow]) -> tuple[int, bytes]:
+    """How many rows a frame has, and its body."""
+    return len(rows), SCHEMA_NUMBER + _ENCODER.encode(list(rows.values()))
 
 
 def _rows(body: bytes, name: str) -> list[StoredRow]:
