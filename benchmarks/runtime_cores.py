@@ -5,15 +5,14 @@ is what two full cores carry against one. What the workers use when nobody asks 
 and taken off, because it does not grow with the work. (Requests of two kinds are units of what each costs one worker, as the mix
 differs from run to run.) Beside it stand the rate on the wall and per CPU second of the busiest worker as the load happened
 to be spread; on a machine with two cores the load generator takes part of both from two workers and has a core to itself
-beside one. Workers are pinned, one to a core. Messages go between random pairs of users, so with two workers half of them
-change the worker; requests are for two systems, with keep-alive connections that come in anywhere.
+beside one. Workers are pinned, one to a core. Of two pairs of users whose messages go on together one is in two shards, so with
+two workers half of all messages change the worker; requests are for two systems, with keep-alive connections that come in anywhere.
 """
 
 import asyncio
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import statistics
@@ -31,6 +30,7 @@ from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
 
 USERS = 60
 BATCH = 16
+SHARDS = ShardMap(2, 2)
 CONNECTIONS = 32
 SETTINGS = {
     "FOURPLANE_MESSAGING__PORT": "0",
@@ -89,14 +89,35 @@ def accounts(facts, count):
     return asyncio.run(control_socket.ask(facts["data"] / "control.sock", "crowd", {"count": count}))
 
 
+class Turn:
+    """Two pairs of users, one inside a worker and one across (when there are two), whose next batches leave together.
+
+    If every pair went on by itself, those in one worker would be faster and most of the load: of 100 messages only 16 changed
+    the worker, where it has to be half of them.
+    """
+
+    def __init__(self):
+        self.batches = []  # transport and bytes
+        self.coming = 0
+
+    def go(self):
+        self.coming = len(self.batches)
+        for transport, batch in self.batches:
+            transport.write(batch)
+
+    def arrived(self):
+        self.coming -= 1
+        if not self.coming:
+            self.go()
+
+
 class Receiver(asyncio.Protocol):
-    """A logged-in user who counts messages and lets their sender go on after each batch."""
+    """A logged-in user who counts messages and tells the turn of each batch."""
 
     def __init__(self, transport):
         self.transport = transport
         self.count = self.since = 0
-        self.batch = b""
-        self.sender = None
+        self.turn = None
         self.rest = b""
 
     def data_received(self, data):
@@ -106,36 +127,48 @@ class Receiver(asyncio.Protocol):
         self.since += found
         while self.since >= BATCH:
             self.since -= BATCH
-            self.sender.transport.write(self.sender.batch)
+            self.turn.arrived()
 
 
 async def message_load(facts, people, seconds):
     """Messages delivered, CPU seconds of each worker, wall seconds."""
-    clients = []
+    receivers = []
     for name, password in people:
         client = XmppClient(name, password)
         await client.connect("127.0.0.1", int(facts["xmpp_port"]))
         await client.login()
-        clients.append(client)
-    receivers = []
-    for client in clients:
         transport = client._transport
-        receiver = Receiver(transport)
-        transport.set_protocol(receiver)
-        receivers.append(receiver)
-    order = list(range(len(people)))
-    random.Random(7).shuffle(order)
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        one = f"<message to='{people[there][0]}@localhost/crowd' type='chat' id='m'><body>As people write them.</body></message>"
-        receivers[here].batch = one.encode() * BATCH
-        receivers[there].sender = receivers[here]
-    for receiver in receivers:
-        receiver.transport.write(receiver.batch)
+        receivers.append(Receiver(transport))
+        transport.set_protocol(receivers[-1])
+    turns = []
+    for pairs in turns_of(people):
+        turns.append(Turn())
+        for here, there in pairs:
+            to = f"{people[there][0]}@localhost/crowd"
+            one = f"<message to='{to}' type='chat' id='m'><body>As people write them.</body></message>".encode()
+            turns[-1].batches.append((receivers[here].transport, one * BATCH))
+            receivers[there].turn = turns[-1]
+    for turn in turns:
+        turn.go()
     await asyncio.sleep(0.3)
     taken = await _measured(facts, lambda: sum(one.count for one in receivers), seconds)
     for receiver in receivers:
         receiver.transport.abort()
     return taken
+
+
+def turns_of(people):
+    """Who writes to whom: every user to one other, half of them across two workers, a pair of each kind at a time."""
+    lists = [
+        [n for n, one in enumerate(people) if SHARDS.slot_of(partition_of(f"{one[0]}@localhost")) == slot]
+        for slot in (0, 1)
+    ]
+    near, far = [], []
+    for own, other in (lists, lists[::-1]):
+        half = len(own) // 2
+        near += zip(own[:half], own[1:half] + own[:1], strict=True)
+        far += zip(own[half:], other[half:], strict=True)
+    return list(zip(near, far, strict=True))
 
 
 class Visitor(asyncio.Protocol):
@@ -202,9 +235,7 @@ def two_cores(figures, *, seconds=3.0):
     cost = {}  # CPU seconds of all workers per unit of work
     for workers in (1, 2):
         with deployment("messaging", workers=workers) as facts:
-            people = accounts(facts, USERS)
-            if workers == 2:
-                people = balanced(people)
+            people = balanced(accounts(facts, USERS))
             idle = idle_share(facts)
             count, used, wall = asyncio.run(message_load(facts, people, seconds))
             cost["messages", workers] = (sum(used) - idle * wall) / count
@@ -249,9 +280,8 @@ def turned_away(facts):
 
 def balanced(people):
     """As many users of each shard, so that the figure is about the cost and not about luck with so few."""
-    shards = ShardMap(2, 2)
-    lists = [[one for one in people if shards.slot_of(partition_of(f"{one[0]}@localhost")) == slot] for slot in (0, 1)]
-    most = min(map(len, lists))
+    lists = [[one for one in people if SHARDS.slot_of(partition_of(f"{one[0]}@localhost")) == slot] for slot in (0, 1)]
+    most = min(map(len, lists)) // 2 * 2
     return lists[0][:most] + lists[1][:most]
 
 
@@ -259,8 +289,7 @@ def killed_shard(figures):
     """Milliseconds from SIGKILL of a shard's worker to its next answer for a user of the other one, and what was lost."""
     with deployment("messaging", workers=2) as facts:
         people = dict(accounts(facts, 20))
-        shards = ShardMap(2, 2)
-        here, there = ([n for n in people if shards.slot_of(partition_of(f"{n}@localhost")) == slot] for slot in (0, 1))
+        here, there = ([n for n in people if SHARDS.slot_of(partition_of(f"{n}@localhost")) == slot] for slot in (0, 1))
         ms, lost = asyncio.run(_kill(facts, people, here[0], there[0]))
     figures.setdefault("killed_shard_first_answer_ms", []).append(ms)
     figures.setdefault("killed_shard_messages_lost", []).append(lost)

@@ -58,6 +58,7 @@ class House:
         self.tokens = 0
         self.ended = []
         self.lost_messages = []
+        self.told = {}  # which process had it first
         self.restarts_heard = 0
 
     async def start(self, other, loss):
@@ -86,14 +87,22 @@ class House:
         assert self.waits.pop(token) == owner, "a wait ends once"
         self.ended.append(owner)
 
-    def lost(self, message):
-        self.lost_messages.append(message)
+    def introduce(self, owner):
+        return owner
+
+    def lost(self, message, owner):
+        self.lost_messages.append((msgspec.msgpack.decode(message), owner and msgspec.msgpack.decode(owner)))
 
     def restarted(self, _slot):
         self.restarts_heard += 1
 
-    def received(self, _sender, batch, safe):
+    def received(self, boot, batch, safe):
         longer = set()
+        owners = msgspec.msgpack.decode(batch.owners)
+        for message, group in zip(msgspec.msgpack.decode(batch.messages), batch.groups, strict=True):
+            assert (OWNERS[int(message) % 7] if group else None) == (owners[group - 1] if group else None)
+            earlier = self.told.setdefault((boot, message), self.generation)
+            assert earlier == self.generation or batch.again, "who may have had it before is told so"
         batch_messages = msgspec.msgpack.decode(batch.messages, type=list[msgspec.Raw])
         for message, group in zip(batch_messages, batch.groups, strict=True):
             self.handed[-1].append(bytes(message))
@@ -128,9 +137,8 @@ async def round_of(world, *, loss, kills):
 
     async def send():
         for number in range(MESSAGES):
-            text = b"%05d" % number
             owner = OWNERS[number % 7] if number % 5 else None
-            sender.courier.send(1, bytes([0xA0 | len(text)]) + text, owner)
+            sender.courier.send(1, f"{number:05}", 6, owner)
             sent.append((number, owner))
             if clock.random().random() < 0.3:
                 await clock.sleep(clock.random().random() * 0.02)
@@ -184,12 +192,12 @@ def test_who_never_comes_back_loses_messages_and_the_senders_hear_it():
         await clock.sleep(0.5)
         await receiver.kill()
         for number in range(10):
-            sender.courier.send(1, b"\xa5%05d" % number, "owner")
+            sender.courier.send(1, f"{number:05}", 6, "owner")
         await clock.sleep(30)
         return sender
 
     sender = simulator.run(main, 3).result
-    assert len(sender.lost_messages) == 10
+    assert sender.lost_messages == [(f"{number:05}", "owner") for number in range(10)]
     assert not sender.waits
 
 
@@ -200,7 +208,7 @@ def test_a_full_lane_refuses():
         refused = 0
         for number in range(3_000):
             try:
-                sender.courier.send(1, b"\xa5%05d" % number)
+                sender.courier.send(1, f"{number:05}", 6)
             except FourplaneError:
                 refused += 1
         return refused

@@ -18,8 +18,8 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import Request, ServerQueries
 from fourplane.messaging.stanzas import escape
-from fourplane.messaging.user import User, worth_storing
-from fourplane.messaging.user_store import Done
+from fourplane.messaging.user import User, origin_of, worth_storing
+from fourplane.messaging.user_store import ARCHIVED, ORIGIN_S, Unless
 from fourplane.messaging.xml_stream import CLIENT, Stanza
 from fourplane.service.stored_order import ID_MAX
 from fourplane.state.contracts import Put
@@ -74,40 +74,59 @@ class MessageArchive:
             if source is not None:
                 source.release(hold)
 
-        self._write(user, user.next_id(), delivery.to.full, delivery.raw, kept)
+        put = self._record(user.next_id(), delivery.to.full, delivery.raw)
+        self._router.store.write(user.address.bare, [put], kept)
 
     def received(self, user: User, delivery: Delivery) -> bool:
         """Keep a copy for the receiver and deliver it then; False when this message is not kept."""
         if not _is_conversation(delivery.stanza):
             return False
-        source = delivery.source
-        hold = source.hold() if source is not None else 0
-        ident = user.next_id()
+        hold = delivery.source.hold() if delivery.source is not None else 0
+        ident, raw = user.next_id(), delivery.raw
+        origin, again = origin_of(delivery)
+        self._mark(user, delivery, ident)
+        changes = [self._record(ident, delivery.sender.full, delivery.raw)]
+        unless = None
+        if origin:
+            changes.append(Put(ARCHIVED + origin, ident.to_bytes(8, "big"), ttl_s=ORIGIN_S))
+        if origin and again:  # a process before this one may have archived it and have said nothing
+
+            def there(earlier: bytes) -> None:
+                delivery.raw = raw
+                self._mark(user, delivery, int.from_bytes(earlier, "big"))
+                self._received(user, delivery, hold, None)
+
+            unless = Unless(ARCHIVED + origin, len(changes), there)
+        self._router.store.write(
+            user.address.bare, changes, lambda failure: self._received(user, delivery, hold, failure), unless=unless
+        )
+        return True
+
+    def _mark(self, user: User, delivery: Delivery, ident: int) -> None:
+        """Say in the message under which id it is archived."""
         raw = delivery.raw
         if STANZA_ID in delivery.stanza.children:
             raw = _without_claims(raw, user.address.bare)
         mark = f"<stanza-id xmlns='urn:xmpp:sid:0' by='{escape(user.address.bare)}' id='{ident}'/>"
         delivery.raw = stanzas.with_child(raw, mark.encode())
 
-        def kept(failure: FourplaneError | None) -> None:
-            if failure is not None:
-                self._complain(failure)
-                self._router.bounce(delivery, "internal-server-error", "the message could not be stored")
-            else:
-                if source is not None:
-                    source.go_on(hold)
-                self._router.archived(user, delivery)
+    def _received(self, user: User, delivery: Delivery, hold: int, failure: FourplaneError | None) -> None:
+        """The archive has the message, or could not take it."""
+        source = delivery.source
+        if failure is not None:
+            self._complain(failure)
+            self._router.bounce(delivery, "internal-server-error", "the message could not be stored")
+        else:
             if source is not None:
-                source.release(hold)
+                source.go_on(hold)
+            self._router.archived(user, delivery)
+        if source is not None:
+            source.release(hold)
 
-        self._write(user, ident, delivery.sender.full, delivery.raw, kept)
-        return True
-
-    def _write(self, user: User, ident: int, peer: str, raw: bytes, kept: Done) -> None:
+    def _record(self, ident: int, peer: str, raw: bytes) -> Put:
         name = peer.encode()
         value = bytes([SCHEMA]) + struct.pack(">QH", clock.now_us(), len(name)) + name + raw
-        put = Put(b"a/" + struct.pack(">Q", ident), value, ttl_s=self._router.settings.archive_s)
-        self._router.store.write(user.address.bare, [put], kept)
+        return Put(b"a/" + struct.pack(">Q", ident), value, ttl_s=self._router.settings.archive_s)
 
     def _complain(self, failure: FourplaneError) -> None:
         self._router.registry.event("error", "messaging", "the archive cannot be written", error=failure.reason)

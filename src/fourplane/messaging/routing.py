@@ -186,19 +186,21 @@ class Router:
             except Exception as error:  # noqa: BLE001 - let it crash: this user restarts, the others do not notice
                 self.crashed(user, error, delivery)
             return
+        shards = self.shards
         if to.domain in self.domains:
             if to.local:
+                if shards is not None and user is None and self.switches.router.on:
+                    slot = shards.slot_of(to)
+                    if slot != shards.slot:
+                        shards.forward(delivery, slot)
+                        return
                 self.deliver(delivery)
             else:
                 self._to_server(delivery)
             return
         service = self.services.get(to.domain)
-        if (
-            self.shards is not None
-            and (service is not None or to.domain in self.far_domains)
-            and self.shards.is_far(to)
-        ):
-            self.shards.forward(delivery)
+        if shards is not None and (service is not None or to.domain in self.far_domains) and shards.is_far(to):
+            shards.forward(delivery, shards.slot_of(to))
             return
         if service is None:
             self.bounce(delivery, "remote-server-not-found")
@@ -216,7 +218,7 @@ class Router:
         user = self.users.get(delivery.to.bare)
         if user is None:
             if self.shards is not None and self.shards.is_far(delivery.to):
-                self.shards.forward(delivery)
+                self.shards.forward(delivery, self.shards.slot_of(delivery.to))
             elif delivery.stanza.name == IQ or _wakes(delivery.stanza):
                 self._load(delivery)
             return

@@ -6,6 +6,7 @@ Messages follow RFC 6121 section 8.5; stored ones XEP-0160; copies for other dev
 """
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from fourplane.foundation import clock
@@ -15,7 +16,7 @@ from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.roster import SUBSCRIPTION_TYPES, Contact
 from fourplane.messaging.stream_management import MODULUS, Owed
-from fourplane.messaging.user_session import CHAT_STATES, UserSession
+from fourplane.messaging.user_session import CHAT_STATES, NO_ORIGIN, UserSession
 from fourplane.messaging.user_store import NOBODY, StoredUser
 from fourplane.messaging.xml_stream import CLIENT, MESSAGE, PRESENCE, Stanza
 from fourplane.service.stored_order import next_id
@@ -32,9 +33,19 @@ HINTS = "urn:xmpp:hints "
 CARBONS = "urn:xmpp:carbons:2"
 UNKEPT = frozenset({"groupchat", "headline", "error"})
 FLUSH_PAGE = 100
+FLUSH_AGAIN_MAX = 8  # failures of the store in a row: half a minute together
+FLUSH_WAIT_S = 0.06  # doubled each time
 SPOOL_POLL_S = 0.002
 NOTHING: frozenset[int] = frozenset()
 SUBSCRIPTIONS = frozenset(SUBSCRIPTION_TYPES)
+
+
+class _Flush(Enum):
+    """How far the reading of what is stored has come."""
+
+    MORE = 1
+    WAITS = 2  # all that is left is on its way to this very client, and goes when that has it
+    DONE = 3
 
 
 class User:
@@ -235,7 +246,8 @@ class User:
                 "error", "messaging", "an unacknowledged message cannot be stored", error=failure.reason
             )
 
-        router.store.put_offline(self.address.bare, owed.stored_id, message.raw, stored)
+        origin, again = origin_of(message)
+        router.store.put_offline(self.address.bare, owed.stored_id, message.raw, stored, origin=origin, again=again)
 
     def forget_stored(self, ids: list[int]) -> None:
         """Messages that lie in the store were acknowledged after all."""
@@ -249,38 +261,50 @@ class User:
             self.router.spawn(self._flush(session))
 
     async def _flush(self, session: UserSession) -> None:
-        store, bare, waits = self.router.store, self.address.bare, False
+        state, failed = _Flush.MORE, 0
         try:
-            while self.sessions.get(session.address.resource) is session:
-                if self.taken:
-                    await self._forget(self.taken)
-                sent = session.stored_ids()
-                found = await store.offline(bare, FLUSH_PAGE + len(sent))
-                page = [message for message in found if message.id not in sent][:FLUSH_PAGE]
-                if found and not page:  # all of it is on its way to this very client, and goes when that has it
-                    waits = True
-                    break
-                if not page and self.spooling == 0:
-                    self.offline_count = 0
-                    break
-                if not page:
-                    await clock.sleep(SPOOL_POLL_S)
-                    continue
-                for message in page:
-                    self.router.counts.delivered += 1
-                    session.send(stanzas.with_child(message.raw, stanzas.delay(message.stored_us, self.address.domain)))
-                if not await session.wait_taken():
-                    break
-                await self._forget(frozenset(message.id for message in page))
-        except FourplaneError as error:
-            self.router.registry.event("warning", "messaging", "stored messages cannot be read", error=error.reason)
-            return
+            while state is _Flush.MORE and self.sessions.get(session.address.resource) is session:
+                try:
+                    state, failed = await self._flush_page(session), 0
+                except FourplaneError as error:
+                    failed += 1
+                    if failed > FLUSH_AGAIN_MAX:  # the next presence tries it again
+                        reason = error.reason
+                        self.router.registry.event(
+                            "warning", "messaging", "stored messages cannot be read", error=reason
+                        )
+                        return
+                    await clock.sleep(FLUSH_WAIT_S * 2**failed)
         finally:
             self.flushing = False
         # A client came while another one was served, or this one went before it had taken everything.
         targets = [other for other in self.available() if other.stream is not None]
-        if targets and self.offline_count and not (waits and targets[0] is session):
+        if targets and self.offline_count and not (state is _Flush.WAITS and targets[0] is session):
             self.deliver_stored(targets[0])
+
+    async def _flush_page(self, session: UserSession) -> "_Flush":
+        """Send the next of what is stored, and forget it once it was taken; raises what the store says."""
+        store, bare = self.router.store, self.address.bare
+        if self.taken:
+            await self._forget(self.taken)
+        sent = session.stored_ids()
+        found = await store.offline(bare, FLUSH_PAGE + len(sent))
+        page = [message for message in found if message.id not in sent][:FLUSH_PAGE]
+        if not page:
+            if found:
+                return _Flush.WAITS
+            if self.spooling == 0:
+                self.offline_count = 0
+                return _Flush.DONE
+            await clock.sleep(SPOOL_POLL_S)
+            return _Flush.MORE
+        for message in page:
+            self.router.counts.delivered += 1
+            session.send(stanzas.with_child(message.raw, stanzas.delay(message.stored_us, self.address.domain)))
+        if not await session.wait_taken():
+            return _Flush.DONE
+        await self._forget(frozenset(message.id for message in page))
+        return _Flush.MORE
 
     async def _forget(self, ids: frozenset[int]) -> None:
         """Take what a client has had out of the store; as long as that fails nothing is shown, so that nothing is shown twice."""
@@ -391,7 +415,8 @@ class User:
             if source is not None:
                 source.release(hold)
 
-        router.store.put_offline(self.address.bare, ident, delivery.raw, stored)
+        origin, again = origin_of(delivery)
+        router.store.put_offline(self.address.bare, ident, delivery.raw, stored, origin=origin, again=again)
 
     def _carbon(self, direction: str, delivery: Delivery, without: frozenset[str]) -> None:
         raw = delivery.raw
@@ -407,6 +432,11 @@ class User:
         for session in self.sessions.values():
             if session.carbons and session.address.resource not in without:
                 session.send((head + stanzas.escape(session.address.full)).encode() + content)
+
+
+def origin_of(delivery: Delivery) -> tuple[bytes, bool]:
+    """What names a stanza of another worker, whoever tells it, and whether it was told before; nothing for one of this worker."""
+    return delivery.source.origin_of(delivery.stanza) if delivery.source is not None else NO_ORIGIN
 
 
 def wanted_by(session: UserSession, raw: bytes) -> bool:

@@ -23,7 +23,7 @@ from fourplane.messaging import addresses, stanzas
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
-from fourplane.messaging.user_session import HOLDS_MAX, UserSession
+from fourplane.messaging.user_session import HOLDS_MAX, NO_ORIGIN, UserSession
 from fourplane.messaging.user_store import partition_of
 from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza
 from fourplane.service.courier import NOBODY, Batch, Courier, Safe
@@ -37,17 +37,20 @@ ERROR = b"<presence type='error'/>"
 PAUSE = "far"
 ROOMS = "messaging.rooms"
 REMEMBERED_MAX = 100_000
+HEAD_BYTES = 200  # of a message, beside its stanza, about
 _FROM_WHOM = re.compile(rb" from='([^']+)'")
 _FROM = re.compile(rb" from='([^'/]+)")
 _NAMES = ((b"<m", MESSAGE), (b"<p", PRESENCE), (b"<i", IQ))
 
 
 class Forwarded(Stanza, array_like=True):
-    """A stanza between two workers; one without a name is bytes for one session of a user: what a room sends to an occupant."""
+    """A stanza between two workers; one without a name is bytes for one session of a user: what a room sends to an occupant.
+
+    `end` is its number among all that its worker sends. What is said by its attributes or by its batch is left out.
+    """
 
     to: str = ""
-    sender: str = ""
-    managed: int = 0  # the sender acknowledges (XEP-0198)
+    sender: str = ""  # where it is not the owner
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -59,9 +62,12 @@ class Spread(msgspec.Struct, frozen=True):
     passing: Passing | None  # of connections; None when there is nobody else
 
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Forwarded).decode
 _decode_all = msgspec.msgpack.Decoder(list[Forwarded]).decode
+_decode_owners = msgspec.msgpack.Decoder(
+    list[tuple[str, int]]
+).decode  # full address, whether it acknowledges (XEP-0198)
+_decode_owner = msgspec.msgpack.Decoder(tuple[str, int]).decode
 
 
 class FarRooms(Protocol):
@@ -81,13 +87,21 @@ class Rooms:
         return await self._groups.public_rooms()
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """The process a batch comes from, and whether another one in this slot may have had it before."""
+
+    boot: str
+    again: bool
+
+
 class FarSource:
     """Somebody connected to another worker who has stanzas in a batch; stands in for a `UserSession`."""
 
-    __slots__ = ("_brake", "_count", "_held", "_holds", "_router", "address", "management", "safe")
+    __slots__ = ("_brake", "_count", "_held", "_holds", "_origin", "_router", "address", "management", "safe")
 
-    def __init__(self, router: Router, address: Address, *, managed: bool) -> None:
+    def __init__(self, router: Router, address: Address, origin: Origin, *, managed: bool) -> None:
         self.address = address
+        self._origin = origin
         self.management: object | None = self if managed else None
         self.safe: Safe | None = None  # whom to tell when nothing holds it any more
         self._router = router
@@ -114,6 +128,12 @@ class FarSource:
         return self._count
 
     owe = hold
+
+    def origin_of(self, stanza: Stanza) -> tuple[bytes, bool]:
+        """What names a stanza, whoever tells it again, and whether it may have been told to a process before this one."""
+        if not isinstance(stanza, Forwarded):
+            return NO_ORIGIN
+        return f"{self._origin.boot}{stanza.end}".encode(), self._origin.again
 
     def go_on(self, hold: int) -> None:
         """See `UserSession.go_on`; here nothing is counted."""
@@ -199,15 +219,18 @@ class UserShards:
             return [index]
         return [f"{index}{{{shard}}}" for shard in self.shards.of_slot(self.slot)]
 
-    def forward(self, delivery: Delivery) -> None:
+    def forward(self, delivery: Delivery, slot: int) -> None:
         """Send a stanza to the worker of its receiver; never raises."""
-        stanza, source = delivery.stanza, delivery.source
-        managed = MANAGED if source is not None and source.management is not None else 0
-        sender, to = delivery.sender.full, delivery.to.full
-        told = (stanza.name, stanza.attributes, stanza.children, delivery.raw, 0, to, sender, managed)  # a Forwarded
-        self.forwarded += 1
+        stanza, source, raw, to = delivery.stanza, delivery.source, delivery.raw, delivery.to
+        attributes = stanza.attributes
+        number = self.forwarded = self.forwarded + 1
+        told: tuple[object, ...]  # a Forwarded
+        if source is not None and source.address is delivery.sender and attributes.get("to") == to.full:
+            told = (stanza.name, attributes, stanza.children, raw, number)
+        else:
+            told = (stanza.name, attributes, stanza.children, raw, number, to.full, delivery.sender.full)
         try:
-            self.courier.send(self.slot_of(delivery.to), _encode(told), source)
+            self.courier.send(slot, told, len(raw) + HEAD_BYTES, source)
         except FourplaneError as error:
             self._router.bounce(delivery, "resource-constraint", error.public)
 
@@ -223,6 +246,11 @@ class UserShards:
             owner.stream.pause(PAUSE)
         return owner.owe()
 
+    def introduce(self, owner: object) -> object:
+        """A session: its address, and whether it acknowledges."""
+        assert isinstance(owner, UserSession)
+        return owner.address.full, 0 if owner.management is None else MANAGED
+
     def end(self, owner: object, token: int) -> None:
         """All of that is safe, or was answered with errors."""
         assert isinstance(owner, UserSession)
@@ -235,28 +263,33 @@ class UserShards:
             if owner.stream is not None:
                 owner.stream.resume(PAUSE)
 
-    def lost(self, message: bytes) -> None:
+    def lost(self, message: msgspec.Raw, owner: msgspec.Raw | None) -> None:
         """The receiver's worker did not come back in time."""
         told = _decode(message)
         if told.name == PUSHED:
             return
-        delivery = Delivery(told, told.raw, addresses.parse(told.sender), addresses.parse(told.to), None)
+        sender = told.sender or (_decode_owner(owner)[0] if owner is not None else "")
+        to = addresses.parse(told.to or told.attributes["to"])
+        delivery = Delivery(told, told.raw, addresses.parse(sender), to, None)
         self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")
 
-    def received(self, _sender: int, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
+    def received(self, boot: str, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
         """Stanzas from another worker."""
-        router, parse = self._router, addresses.parse
+        router, parse, route = self._router, addresses.parse, self._router.route
         self.received_count += len(batch.groups)
+        owners, origin = _decode_owners(batch.owners), Origin(boot, batch.again)
         sources: dict[int, FarSource] = {}
         for told, group in zip(_decode_all(batch.messages), batch.groups, strict=True):
             if told.name == PUSHED:
                 self._take_pushed(told)
                 continue
-            sender = parse(told.sender)
             source = sources.get(group)
             if source is None and group != NOBODY:
-                source = sources[group] = FarSource(router, sender, managed=told.managed == MANAGED)
-            router.route(Delivery(told, told.raw, sender, parse(told.to), source))  # type: ignore[arg-type] # as a session
+                name, managed = owners[group - 1]
+                source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
+            sender = source.address if source is not None and not told.sender else parse(told.sender)
+            to = parse(told.to or told.attributes["to"])
+            route(Delivery(told, told.raw, sender, to, source))  # type: ignore[arg-type] # as a session
         longer: set[int] = set()
         for group, source in sources.items():
             if source.waits:
@@ -279,7 +312,7 @@ class UserShards:
     def push(self, to: Address, data: bytes) -> None:
         """Hand bytes of a room to one session elsewhere."""
         try:
-            self.courier.send(self.slot_of(to), _encode((PUSHED, {}, [], data, 0, to.full)))
+            self.courier.send(self.slot_of(to), (PUSHED, {}, [], data, 0, to.full), len(data) + HEAD_BYTES)
         except FourplaneError:
             return  # as a client that takes nothing: it is behind and will lose its place
 

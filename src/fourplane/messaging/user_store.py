@@ -12,6 +12,7 @@
     a/<8 byte id>       one archived message: schema, when, with whom, stanza
     room                a room: configuration, affiliations, subject
     h/<8 byte id>       one message of a room: schema, when, stanza
+    k/<o or a><origin>  a message of another worker was stored (o) or archived (a, with its id) here; for `ORIGIN_S`
     n/<address>         (in an index partition) a room that can be found
 
 Writes of one user happen in order; those of different users share the engine's group commit through `WRITERS` concurrent
@@ -36,9 +37,12 @@ from fourplane.state.contracts import Change, Delete, Put, Record, Records
 
 WRITERS = 64
 BATCH_MAX = 100
+BATCH_SOFT = 90  # from here on only what belongs to the change before it
 PAGE = 1_000
 NOBODY: frozenset[str] = frozenset()  # one for all who have blocked nobody
 SCHEMA = 1
+ORIGIN_S = 600.0  # longer than another worker tries to tell something again
+STORED, ARCHIVED = b"k/o", b"k/a"
 Done = Callable[[FourplaneError | None], None]
 
 
@@ -60,16 +64,36 @@ class OfflineMessage(msgspec.Struct, frozen=True):
     raw: bytes
 
 
+class Unless(msgspec.Struct, frozen=True):
+    """Changes that are left out when a key is there when their turn comes; then its value is told instead."""
+
+    sort: bytes
+    count: int
+    left_out: Callable[[bytes], None]
+
+
+Waiting = tuple[Change | None, Done | None, Unless | None]
+
+
+class _NotWritten(Exception):
+    """Changes that failed."""
+
+    def __init__(self, batch: list[Waiting], failure: FourplaneError) -> None:
+        self.batch = batch
+        self.failure = failure
+
+
 class UserStore:
     """Reads and writes of all users; `start` before the first write."""
 
     def __init__(self, records: Records, offline_s: float) -> None:
         self.records = records
         self._offline_s = offline_s
-        self._waiting: dict[bytes, deque[tuple[Change | None, Done | None]]] = {}
+        self._waiting: dict[bytes, deque[Waiting]] = {}
         self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by the number of users with waiting writes
         self.waiting_count = 0
         self.failed_count = 0
+        self.dropped_count = 0  # told again by another worker, and here already
 
     def start(self, tasks: Tasks) -> None:
         """Start the writers."""
@@ -114,10 +138,20 @@ class UserStore:
         found = await self.records.scan(partition_of(bare), start=b"o/", end=b"o0", limit=limit)
         return [_offline_message(record.sort, record.value) for record in found]
 
-    def put_offline(self, bare: str, message_id: int, raw: bytes, done: Done) -> None:
-        """Store one message; `done` is called when it is durable or failed."""
+    def put_offline(
+        self, bare: str, message_id: int, raw: bytes, done: Done, *, origin: bytes = b"", again: bool = False
+    ) -> None:
+        """Store one message; `done` is called when it is durable or failed.
+
+        One that comes from another worker has an `origin`; what is told `again`, because a process before this one may have
+        died between storing it and saying so, is stored only if it was not.
+        """
         value = bytes([SCHEMA]) + struct.pack(">Q", clock.now_us()) + raw
-        self.write(bare, [Put(_offline_key(message_id), value, ttl_s=self._offline_s)], done)
+        changes: list[Change] = [Put(_offline_key(message_id), value, ttl_s=self._offline_s)]
+        if origin:
+            changes.append(Put(STORED + origin, bytes([SCHEMA]), ttl_s=ORIGIN_S))
+        unless = Unless(STORED + origin, len(changes), lambda _: done(None)) if origin and again else None
+        self.write(bare, changes, done, unless=unless)
 
     async def value(self, bare: str, sort: bytes) -> bytes | None:
         """One stored value of a user or a room."""
@@ -184,13 +218,15 @@ class UserStore:
         number = Put(b"m/version", bytes([SCHEMA]) + struct.pack(">Q", version))
         self.write(bare, [change, number], done)
 
-    def write(self, bare: str, changes: Sequence[Change], done: Done | None = None) -> None:
+    def write(
+        self, bare: str, changes: Sequence[Change], done: Done | None = None, *, unless: Unless | None = None
+    ) -> None:
         """Queue changes of one user in order; `done` after the last of them, and after all earlier ones."""
         partition = partition_of(bare)
         waiting = self._waiting.get(partition)
         if not changes:
             if waiting is not None:
-                waiting.append((None, done))
+                waiting.append((None, done, None))
                 self.waiting_count += 1
             elif done is not None:
                 done(None)
@@ -200,30 +236,44 @@ class UserStore:
             self._ready.put_nowait(partition)
         last = len(changes) - 1
         for index, change in enumerate(changes):
-            waiting.append((change, done if index == last else None))
+            waiting.append((change, done if index == last else None, unless if index == 0 else None))
         self.waiting_count += len(changes)
 
     async def _write_loop(self) -> None:
         while True:
             partition = await self._ready.get()
             waiting = self._waiting[partition]
-            batch = _next_batch(waiting)
-            failure: FourplaneError | None = None
             try:
-                changes = [change for change, _ in batch if change is not None]
-                if changes:
-                    await self.records.write(partition, changes)
-            except FourplaneError as error:
-                failure = error
+                batch, failure = await self._write_next(partition, waiting), None
+            except _NotWritten as error:
+                batch, failure = error.batch, error.failure
                 self.failed_count += 1
             if waiting:
                 self._ready.put_nowait(partition)
             else:
                 del self._waiting[partition]
             self.waiting_count -= len(batch)
-            for _, done in batch:
+            for _, done, _ in batch:
                 if done is not None:
                     done(failure)
+
+    async def _write_next(self, partition: bytes, waiting: deque[Waiting]) -> list[Waiting]:
+        """Write the next of what waits; those whose turn is over. Raises _NotWritten."""
+        unless, batch = waiting[0][2], None
+        try:
+            there = await self.records.get(partition, unless.sort) if unless is not None else None
+            if unless is not None and there is not None:
+                *changes, (last, _, _) = [waiting.popleft() for _ in range(unless.count)]
+                self.dropped_count += 1
+                left_out, value = unless.left_out, there.value
+                return [*changes, (last, lambda _: left_out(value), None)]
+            batch = _next_batch(waiting)
+            changed = [change for change, _, _ in batch if change is not None]
+            if changed:
+                await self.records.write(partition, changed)
+        except FourplaneError as error:
+            raise _NotWritten(batch or _next_batch(waiting), error) from None
+        return batch
 
     async def _between(self, partition: bytes, start: bytes, end: bytes) -> list[Record]:
         found: list[Record] = []
@@ -241,11 +291,13 @@ def partition_of(bare: str) -> bytes:
     return b"xmpp/" + raw if len(raw) <= 480 else b"xmpp#" + hashlib.sha256(raw).digest()
 
 
-def _next_batch(waiting: deque[tuple[Change | None, Done | None]]) -> list[tuple[Change | None, Done | None]]:
-    batch: list[tuple[Change | None, Done | None]] = []
+def _next_batch(waiting: deque[Waiting]) -> list[Waiting]:
+    batch: list[Waiting] = []
     seen: set[bytes] = set()
-    while waiting and len(batch) < BATCH_MAX:
-        change = waiting[0][0]
+    while waiting and (len(batch) < BATCH_SOFT or (batch[-1][1] is None and len(batch) < BATCH_MAX)):
+        change, _, unless = waiting[0]
+        if unless is not None and batch:
+            break
         if change is not None:
             if change.sort in seen:
                 break

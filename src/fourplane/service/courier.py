@@ -11,7 +11,8 @@ other side costs time, not messages.
 
 Invariants: messages of one lane are handed on in order; no process hands one on twice; every owner's wait ends exactly once.
 Bounds: `unsettled_max` messages a lane (then `send` raises Overloaded), `patience_s` for a worker that does not come back.
-Cost: about 2 us a message, both sides together, besides what encodes and reads it (`benchmarks/runtime.py`).
+What a batch has of one owner is introduced once: who that is stands beside the messages, not in each of them.
+Cost: about 1 us a message, both sides together, besides what writes and reads it (`benchmarks/runtime.py`).
 """
 
 import asyncio
@@ -34,7 +35,10 @@ BATCH_BYTES_MAX = 1 << 20  # and one message more
 FLYING_MAX = 2  # batches of one lane under way: one is handed on there while the next one travels
 NOBODY = 0  # the group of messages that nobody waits for
 
+NONE = msgspec.Raw(b"\x90")  # an empty array
 Safe = Callable[[], None]
+_encode = msgspec.msgpack.Encoder().encode
+_each = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class Office(Protocol):
@@ -43,14 +47,17 @@ class Office(Protocol):
     def begin(self, owner: object) -> int:
         """An owner has the first message in a batch; a token for its wait."""
 
+    def introduce(self, owner: object) -> object:
+        """What the other side is told about this owner, once for all its messages in a batch."""
+
     def end(self, owner: object, token: int) -> None:
         """All of that is safe."""
 
-    def lost(self, message: bytes) -> None:
-        """The other worker did not come back in time; called before `end`."""
+    def lost(self, message: msgspec.Raw, owner: msgspec.Raw | None) -> None:
+        """The other worker did not come back in time; called before `end`, with what was told about the owner."""
 
-    def received(self, sender: int, batch: "Batch", safe: Callable[[int], Safe]) -> set[int]:
-        """Hand a batch on; the groups of owners that wait longer, for each of which `safe(group)()` is called once."""
+    def received(self, boot: str, batch: "Batch", safe: Callable[[int], Safe]) -> set[int]:
+        """Hand a batch of a process on; the groups of owners that wait longer, for which `safe(group)()` is called once each."""
 
     def restarted(self, slot: int) -> None:
         """In a slot is another process than the one heard of before."""
@@ -77,6 +84,10 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     number: int
     messages: msgspec.Raw  # an array of them, read by whoever knows what they are
     groups: list[int]
+    owners: msgspec.Raw = NONE  # an array: what was told about the owners of groups 1, 2, ...
+    again: bool = (
+        False  # another process in the receiver's slot may have had these and have died with them, or not quite
+    )
 
 
 class Greeting(msgspec.Struct, array_like=True, frozen=True):
@@ -105,9 +116,12 @@ class Courier:
         far = {one: remote(Courier, peer, SERVICE, only=METHODS) for one, peer in peers.items()}
         self._lanes = {one: _Lane(self, desk, one) for one, desk in far.items()}
 
-    def send(self, slot: int, message: bytes, owner: object | None = None) -> None:
-        """Tell the worker in a slot one value in msgpack; `owner` waits until it is safe there. May raise Overloaded."""
-        self._lanes[slot].send(message, owner)
+    def send(self, slot: int, message: object, size: int, owner: object | None = None) -> None:
+        """Tell the worker in a slot one value of about `size` bytes; `owner` waits until it is safe there.
+
+        It is written at the end of the tick and must not change before. May raise Overloaded.
+        """
+        self._lanes[slot].send(message, size, owner)
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work of a lane."""
@@ -145,7 +159,7 @@ class Courier:
         self._heard[sender] = (boot, batch.number)
         self.messages_received += len(batch.groups)
         lane, number = self._lanes[sender], batch.number
-        longer = list(self.office.received(sender, batch, lambda group: lambda: lane.tell(boot, number, group)))
+        longer = list(self.office.received(boot, batch, lambda group: lambda: lane.tell(boot, number, group)))
         answers = self._answers.setdefault(sender, {})
         answers[number] = longer
         answers.pop(number - 2 * FLYING_MAX, None)
@@ -202,15 +216,18 @@ METHODS = frozenset(("take", "hello", "settle"))
 class _Load:
     """A batch on the sender's side, from its first message until all its owners' waits are over."""
 
-    __slots__ = ("groups", "messages", "number", "size", "taken", "tokens", "waits")
+    __slots__ = ("again", "groups", "messages", "number", "owners", "size", "taken", "tokens", "told", "tried", "waits")
 
     def __init__(self) -> None:
         self.number = self.size = 0
-        self.messages: list[bytes] = []
+        self.messages: list[object] = []  # while it is filled
+        self.owners: list[object] = []
+        self.told = (NONE, NONE)  # then: the messages and the owners as they travel
+        self.again = False
         self.groups: list[int] = []
         self.tokens: dict[object, int] = {}  # owner: its group, in order
         self.waits: dict[int, tuple[object, int]] = {}  # group: owner and its token
-        self.taken = False
+        self.tried = self.taken = False
 
 
 class _Lane:
@@ -250,7 +267,7 @@ class _Lane:
         self._up = False
         self.begin()
 
-    def send(self, message: bytes, owner: object | None) -> None:
+    def send(self, message: object, size: int, owner: object | None) -> None:
         """See `Courier.send`."""
         load = self._fresh
         if load is None or len(load.messages) >= BATCH_MAX or load.size >= BATCH_BYTES_MAX:
@@ -260,13 +277,15 @@ class _Lane:
         else:
             found = load.tokens.get(owner)
             if found is None:
+                office = self._courier.office
                 group = load.tokens[owner] = len(load.tokens) + 1
-                load.waits[group] = (owner, self._courier.office.begin(owner))
+                load.waits[group] = (owner, office.begin(owner))
+                load.owners.append(office.introduce(owner))
             else:
                 group = found
         load.messages.append(message)
         load.groups.append(group)
-        load.size += len(message)
+        load.size += size
 
     def settle(self, safe: list[tuple[int, int]]) -> None:
         """These groups are safe at the other side."""
@@ -303,14 +322,16 @@ class _Lane:
         load, self._fresh = self._fresh, None
         if load is None:
             return
+        load.told = (msgspec.Raw(_encode(load.messages)), msgspec.Raw(_encode(load.owners)))
+        load.messages, load.owners, load.tokens = [], [], {}
         self._enter(load)
         self._fly_next()
 
     def _enter(self, load: _Load) -> None:
         self._numbers = load.number = self._numbers + 1
         self._loads[load.number] = load
-        self.sent += len(load.messages)
-        self.unsettled += len(load.messages)
+        self.sent += len(load.groups)
+        self.unsettled += len(load.groups)
 
     def _fly_next(self) -> None:
         """Send what waits, in order, as far as there is room."""
@@ -332,7 +353,8 @@ class _Lane:
 
     async def _take(self, load: _Load) -> None:
         courier = self._courier
-        batch = Batch(load.number, msgspec.Raw(_array(load.messages)), load.groups)
+        load.tried = True
+        batch = Batch(load.number, load.told[0], load.groups, load.told[1], load.again)
         with call_context.within(CALL_S):
             longer = await self._far.take(courier.slot, courier.boot, batch)
         self._answered(load, longer)
@@ -350,7 +372,7 @@ class _Lane:
 
     def _drop_done(self, load: _Load) -> None:
         if load.taken and not load.waits and self._loads.pop(load.number, None) is not None:
-            self.unsettled -= len(load.messages)
+            self.unsettled -= len(load.groups)
 
     async def _reach(self) -> None:
         """Greet until somebody answers, then send what that process has not, in order; then the lane is up."""
@@ -364,7 +386,7 @@ class _Lane:
                 courier.met(self._slot, greeting.boot)
                 self._look_back(greeting.last, greeting.longer)
                 while (load := self._next()) is not None:
-                    self.repeated += len(load.messages)
+                    self.repeated += len(load.groups)
                     await self._take(load)
                 self._reaching, self._up, self._begun = False, True, self._numbers
                 return
@@ -380,9 +402,10 @@ class _Lane:
             self.unsettled = self._numbers = self._begun = 0
             for load in loads.values():
                 if load.taken:  # only what somebody still waits for
-                    kept = [one for one in zip(load.messages, load.groups, strict=True) if one[1] in load.waits]
-                    load.messages, load.groups = [one for one, _ in kept], [group for _, group in kept]
-                load.taken = False
+                    kept = [one for one in zip(_each(load.told[0]), load.groups, strict=True) if one[1] in load.waits]
+                    load.told = (msgspec.Raw(_encode([one for one, _ in kept])), load.told[1])
+                    load.groups = [group for _, group in kept]
+                load.taken, load.again = False, load.tried
                 self._enter(load)
             return
         for load in [one for one in self._loads.values() if not one.taken and one.number <= last]:
@@ -397,9 +420,10 @@ class _Lane:
         loads, self._loads = self._loads, {}
         self.unsettled = 0
         for load in loads.values():
-            self.given_up += len(load.messages)
-            for message in load.messages:
-                self._courier.office.lost(message)
+            self.given_up += len(load.groups)
+            owners = _each(load.told[1])
+            for message, group in zip(_each(load.told[0]), load.groups, strict=True):
+                self._courier.office.lost(message, owners[group - 1] if group != NOBODY else None)
             for group in list(load.waits):
                 self._end(load, group)
 
@@ -420,10 +444,3 @@ class _Lane:
                     except FourplaneError:
                         await clock.sleep(RETRY_S)
         self._telling = False
-
-
-def _array(messages: list[bytes]) -> bytes:
-    """The msgpack array of messages that are msgpack already."""
-    count = len(messages)
-    head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
-    return head + b"".join(messages)

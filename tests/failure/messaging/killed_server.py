@@ -49,7 +49,7 @@ def lay(point: str, fuse: Fuse) -> None:
             fuse.passed()
         from_session(self, session, stanza)
 
-    def storing(self, bare, message_id, raw, done):
+    def storing(self, bare, message_id, raw, done, **origin):
         if point == "storing":
             fuse.passed()
 
@@ -57,7 +57,7 @@ def lay(point: str, fuse: Fuse) -> None:
             fuse.passed()
             done(failure)
 
-        put(self, bare, message_id, raw, told if point == "stored" else done)
+        put(self, bare, message_id, raw, told if point == "stored" else done, **origin)
 
     def written(self, out):
         write(self, out)

@@ -12,9 +12,9 @@ def acknowledge_before_commit(patch):
     """A stored message is acknowledged before it is on disk."""
     put = UserStore.put_offline
 
-    def early(self, bare, ident, raw, stored):
+    def early(self, bare, ident, raw, stored, **origin):
         stored(None)
-        put(self, bare, ident, raw, lambda failure: None)
+        put(self, bare, ident, raw, lambda failure: None, **origin)
 
     patch.setattr(UserStore, "put_offline", early)
 
