@@ -6,7 +6,7 @@ and taken off, because it does not grow with the work. (Requests of two kinds ar
 differs from run to run.) Beside it stand the rate on the wall and per CPU second of the busiest worker as the load happened
 to be spread; on a machine with two cores the load generator takes part of both from two workers and has a core to itself
 beside one. Workers are pinned, one to a core. Of two pairs of users whose messages go on together one is in two shards, so with
-two workers half of all messages change the worker; requests are for two systems, with keep-alive connections that come in anywhere.
+two workers half of all messages change it; requests are for two systems, with keep-alive connections that come in anywhere.
 """
 
 import asyncio
