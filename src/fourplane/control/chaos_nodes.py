@@ -1,6 +1,6 @@
 """The boxes of the streaming study's chaos diagram, alive: what breaks things, where workers stand, what answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -75,6 +75,12 @@ def with_chaos(known: Sequence[Node], own: Sequence[Node]) -> list[Node]:
     """The boxes of a system with these instead of the hollow ones of their names."""
     names = {node.id for node in own}
     return [*[node for node in known if node.id not in names], *own]
+
+
+def region_of_box(name: str, regions: Mapping[str, str]) -> str:
+    """The region a box stands in, or stands for as a whole: then its name ends in it, as CDN_US does; empty for neither."""
+    whole = name.rpartition("_")[2].lower()
+    return regions.get(name, whole if whole in regions.values() else "")
 
 
 def darkening(node: Node, dark: Callable[[str], str]) -> Node:

@@ -213,7 +213,7 @@ class Resilience:
 
     def _dark(self, node_id: str) -> str:
         """The region of this box while that is dark, empty otherwise."""
-        region = self._region_of.get(node_id, "")
+        region = chaos_nodes.region_of_box(node_id, self._region_of)
         return region if region in self.faults.regions_lost() else ""
 
     async def _tell(self, values: Mapping[str, float]) -> None:

@@ -96,8 +96,6 @@ def timeline(result: Result) -> list[tuple[float, str, str]]:
         if run["ended_s"]:
             rows.append((run["ended_s"], "runbook", f"{run['runbook']}: {run['outcome']}"))
     rows += [(one["at_s"], "note", one["text"]) for one in ours.get("notes", [])]
-    if result.status == "failed":
-        rows += [(zero_s, "note", text) for text in result.violations]
     return [(round(at - zero_s, 1), kind, said) for at, kind, said in sorted(rows)][:LINES_MAX]
 
 

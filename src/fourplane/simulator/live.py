@@ -203,10 +203,15 @@ class LiveRun:
                 share = self._availability(span_s)
                 if share < self._halt_below and not self._halted and self._now_s() >= span_s:
                     self._halted = f"only {share:.0%} was served for {span_s:g} seconds"
-                    self._told(f"halted: {self._halted}")
+                    self._note(f"halted: {self._halted}")
                 await self._renew()
             if self._changes and len(self._seconds) % LOOK_EVERY == 0:
                 await self._look_at_changes()
+
+    def _note(self, text: str) -> None:
+        """Something that the report tells, too."""
+        self._told(text)
+        self._notes.append({"at_s": clock.now_us() / 1e6, "text": text})
 
     async def _look_at_changes(self) -> None:
         """Whether what was changed has been taken back, by a runbook or by a person: the fault ends then."""
@@ -251,7 +256,7 @@ class LiveRun:
             status = "succeeded"
         except (FourplaneError, OSError) as error:
             status, output = "failed", str(error)
-            self._told(f"{activity.name} could not be done: {error}")
+            self._note(f"{activity.name} could not be done: {error}")
         took = clock.monotonic_s() - began
         await clock.sleep(activity.after_s)
         return {

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fourplane.control.changes import KEY, Changes
-from fourplane.control.chaos_nodes import darkening
+from fourplane.control.chaos_nodes import darkening, region_of_box
 from fourplane.control.chaos_schedule import ScheduleSettings, due
 from fourplane.control.drills import KINDS, DrillRecord, Drills, folder_of
 from fourplane.control.fault_orders import FaultOrders
@@ -288,6 +288,8 @@ def test_every_drill_of_the_console_is_a_file_that_a_running_deployment_can_take
 def test_a_box_in_a_dark_region_says_so_and_the_others_do_not():
     nodes = [Node("EDGE1", "edge", "a cache", "x.py", lambda: Figures(facts={"hits": 1})), hollow("EDGE2", "edge", "")]
     dark = {"EDGE1": "us"}
+    boxes = {"EDGE1": "us", "CDN_US": "us", "REGION_EU": "eu", "API_GW": "", "ISP3": ""}
+    assert {name: region_of_box(name, {"EDGE1": "us", "EDGE2": "eu"}) for name in boxes} == boxes
     edge, other = (darkening(node, lambda name: dark.get(name, "")) for node in nodes)
     assert (edge.figures().facts, other.built) == ({"dark": "us", "hits": 1}, False)
     dark.clear()

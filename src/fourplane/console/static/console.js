@@ -44,7 +44,7 @@ function connect() {
   socket.onclose = () => {
     $("status").classList.add("lost");
     document.body.classList.add("lost"); // what is drawn is how it was
-    $("status").replaceChildren(html`<span><span class="dot"></span> not connected, trying again …</span>`);
+    $("status").replaceChildren(html`<span><span class="dot"></span> away, asking again …</span>`);
     setTimeout(connect, 1500);
   };
 }
