@@ -395,11 +395,12 @@ class SettledHeap:
 async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callable[[], Mapping[str, str]]) -> int:
     """The life of a worker inside its loop: start the parts, say so, wait for SIGTERM or a failure, drain, stop.
 
-    Returns the exit code: 0 when asked to stop, 1 when a part failed.
+    Returns the exit code: 0 when asked to stop, 1 when a part failed. Asked while the parts still start, which may be waiting for
+    a worker that stops as well, it stops those that stand and is gone.
     """
     over = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    await lifecycle.start()
+    if not await _started(lifecycle, over):
+        return 0
     worker.report_ready(facts())
     failed = False
 
@@ -423,6 +424,28 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
     await lifecycle.drain()
     await lifecycle.stop()
     return 1 if failed else 0
+
+
+async def _started(lifecycle: Lifecycle, over: asyncio.Event) -> bool:
+    """Start all parts; from the first SIGTERM on `over` is set. False when it came before they stood, and none stands then."""
+    task = asyncio.current_task()
+    assert task is not None
+    standing = False
+
+    def asked() -> None:
+        if not standing and not over.is_set():
+            task.cancel()
+        over.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked)
+    try:
+        await lifecycle.start()
+    except asyncio.CancelledError:
+        if not over.is_set() or task.uncancel():
+            raise
+        return False
+    standing = True
+    return True
 
 
 def _told(error: BaseException) -> str:
