@@ -24,7 +24,7 @@ import msgspec
 
 from fourplane.edge.http_answers import error_answer, seconds_text
 from fourplane.edge.http_request import GET
-from fourplane.edge.overload import OverloadSettings, Pace
+from fourplane.edge.overload import STARTS_MAX, OverloadSettings, Pace
 from fourplane.edge.routes import Priority
 from fourplane.foundation import clock
 
@@ -86,6 +86,7 @@ class Admission:
         "_lines",
         "_loop",
         "_open",
+        "_owed_s",
         "_rate",
         "_rest",
         "_settings",
@@ -133,7 +134,7 @@ class Admission:
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
         self._admitted = self._finished = self._stale = self.waiting = 0
         self._rest = 0  # turns that finish what has begun before the next batch
-        self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._window_cpu_s = (
+        self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._owed_s = self._window_cpu_s = (
             self._window_from
         ) = self._rate = 0.0
         self._turning = False
@@ -228,7 +229,9 @@ class Admission:
         if len(line) >= self._bounds[priority]:
             self._open[priority] = False
             self.shed_at = 0
-        if not self._turning and not self._held:
+        if not self._turning and (
+            not self._held or not priority
+        ):  # the highest class has room where others wait for it
             self._turning = True
             self._loop.call_soon(self._turn)
         if self._timer is None:
@@ -309,47 +312,62 @@ class Admission:
             pace.turned(max(0.0, cpu_s - self._turn_cpu_s - self._steps_s))
             self._steps_s = 0.0
         self._turn_cpu_s = cpu_s
-        now_s, left, room = clock.monotonic_s(), pace.starts, pace.running_max
+        now_s = clock.monotonic_s()
         full = self._rest <= 0 or cpu_s - self._batch_cpu_s > 2.0 * self._settings.overload.turn_s
-        begun: list[_Waiting] = []
-        for number, line in enumerate(self._lines if full else self._lines[:1]):
-            age_s_max, times = self._settings.age_s_max[number], ROOM[number]
-            while line:
-                waiting = line[0]
-                stale = now_s - waiting[0] > age_s_max
-                if not stale and (left <= 0 or self.in_flight - self.waiting >= room * times):
-                    break
-                line.popleft()
-                self.waiting -= 1
-                if stale:
-                    self._stale += 1
-                    self.refuse(waiting[2])
-                else:
-                    left -= 1
-                    self._began[number] += 1
-                    begun.append(waiting)
-        if begun:
-            loop.call_soon(self._steps_begin)
-            for _, _, exchange, scope in begun:
-                self.begin(exchange, scope)
-            loop.call_soon(self._steps_end, len(begun))
+        left_s, spent = self._begin_of(0, pace.turn_s, now_s)
         if full:
-            self._rest, self._batch_cpu_s = REST_TURNS, cpu_s
+            left_s += self._owed_s
+            for number in range(1, CLASSES):
+                if self._lines[number]:
+                    left_s, more = self._begin_of(number, left_s, now_s)
+                    spent = spent or more
+        if full:
+            self._rest, self._batch_cpu_s, self._owed_s = REST_TURNS, cpu_s, min(0.0, left_s)
         else:
             self._rest -= 1
-        self._held = full and self.waiting > 0 and left > 0
+        self._held = full and self.waiting > 0 and not spent
         self._turning = self.waiting > 0 and not self._held
         if self._turning:
             loop.call_soon(self._turn)
         self._look()
 
+    def _begin_of(self, number: int, left_s: float, now_s: float) -> tuple[float, bool]:
+        """Begin some of one line; what is left of the turn, and whether that is why others still stand there."""
+        assert self._loop is not None
+        line, age_s_max, cost_s = self._lines[number], self._settings.age_s_max[number], self.pace.cost_s(number)
+        room, spent, begun = self.pace.running_max * ROOM[number], False, 0
+        while line:
+            since_s, _, exchange, scope = line[0]
+            stale = now_s - since_s > age_s_max
+            if not stale:
+                if left_s <= 0.0 or begun >= STARTS_MAX:
+                    spent = True
+                    break
+                if self.in_flight - self.waiting >= room:
+                    break
+            line.popleft()
+            self.waiting -= 1
+            if stale:
+                self._stale += 1
+                self.refuse(exchange)
+                continue
+            if not begun:
+                self._loop.call_soon(self._steps_begin)
+            left_s -= cost_s
+            begun += 1
+            self.begin(exchange, scope)
+        if begun:
+            self._began[number] += begun
+            self._loop.call_soon(self._steps_end, begun, number)
+        return left_s, spent
+
     def _steps_begin(self) -> None:
         self._steps_cpu_s = clock.cpu_s()
 
-    def _steps_end(self, count: int) -> None:
+    def _steps_end(self, count: int, priority: int) -> None:
         used_s = clock.cpu_s() - self._steps_cpu_s
-        self._steps_s = used_s if self._turning else 0.0
-        self.pace.began(count, used_s)
+        self._steps_s += used_s if self._turning else 0.0
+        self.pace.began(count, used_s, priority)
 
     def _window(self) -> None:
         """Look how the process does while some stand in line, and let nobody stand there for ever."""

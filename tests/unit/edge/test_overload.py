@@ -200,14 +200,63 @@ def test_the_others_take_only_the_room_that_keeps_the_processor_busy():
     assert pace.running_max == OverloadSettings().running_min
 
 
+def begun_a_turn(cost_s, *, turns=400):
+    """How many of a class begin in one turn each, while all lines are full; none of them ever ends its first step early."""
+    machine = Machine(cost_s=cost_s)
+    made, begun = machine.admission, []
+    with clock.installed(machine):
+        made.watch(machine)
+        machine.begin = lambda exchange, _scope: (begun.append(exchange[0]), machine.call_soon(machine.step, exchange))
+        made.begin = machine.begin
+        found = []
+        for _ in range(turns):
+            for priority in Priority:
+                while len(made._lines[priority]) < 40:
+                    made.entered()
+                    if not made.lines_up(b"GET", b"/%d" % priority, (priority, machine.now_s), None):
+                        machine.begin((priority, machine.now_s), None)
+            begun.clear()
+            machine.turn()
+            found.append([begun.count(priority) for priority in Priority])
+    return found[turns // 2 :]
+
+
 def test_dear_first_steps_begin_one_a_turn():
-    pace = Pace()
-    for _ in range(20):
-        pace.began(4, 0.04)
-    assert pace.starts == 1
-    for _ in range(60):
-        pace.began(1, 0.000_1)
-    assert pace.starts == 19
+    found = begun_a_turn((0.01, 0.01, 0.01, 0.01))
+    assert {sum(turn) for turn in found} <= {0, 1}
+
+
+def test_many_cheap_ones_begin_in_a_turn_and_no_more_than_it_is_long():
+    found = begun_a_turn((0.000_1, 0.01, 0.01, 0.01))
+    assert 19 <= max(turn[0] for turn in found) <= 21
+    assert max(sum(turn[1:]) for turn in found) <= 1
+
+
+def test_what_is_dear_goes_over_a_turn_one_at_a_time_and_is_paid_back():
+    machine = Machine(cost_s=(0.000_3, 0.005, 0.002, 0.004))
+    machine.run((200.0, 3_000.0, 0.0, 0.0), 1.0)
+    machine.run((200.0, 3_000.0, 0.0, 0.0), 4.0)
+    assert machine.shed[Priority.CRITICAL] == 0
+    assert machine.late(Priority.CRITICAL, 0.95) < 0.008, "no more than one of five milliseconds is before it"
+    assert machine.busy(4.0) > 0.9
+
+
+def test_who_goes_before_all_others_does_not_wait_for_their_room():
+    machine = Machine(cost_s=(0.000_1,) * 4, wait_s=0.2)
+    made = machine.admission
+    with clock.installed(machine):
+        made.watch(machine)
+        for _ in range(40):
+            machine.arrive(Priority.USER, 0.0)
+        for _ in range(10):
+            machine.turn()
+        assert made.waiting > 0, "there is no room for some"
+        assert not machine.ready, "and nothing happens until there is"
+        before = made.waiting
+        machine.arrive(Priority.CRITICAL, machine.now_s)
+        assert made.waiting == before + 1
+        machine.turn()
+        assert made.waiting == before, "it begins in the next turn"
 
 
 def admission():
