@@ -31,7 +31,7 @@ from fourplane.commerce.orders import Orders
 from fourplane.commerce.page_cache import PageCache, PageCacheSettings
 from fourplane.commerce.payment import Payments, PaymentSettings
 from fourplane.commerce.promotion_book import STANDING, PromotionBook
-from fourplane.commerce.schema import MONEY, SHARD, STORE
+from fourplane.commerce.schema import MARK, MONEY, SHARD, STORE
 from fourplane.commerce.shipping import BuiltInCarrier, ShippingSettings
 from fourplane.commerce.store import Boxes, Store, StoreStatistics
 from fourplane.commerce.stored_ids import StoredIds
@@ -108,7 +108,9 @@ class Commerce:
         self.carts = CartStore(settings.cart, records=records, replica=settings.name)
         self.webhooks = Webhooks(settings.webhooks, sql=sql, ids=ids)
         self.orders = Orders(sql=sql, announce=self.webhooks.announce)
-        self.payments = Payments(settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch)
+        self.payments = Payments(
+            settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch, placed=self.orders.placed
+        )
         clearing = CartClearing(carts=self.carts, orders=self.orders)
         carrier = BuiltInCarrier(settings.shipping)
         participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}
@@ -165,11 +167,13 @@ class Commerce:
         """Be open: tables, ownership, recovery, catalog, search."""
         await schema.ensure(self._sql, "commerce", STORE)
         await schema.ensure(self._sql, "commerce-money", MONEY)
+        await schema.ensure(self._sql, "commerce-mark", MARK)
         for shard in self._shards:
             await schema.ensure(shard, "commerce-inventory", SHARD)
         await self.inventory.open()
         await self._go_on()
         await self.webhooks.open()
+        await self.payments.open()
         await self.coordinator.start(tasks)
         await self.promotions.open(STANDING if self._settings.standing_offers else ())
         await self.catalog.open()

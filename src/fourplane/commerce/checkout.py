@@ -1,8 +1,8 @@
 """One request turns a cart into an order, exactly once.
 
     read the cart -> current prices -> promotions -> shipping -> tax -> two-phase commit:
-        wave 0   attempt, cart content and limited codes are new, the card's intent is written, pieces are set aside
-                 (a hold in every stock shard that has a store of its own)
+        wave 0   attempt and cart content are claimed among those under way, limited codes are looked at, pieces are set
+                 aside (a hold in every stock shard that has a store of its own; the card's intent where it is charged later)
         wave 1   the card is authorised
         decision one durable row, and in its commit the order, paid, and the stock, sold
         answer   the order stands; the buyer hears so and sees the cart empty (stock sold where it has a store of its own)
@@ -13,9 +13,8 @@ moment, after the answer was lost, or after a crash. Two different keys for the 
 claim, so a second tab cannot buy the same things twice. What the buyer saw (`expected_total`) is what is charged, or the
 checkout stops and says what changed. `Coordinator.start` settles everything a crash left behind before the doors open.
 
-Orders, stock and decisions in one store: what must be known before the card is asked is one commit, everything else another, the
-card network's comes between. With stock in stores of its own each shard has two more. All are shared with every
-other checkout of the moment.
+Orders, stock and decisions in one store: two commits in a row, the card network's and the decision's. With stock in stores of
+its own each shard has two more. All are shared with every other checkout of the moment.
 """
 
 import asyncio
@@ -206,12 +205,13 @@ class Checkout:
             return self._answer_again(known), False
         try:
             placed = await self._commit(order, holds, Emptying(cart_id, order.body.operations, copy))
-        except Conflict as conflict:
-            if conflict.reason != "duplicate_order":
-                raise
+        except FourplaneError as error:
             known = await self._orders.find_attempt(key)
             if known is None:
-                await self._was_it_ordered(order.claim)
+                if error.reason == "duplicate_order":
+                    await self._was_it_ordered(order.claim)
+                if isinstance(error, PaymentDeclined):  # anything else may go better with the same key
+                    await self._orders.remember_failure(order, f"{error.reason}|{error.message}")
                 raise
             return self._answer_again(known), False
         self._clearing.ordered(placed.number)
@@ -262,16 +262,12 @@ class Checkout:
         free = quote.total == 0
         mine = {rule.code: rule.uses_per_buyer for rule in self.promotions} if order.body.codes else {}
         per_buyer = {code: mine.get(code.partition("|")[0], 1) for code in order.body.codes if "|" in code}
-        along = (lambda _: ()) if free else self._payments.intent(charge)
-        branches = [Branch("order", Placing(order, along, per_buyer)), Branch("cart", emptying)]
+        placing = Placing(order, self._payments.intent(charge), not free, per_buyer)
+        branches = [Branch("order", placing), Branch("cart", emptying)]
         branches += [Branch(f"inventory-{shard}", hold) for shard, hold in holds.items()]
         if not free:
             branches.append(Branch("payment", charge, wave=1))
-        try:
-            outcome = await self._coordinator.run(branches)
-        except PaymentDeclined as error:  # anything else may go better with the same key
-            await self._orders.remember_failure(order, f"{error.reason}|{error.message}")
-            raise
+        outcome = await self._coordinator.run(branches)
         return msgspec.structs.replace(order, number=outcome.transaction.id, state="paid")
 
     def _limited(self, quote: Quote, account: int, email: str) -> list[str]:

@@ -5,9 +5,9 @@
        v          v         v
     failed    cancelled  cancelled            (a paid order that is cancelled is refunded and its stock goes back)
 
-An order that lies beside the coordinator's decisions is written by the decision itself, as `paid`; before the card is asked
-one statement sees to it that its attempt and the content of its cart are new. Elsewhere `placing` is the prepared state of the
-two-phase commit: the row exists, attempt and cart are claimed, limited codes are counted; nobody sees it as an order yet.
+An order that lies beside the coordinator's decisions is written by the decision itself, as `paid`, under the condition that its
+attempt and the content of its cart are new; before that they are claimed in memory. Elsewhere `placing` is the prepared state
+of the two-phase commit: the row exists, attempt and cart are claimed, limited codes are counted; nobody sees it as an order yet.
 A failed order keeps its attempt only, so that the same attempt hears the same answer.
 Every change is one commit: the row under the condition of its old state, and one event of its story.
 """
@@ -51,6 +51,7 @@ _FIELDS = (
     "body",
 )
 REFUSED_MAX = 1_000
+AT_ONCE = 200
 _UNPRINTABLE = re.compile(r"[\x00-\x1f<>]")
 _PUT = Template(
     "INSERT INTO orders (id, attempt, cart, claim, account, state, reason, created_us, changed_us, body, currency, total, "
@@ -131,10 +132,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Placing(msgspec.Struct, frozen=True):
-    """An order to be prepared, and what else is written in the same commit (the payment's intent)."""
+    """An order to be prepared, what else is written in the same commit, and whether a card will be asked for it."""
 
     order: Order
     along: Callable[[Transaction], Sequence[Work]] = lambda _: ()
+    asks: bool = False
     per_buyer: dict[str, int] = {}  # how often this buyer may use a code: by its name in `codes`, "CODE|buyer"
 
 
@@ -179,7 +181,10 @@ class Orders:
     # -- as a last agent: written by the decision's commit
 
     async def enlist(self, transaction: Transaction, work: object, attempt: int) -> Sequence[Work]:
-        """Claim attempt and cart among those under way; what must be known before the card is asked."""
+        """Claim attempt and cart among those under way; what must be known before the card is asked.
+
+        With nothing to be written that is what is under way here; the decision itself refuses what was ordered before.
+        """
         assert isinstance(work, Placing), "what is placed here is an order"
         order = work.order
         if attempt:
@@ -188,11 +193,11 @@ class Orders:
             raise _duplicate()
         self._underway.update((order.attempt, order.claim))
         self._enlisted[transaction.id] = order
-        along = work.along(transaction)
-        if not along:
+        if not work.asks:
             return ()
+        along = work.along(transaction)
         codes = [_unused(code, work.per_buyer.get(code)) for code in order.body.codes]
-        return [*codes, Row(_NEW, (order.attempt, order.claim)), *along]
+        return [*codes, Row(_NEW, (order.attempt, order.claim)), *along] if along or codes else ()
 
     def complete(self, transaction: Transaction, work: object) -> Draft:
         """The order as `paid`, its codes counted, and whoever listens is told."""
@@ -304,6 +309,19 @@ class Orders:
         """The order that was made of exactly this cart content, or None."""
         rows = await self._sql.read(_SELECT + "WHERE claim = ?1", claim)
         return self._order(rows[0]) if rows else None
+
+    async def placed(self, numbers: Sequence[int]) -> set[int]:
+        """Those of these transactions that became orders."""
+        found: set[int] = set()
+        for begin in range(0, len(numbers), AT_ONCE):
+            part = numbers[begin : begin + AT_ONCE]
+            marks = ", ".join(f"?{place}" for place in range(1, len(part) + 1))
+            rows = await self._sql.read(
+                f"SELECT id FROM orders WHERE id IN ({marks}) AND state NOT IN ('placing', 'failed')",  # noqa: S608 - only marks
+                *part,
+            )
+            found.update(int(number or 0) for (number,) in rows)
+        return found
 
     async def of_account(self, account: int, *, before: int, limit: int) -> list[Order]:
         """Orders of an account, newest first, older than number `before`."""

@@ -3,28 +3,29 @@
 A buyer hears of the order when it is decided and the money is held; the capture follows at once, together with those of the other
 checkouts of the moment (`commit_many`). Whoever gives money back before that captures it first, under the same key.
 
-Before the gateway is asked, the intent is written down with the transaction it belongs to (`intent`, in the commit of the
-order's row); it is removed some time after the capture. So after a crash the coordinator
-finds it in doubt, and an authorisation whose answer got lost is found again by its key. A lost answer is asked for
-once more with the same key. Where an abort cannot learn whether the money is held (the gateway is away), the intent stays as
-`void_wanted` and `sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
+Keys name this shop (`mark`) and the transaction. Where cards are charged with the order nothing is written down before the
+gateway is asked: after a crash, and once a minute, the gateway tells what it holds for this shop (`held`); what no order stands
+for and nobody drives is let go. Where cards are charged at the shipment every order waits among what is held, so there an
+intent is written first (in a commit before the card is asked) and removed later. A lost answer is asked for once more with
+the same key. Where an abort cannot learn whether the money is held (the gateway is away), that is noted as `void_wanted` and
+`sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
 While the gateway does not answer at all the breaker is open: a checkout hears so before anything is held for it (`ready`).
 
-An intent that outlived its capture is found in doubt after a crash and aborted: the gateway says `captured`, and the
-intent goes, nothing else.
+What outlived its capture is found in doubt after a crash and aborted: the gateway says `captured`, and nothing happens.
 
-Invariants: at most one capture per order (its key is the transaction); a captured payment belongs to a committed transaction.
+Invariants: at most one capture per order (its key is the transaction); a captured payment belongs to a committed transaction;
+what an order stands for is never let go by an abort.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import msgspec
 
 from fourplane.commerce.webhooks import verify
 from fourplane.control.nodes import Switch
-from fourplane.foundation import clock
+from fourplane.foundation import clock, ids
 from fourplane.foundation.errors import (
     Conflict,
     DeadlineExceeded,
@@ -62,6 +63,10 @@ _INTEND = Template(
 )
 _OVER = Template("DELETE FROM payment_intents WHERE transaction_id IN (", "{}", ")", counted=False)
 _FORGET = "DELETE FROM payment_intents WHERE transaction_id = ?1"
+_WANT_VOID = (
+    "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, asked_us) "
+    "VALUES (?1, ?2, ?3, '', 0, '', 'void_wanted', ?4) ON CONFLICT (transaction_id) DO UPDATE SET state = 'void_wanted'"
+)
 OVER_MAX = 20
 SWEEP_MAX = 5_000
 
@@ -85,8 +90,19 @@ class Payments:
 
     votes_in_time = True  # `authorise_s`, `attempts` times
 
-    def __init__(self, settings: PaymentSettings, *, sql: Sql, gateway: PaymentGateway, switch: Switch) -> None:
+    def __init__(
+        self,
+        settings: PaymentSettings,
+        *,
+        sql: Sql,
+        gateway: PaymentGateway,
+        switch: Switch,
+        placed: Callable[[Sequence[int]], Awaitable[set[int]]],
+    ) -> None:
         self._settings = settings
+        self._placed = placed  # those of these transactions that orders stand for
+        self._mark = ""
+        self._looked = False
         self._sql = sql
         self._gateway = gateway
         self._switch = switch
@@ -100,11 +116,19 @@ class Payments:
         """Whether an order only holds the money until its parcel leaves."""
         return self._settings.capture == "shipment"
 
+    async def open(self) -> None:
+        """Learn what this shop's keys begin with; a new shop makes that up."""
+        put = "INSERT INTO payment_mark (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING"
+        await self._sql.commit([Statement(put, (ids.capability(8),))])
+        self._mark = str((await self._sql.read("SELECT mark FROM payment_mark"))[0][0])
+
     def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Work]]:
-        """What must be durable before `prepare` may ask the gateway; written with the order's row, one wave earlier.
+        """What must be durable before `prepare` may ask the gateway; written one wave earlier. Nothing where `held` will tell.
 
         The removal of intents that are over rides along.
         """
+        if not self.charges_at_shipment:
+            return lambda _: ()
 
         def rows(transaction: Transaction) -> Sequence[Work]:
             over, self._over = self._over[:OVER_MAX], self._over[OVER_MAX:]
@@ -140,17 +164,17 @@ class Payments:
             self._over.append(transaction.id)
             return
         known = self._authorised.get(transaction.id)
+        key = self._key(transaction.id)
         if known is None:
-            rows = await self._sql.read("SELECT state FROM payment_intents WHERE transaction_id = ?1", transaction.id)
-            if not rows:
-                return  # committed before
-            payment = await self._gateway.find_by_key(_key(transaction.id))
+            key, payment = await self._find(transaction.id)
             if payment is None:
                 raise Unavailable("the gateway does not know this payment yet", code="payment_unknown")
+            self._over.append(transaction.id)  # an intent may be there
+            if payment.state != "authorised":
+                return  # committed before
             known = payment.id
-        await self._gateway.capture(_capture_key(transaction.id), known)
+        await self._gateway.capture(f"{key}-capture", known)
         self._authorised.pop(transaction.id, None)
-        self._over.append(transaction.id)
         self.captured += 1
 
     async def commit_many(self, transactions: Sequence[Transaction]) -> Sequence[Transaction]:
@@ -160,46 +184,45 @@ class Payments:
                 await self.commit(transaction)
             return ()
         known = [(one, self._authorised.get(one.id)) for one in transactions]
-        captures = [Capture(_capture_key(one.id), payment) for one, payment in known if payment is not None]
+        captures = [Capture(f"{self._key(one.id)}-capture", payment) for one, payment in known if payment is not None]
         refused = set(await self._gateway.capture_many(captures)) if captures else set()
         left: list[Transaction] = []
         for one, payment in known:
-            if payment is None or _capture_key(one.id) in refused:
+            if payment is None or f"{self._key(one.id)}-capture" in refused:
                 left.append(one)
                 continue
             self._authorised.pop(one.id, None)
-            self._over.append(one.id)
             self.captured += 1
         return left
 
     async def abort(self, transaction: Transaction) -> None:
         """Let the money go, now or as soon as the gateway answers; may be repeated."""
+        if await self._placed((transaction.id,)):
+            return  # it waits for its shipment
         rows = await self._sql.read("SELECT 1 FROM payment_intents WHERE transaction_id = ?1", transaction.id)
-        if not rows:
-            return
         try:
             async with asyncio.timeout(self._settings.authorise_s):
-                if await self._let_go(transaction.id):
+                if await self._let_go(transaction.id, noted=bool(rows)):
                     return
         except (FourplaneError, TimeoutError):
             pass  # noted below: the sweep goes on asking
-        await self._sql.commit(
-            [
-                Statement(
-                    "UPDATE payment_intents SET state = 'void_wanted' WHERE transaction_id = ?1",
-                    (transaction.id,),
-                )
-            ]
-        )
+        who = (transaction.id, transaction.coordinator, transaction.epoch)
+        await self._sql.commit([Statement(_WANT_VOID, (*who, clock.now_us()))])
 
     async def in_doubt(self, coordinator: str) -> list[Transaction]:
-        """Transactions of this coordinator for which the gateway was asked and nothing is decided."""
+        """Transactions of this coordinator for which the gateway was asked, or holds money, and nothing is decided."""
         rows = await self._sql.read(
             "SELECT transaction_id, epoch FROM payment_intents WHERE coordinator = ?1 AND state = 'asked' "
             "ORDER BY transaction_id",
             coordinator,
         )
-        return [Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows]
+        found = {
+            int(number or 0): Transaction(int(number or 0), coordinator, int(epoch or 0)) for number, epoch in rows
+        }
+        if not self.charges_at_shipment or not self._looked:
+            for number in await self._held():
+                found.setdefault(number, Transaction(number, coordinator, 0))
+        return list(found.values())
 
     async def sweep(self) -> int:
         """Void what should be void and could not be asked about; how many are still unknown."""
@@ -214,7 +237,7 @@ class Payments:
         left = 0
         for number, asked in rows:
             assert isinstance(number, int)
-            if await self._let_go(number):
+            if await self._let_go(number, noted=True):
                 continue
             if int(asked or 0) < clock.now_us() - int(self._settings.look_for_s * 1e6):
                 await self._forget(number)
@@ -228,30 +251,30 @@ class Payments:
         With nothing left to charge the hold is let go.
         """
         self._switch.check()
-        payment = await self._payment(transaction)
+        key, payment = await self._payment(transaction)
         if payment.state != "authorised":
             return
         if amount.amount <= 0:
-            await self._gateway.void(f"{_key(transaction)}-void", payment.id)
+            await self._gateway.void(f"{key}-void", payment.id)
             return
-        await self._gateway.capture(_capture_key(transaction), payment.id, amount)
+        await self._gateway.capture(f"{key}-capture", payment.id, amount)
         self.captured += 1
 
     async def give_back(self, transaction: int, amount: Money, key: str) -> None:
         """Give back a part of what an order paid, once per key; nothing where it is charged at the shipment."""
         self._switch.check()
-        payment = await self._charged(transaction)
+        base, payment = await self._charged(transaction)
         if payment.state in ("captured", "refunded"):
-            await self._gateway.refund(f"{_key(transaction)}-refund-{key}", payment.id, amount)
+            await self._gateway.refund(f"{base}-refund-{key}", payment.id, amount)
 
     async def cancel(self, transaction: int, amount: Money) -> None:
         """Give back all that is left of an order's payment, or let its hold go; may be repeated."""
         self._switch.check()
-        payment = await self._charged(transaction)
+        key, payment = await self._charged(transaction)
         if payment.state == "authorised":
-            await self._gateway.void(f"{_key(transaction)}-void", payment.id)
+            await self._gateway.void(f"{key}-void", payment.id)
         elif payment.state in ("captured", "refunded") and amount.amount > 0:
-            await self._gateway.refund(f"{_key(transaction)}-refund-cancel", payment.id, amount)
+            await self._gateway.refund(f"{key}-refund-cancel", payment.id, amount)
 
     async def noticed(self, body: bytes, signature: str) -> bool:
         """The card network tells something: True when it is news. Raises Unauthenticated for any other sender, Rejected for
@@ -280,22 +303,46 @@ class Payments:
         self.noticed_count += len(rows[0])
         return bool(rows[0])
 
-    async def _payment(self, transaction: int) -> Payment:
-        payment = await self._gateway.find_by_key(_key(transaction))
+    def _key(self, transaction: int) -> str:
+        return f"commerce-{self._mark}-{transaction}"
+
+    async def _find(self, transaction: int) -> tuple[str, Payment | None]:
+        """A payment as the gateway sees it and its key; older releases had keys without a mark."""
+        for key in (self._key(transaction), f"commerce-{transaction}"):
+            payment = await self._gateway.find_by_key(key)
+            if payment is not None:
+                return key, payment
+        return key, None
+
+    async def _held(self) -> list[int]:
+        """Transactions of this shop for which the gateway holds money and no order stands; none where it does not answer."""
+        prefix = self._key(0)[:-1]
+        try:
+            async with asyncio.timeout(self._settings.authorise_s):
+                keys = await self._gateway.held(prefix)
+        except (FourplaneError, TimeoutError):
+            return []  # the next time
+        self._looked = True
+        numbers = [int(key[len(prefix) :]) for key in keys]
+        placed = await self._placed(numbers)
+        return [number for number in numbers if number not in placed]
+
+    async def _payment(self, transaction: int) -> tuple[str, Payment]:
+        key, payment = await self._find(transaction)
         if payment is None:
             raise Conflict("this order has no payment", code="no_payment")
-        return payment
+        return key, payment
 
-    async def _charged(self, transaction: int) -> Payment:
+    async def _charged(self, transaction: int) -> tuple[str, Payment]:
         """The payment of a placed order; what is still to be captured for it is captured first."""
-        payment = await self._payment(transaction)
-        if payment.state == "authorised" and self._settings.capture == "order":
-            payment = await self._gateway.capture(_capture_key(transaction), payment.id)
-        return payment
+        key, payment = await self._payment(transaction)
+        if payment.state == "authorised" and not self.charges_at_shipment:
+            payment = await self._gateway.capture(f"{key}-capture", payment.id)
+        return key, payment
 
     async def of_order(self, transaction: int) -> Payment | None:
         """The payment of an order as the gateway sees it."""
-        return await self._gateway.find_by_key(_key(transaction))
+        return (await self._find(transaction))[1]
 
     async def _ask(self, number: int, charge: Charge) -> Authorisation:
         """The gateway's answer, asked for again with the same key when it got lost."""
@@ -304,7 +351,7 @@ class Payments:
                 raise _silent(self.breaker.retry_after_s(clock.monotonic_s()))
             try:
                 async with asyncio.timeout(self._settings.authorise_s):
-                    answer = await self._gateway.authorise(_key(number), charge.amount, charge.method)
+                    answer = await self._gateway.authorise(self._key(number), charge.amount, charge.method)
             except (TimeoutError, Unavailable, DeadlineExceeded) as error:
                 self.breaker.failed(clock.monotonic_s())
                 if attempt == self._settings.attempts:
@@ -320,14 +367,16 @@ class Payments:
                 return answer
         raise AssertionError("the loop above answers or raises")
 
-    async def _let_go(self, number: int) -> bool:
-        payment = await self._gateway.find_by_key(_key(number))
+    async def _let_go(self, number: int, *, noted: bool) -> bool:
+        key, payment = await self._find(number)
         if payment is None:
             return False
         if payment.state == "authorised":
-            await self._gateway.void(f"{_key(number)}-void", payment.id)
+            await self._gateway.void(f"{key}-void", payment.id)
             self.voided += 1
-        await self._forget(number)
+        self._authorised.pop(number, None)
+        if noted:
+            await self._forget(number)
         return True
 
     async def _forget(self, number: int) -> None:
@@ -341,11 +390,3 @@ def _silent(retry_after_s: float) -> Unavailable:
         code="payment_unavailable",
         retry_after_s=round(retry_after_s, 1),
     )
-
-
-def _key(transaction: int) -> str:
-    return f"commerce-{transaction}"
-
-
-def _capture_key(transaction: int) -> str:
-    return f"{_key(transaction)}-capture"

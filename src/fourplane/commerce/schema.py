@@ -10,6 +10,7 @@ Id = BigInteger().with_variant(Integer(), "sqlite")
 STORE = MetaData()
 SHARD = MetaData()
 MONEY = MetaData()  # credits and notices, younger than the rest: a store made before has only to add them
+MARK = MetaData()  # younger still
 
 Table(
     "products",
@@ -87,6 +88,12 @@ Table(
     Column("method", String(60), nullable=False),
     Column("state", String(20), nullable=False),
     Column("asked_us", BigInteger, nullable=False),
+)
+Table(
+    "payment_mark",
+    MARK,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("mark", String(40), nullable=False),
 )
 Table(
     "code_uses",

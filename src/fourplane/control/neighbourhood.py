@@ -34,7 +34,7 @@ from fourplane.service.rpc_server import RpcServer
 from fourplane.state.stores import Stores
 
 PAYMENTS = "payments"
-PAYMENT_METHODS = frozenset(("authorise", "capture", "capture_many", "find", "find_by_key", "refund", "void"))
+PAYMENT_METHODS = frozenset(("authorise", "capture", "capture_many", "find", "find_by_key", "held", "refund", "void"))
 LOCK_WAIT_S = 5.0  # a killed owner's last forks may hold its lock for a moment
 LOCK_TRY_S = 0.02
 

@@ -34,7 +34,7 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.money import Money
 from fourplane.service.payment_gateway import Authorisation, Capture, Notice, Payment, PaymentState
 from fourplane.service.rpc import idempotent
-from fourplane.service.schema import PAYMENTS
+from fourplane.service.schema import PAYMENTS, PAYMENTS_MIGRATIONS
 from fourplane.service.shared_commit import Row, SharedCommit, Template, Work
 from fourplane.state import contracts, schema
 from fourplane.state.contracts import Sql
@@ -48,6 +48,10 @@ PROMPT = frozenset({"card_ok", "card_double", *DECLINED})  # answered at once, a
 RECENT_MAX = 10_000
 SELECT_PAYMENT = (
     "SELECT id, method, state, reason, currency, authorised, captured, refunded, version FROM payments WHERE id = ?1"
+)
+SELECT_HELD = (
+    "SELECT p.id, o.key FROM payments p JOIN payment_operations o ON o.payment_id = p.id AND o.kind = 'authorise' "
+    "WHERE p.state = 'authorised' AND p.id > ?1 AND SUBSTR(o.key, 1, ?2) = ?3 ORDER BY p.id LIMIT 1000"
 )
 PAY = Template(
     "INSERT INTO payments (id, method, state, reason, currency, authorised, captured, refunded, version, created_us) VALUES ",
@@ -139,7 +143,7 @@ class CardSimulator:
 
     async def start(self, tasks: Tasks) -> None:
         """Make the tables."""
-        await schema.ensure(self._sql, "payments", PAYMENTS, ())
+        await schema.ensure(self._sql, "payments", PAYMENTS, PAYMENTS_MIGRATIONS)
         self._tasks = tasks
         self._shared.open(tasks)
 
@@ -282,6 +286,16 @@ class CardSimulator:
             return None
         state = await self._state(_int(rows[0][0]))
         return None if state is None else state.payment()
+
+    @idempotent
+    async def held(self, prefix: str) -> list[str]:
+        """See PaymentGateway."""
+        keys: list[str] = []
+        last = 0
+        while rows := await self._sql.read(SELECT_HELD, last, len(prefix), prefix):
+            keys += [str(key) for _, key in rows]
+            last = _int(rows[-1][0])
+        return keys
 
     async def story(self, authorisation_id: str) -> list[str]:
         """What happened to one payment, oldest first."""

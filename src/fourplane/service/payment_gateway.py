@@ -71,6 +71,9 @@ class PaymentGateway(Protocol):
     async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
         """Give back a part of what was captured."""
 
+    async def held(self, prefix: str) -> list[str]:
+        """Keys of authorisations, of those that begin so, whose money is neither taken nor let go; oldest first."""
+
     async def find(self, authorisation_id: str) -> Payment | None:
         """The payment as it stands."""
 

@@ -1,6 +1,13 @@
 """Tables of the service plane: accounts, payments and their ledger, decisions of two-phase commits, outbox, ownership."""
 
+from typing import TYPE_CHECKING
+
 import sqlalchemy as sa
+
+from fourplane.state.schema import Migration
+
+if TYPE_CHECKING:
+    from alembic.operations import Operations
 
 ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # there the row's own number: one tree instead of two
 
@@ -66,6 +73,16 @@ payments = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("created_us", sa.BigInteger, nullable=False),
 )
+
+HELD = sa.text("state = 'authorised'")
+sa.Index("payments_held", payments.c.id, sqlite_where=HELD, postgresql_where=HELD)
+
+
+def _find_held(change: "Operations") -> None:
+    change.create_index("payments_held", "payments", ["id"], sqlite_where=HELD, postgresql_where=HELD)
+
+
+PAYMENTS_MIGRATIONS = (Migration("what is held is found", _find_held),)
 
 payment_operations = sa.Table(
     "payment_operations",

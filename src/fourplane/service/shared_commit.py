@@ -32,7 +32,7 @@ from fourplane.foundation.lifecycle import Tasks
 from fourplane.state.arrays import KINDS, array, kind_of
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
-SIZES = (64, 32, 16, 8, 4, 2, 1)  # rows per statement: few texts, so that engines keep them prepared
+SIZES = (64, 48, 32, 24, 20, *range(16, 0, -1))  # rows per statement: few texts, so that engines keep them prepared
 
 
 class Template(msgspec.Struct, frozen=True, eq=False):

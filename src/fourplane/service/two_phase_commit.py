@@ -14,7 +14,7 @@ The last agent (Gray 1978). A participant whose rows lie in the very store of th
 part is done, whole and on condition, in the commit of the decision itself. It sets aside in memory what it will need
 (`enlist`), the others promise, then one commit decides and does the part of every last agent (`complete`), or nothing. What
 was set aside in memory is gone with a crash, like the transaction. With order, stock and decisions in one store a checkout has
-two commits there: what must be known before the card network is asked, and everything else.
+one commit there, and a second where something must be known before the card network is asked.
 
 Followers (`followers`). A participant that can commit many at once is told behind the callers' answers, with all others of the
 moment: nothing can change the outcome any more, and the decision's row waits for its confirmation.
@@ -52,6 +52,33 @@ class Branch(msgspec.Struct, frozen=True):
     participant: str
     work: object
     wave: int = 0
+
+
+class _Plan:
+    """Who does what, sorted out once: last agents, the others' names, the waves of both, who of the others is waited for."""
+
+    __slots__ = ("agents", "awaited", "following", "others", "waves")
+
+    def __init__(
+        self, branches: Sequence[Branch], agents: dict[str, LastAgent], followers: dict[str, Follower]
+    ) -> None:
+        self.agents: list[Branch] = []
+        self.others: list[str] = []
+        self.awaited: list[str] = []
+        self.following: list[str] = []
+        self.waves: dict[int, tuple[list[Branch], list[Branch]]] = {}
+        for branch in branches:
+            name = branch.participant
+            wave = self.waves.get(branch.wave)
+            if wave is None:
+                wave = self.waves[branch.wave] = ([], [])
+            if name in agents:
+                self.agents.append(branch)
+                wave[0].append(branch)
+                continue
+            self.others.append(name)
+            (self.following if name in followers else self.awaited).append(name)
+            wave[1].append(branch)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -236,9 +263,9 @@ class Coordinator:
         self, transaction: Transaction, branches: Sequence[Branch], future: "asyncio.Future[Outcome]"
     ) -> None:
         began = clock.monotonic_s()
-        others = [branch.participant for branch in branches if branch.participant not in self._agents]
+        plan = _Plan(branches, self._agents, self._followers)
         try:
-            results = await self._prepare_and_decide(transaction, branches)
+            results = await self._prepare_and_decide(transaction, plan)
         except asyncio.CancelledError:
             _fail(future, _in_doubt())
             raise
@@ -249,15 +276,13 @@ class Coordinator:
             return
         self._committed += 1
         self._unsettled += 1
-        following = [name for name in others if name in self._followers]
-        if len(following) < len(others):
-            awaited = [name for name in others if name not in self._followers]
-            await self._awaited(transaction, awaited, Outcome(transaction, results, settled=False), future)
-        if following:
-            await self._behind.add(transaction, following, self._settings.confirm_s)
+        if plan.awaited:
+            await self._awaited(transaction, plan.awaited, Outcome(transaction, results, settled=False), future)
+        if plan.following:
+            await self._behind.add(transaction, plan.following, self._settings.confirm_s)
         else:
             self._followed(transaction)
-        _settle(future, Outcome(transaction, results, settled=not following))
+        _settle(future, Outcome(transaction, results, settled=not plan.following))
         self._seconds.record(clock.monotonic_s() - began)
 
     async def _awaited(
@@ -312,16 +337,14 @@ class Coordinator:
         self._callers.pop(transaction.id, None)
         self._idle.set()
 
-    async def _prepare_and_decide(self, transaction: Transaction, branches: Sequence[Branch]) -> dict[str, object]:
+    async def _prepare_and_decide(self, transaction: Transaction, plan: _Plan) -> dict[str, object]:
         results: dict[str, object] = {}
         asked: list[str] = []
-        others = [branch.participant for branch in branches if branch.participant not in self._agents]
-        agents = [branch for branch in branches if branch.participant in self._agents]
+        others, agents = plan.others, plan.agents
         try:
-            for wave in sorted({branch.wave for branch in branches}):
-                voting = [branch for branch in branches if branch.wave == wave]
-                asked += [branch.participant for branch in voting if branch.participant in others]
-                await self._ask(transaction, voting, results)
+            for _, (enlisting, voting) in sorted(plan.waves.items()) if len(plan.waves) > 1 else plan.waves.items():
+                asked += [branch.participant for branch in voting]
+                await self._ask(transaction, enlisting, voting, results)
         except Exception as error:
             await self._let_go(transaction, agents, asked, error)
             raise
@@ -384,14 +407,18 @@ class Coordinator:
             again |= await self._agents[branch.participant].conflicted(transaction, branch.work, conflict)
         return again
 
-    async def _ask(self, transaction: Transaction, branches: Sequence[Branch], results: dict[str, object]) -> None:
+    async def _ask(
+        self,
+        transaction: Transaction,
+        agents: Sequence[Branch],
+        branches: Sequence[Branch],
+        results: dict[str, object],
+    ) -> None:
         """Enlist the last agents of a wave and collect the votes of the others."""
-        agents = [branch for branch in branches if branch.participant in self._agents]
         if agents:
             await self._enlist(transaction, agents)
-            branches = [branch for branch in branches if branch.participant not in self._agents]
-            if not branches:
-                return
+        if not branches:
+            return
         first = branches[0]
         if len(branches) == 1 and getattr(self._participants[first.participant], "votes_in_time", False):
             results[first.participant] = await self._vote(transaction, first)

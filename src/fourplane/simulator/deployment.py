@@ -88,6 +88,9 @@ class SlowPayments:
     async def refund(self, key: str, authorisation_id: str, amount: Money) -> Payment:
         return await self._slowly(self.cards.refund(key, authorisation_id, amount))
 
+    async def held(self, prefix: str) -> list[str]:
+        return await self._slowly(self.cards.held(prefix))
+
     async def find(self, authorisation_id: str) -> Payment | None:
         return await self._slowly(self.cards.find(authorisation_id))
 

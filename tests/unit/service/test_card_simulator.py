@@ -8,6 +8,7 @@ from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.money import Money
 from fourplane.service.card_simulator import CardSettings, CardSimulator
 from fourplane.service.payment_gateway import Capture
+from fourplane.state.contracts import Statement
 
 TEN = Money(1_000, "EUR")
 QUICK = CardSettings(slow_s=0.0, silent_s=0.0, notice_retry_s=0.0)
@@ -187,3 +188,35 @@ def test_captures_of_one_call_that_meet_another_change_are_done_one_by_one():
         assert (await cards.balances())["EUR"] == {"card": -2_000, "held": 0, "merchant": 2_000}
 
     with_cards(main)
+
+
+def test_what_is_held_is_told_by_the_keys_it_was_asked_with():
+    async def main(cards):
+        held = [await cards.authorise(f"shop-{number}", TEN, "card_ok") for number in range(4)]
+        await cards.authorise("ride-1", TEN, "card_ok")
+        await cards.authorise("shop-no", TEN, "card_declined")
+        await cards.capture("c", held[1].id)
+        await cards.void("v", held[2].id)
+        assert await cards.held("shop-") == ["shop-0", "shop-3"]
+        assert await cards.held("nobody-") == []
+
+    with_cards(main)
+
+
+def test_a_store_of_an_older_release_learns_to_find_what_is_held():
+    async def body(sql):
+        life = await started(CardSimulator(sql, ids=IdGenerator()))
+        await life.stop()
+        older = [
+            Statement("DROP INDEX payments_held"),
+            Statement("DELETE FROM fourplane_schema WHERE name = 'payments' AND version > 1"),
+        ]
+        await sql.commit(older)
+        cards = CardSimulator(sql, ids=IdGenerator())
+        life = await started(cards)
+        assert await sql.read("SELECT COUNT(*) FROM sqlite_schema WHERE name = 'payments_held'") == [(1,)]
+        await cards.authorise("k", TEN, "card_ok")
+        assert await cards.held("k") == ["k"]
+        await life.stop()
+
+    run_with_sql(body)
