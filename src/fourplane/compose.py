@@ -157,7 +157,7 @@ class Deployment:
                 collect=self._all_cells,
             )  # fmt: skip
         await self._make_resilient()
-        nodes = self._resilience.nodes(nodes)
+        nodes = self._observability.nodes(self._resilience.nodes(nodes))
         gateway = self._gateway(nodes)
         self.orders = Orders(
             settings, accounts=self.accounts, demo=self.demo, systems=self.systems, near=near, target=self.target,

@@ -15,6 +15,7 @@ from fourplane.control.alerts.desk import Alerts, AlertSettings
 from fourplane.control.alerts.lookout import Lookout, tell_uptime
 from fourplane.control.alerts.workers import Heartbeat
 from fourplane.control.metrics.store import MetricsStore
+from fourplane.control.nodes import Node
 from fourplane.control.objectives import settings as objectives
 from fourplane.control.objectives.ledger import Ledger
 from fourplane.control.objectives.probes import Doors, Guest, Probes, ProbeSettings, ProbeView
@@ -23,6 +24,7 @@ from fourplane.control.otlp_push import OtlpPush, OtlpSettings
 from fourplane.control.pages import STATIC, page
 from fourplane.control.traces.collector import TraceCollector, TraceSettings
 from fourplane.control.traces.keeper import TraceDesk, TraceKeeper
+from fourplane.control.watch_nodes import with_watching
 from fourplane.edge.routes import Call, Door, Priority, Route, StaticFolder
 from fourplane.foundation import ids
 from fourplane.foundation.lifecycle import Part
@@ -151,6 +153,16 @@ class Observability:
 
     def doors(self) -> list[Door]:
         return self._doors
+
+    def nodes(self, known: Mapping[str, Sequence[Node]]) -> dict[str, Sequence[Node]]:
+        """The boxes of all systems; those that stand for watching are alive."""
+        watched = self.settings.objectives.enabled and self.settings.alerts.enabled
+        return with_watching(
+            known,
+            traces=self.keeper.statistics if self.settings.traces.enabled else None,
+            objectives=len(objectives.chosen(self.settings.objectives, self._systems)) if watched else 0,
+            alerts=lambda: None if self.alerts is None else self.alerts.statistics(),
+        )
 
     def calls(self) -> dict[str, tuple[type, object, frozenset[str] | None]]:
         """What other workers may ask of this one."""

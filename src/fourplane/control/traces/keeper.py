@@ -8,6 +8,8 @@ WAITING_MAX traces wait, SPANS_MAX steps of each; the ring is the tracer's.
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
 from fourplane.control.traces.model import SPANS_MAX, KeptTrace, SpanRecord
 from fourplane.foundation import clock
 from fourplane.foundation.lifecycle import Tasks
@@ -18,6 +20,13 @@ from fourplane.service.rpc import idempotent
 LOOK_S = 0.5
 WAITING_MAX = 500
 IDS_MAX = 500
+
+
+class KeeperStatistics(msgspec.Struct, frozen=True):
+    """How many traces this worker kept, and from when on a request is slow."""
+
+    kept: int
+    slow_ms: float
 
 
 class TraceKeeper:
@@ -53,6 +62,9 @@ class TraceKeeper:
         for trace, spans in found.items():
             self._number += 1
             self._kept.append(KeptTrace(self._number, trace, reasons[trace], spans))
+
+    def statistics(self) -> KeeperStatistics:
+        return KeeperStatistics(self._number, self._tracer.slow_s * 1e3)
 
     def kept_after(self, number: int) -> list[KeptTrace]:
         """Those kept since the one of this number; after a restart all there are."""
