@@ -6,9 +6,8 @@ child on embedded stores in a folder of its own, stock beside orders as in a dep
 is a bare socket protocol, so that on shared cores the server gets what there is. Three figures per round: checkouts per second
 of wall time, per CPU second of the server, and the order request's latency. `race` lets ten thousand buyers fight for ten
 pieces. `page` asks for one product page. After the rounds the books must balance: stock ledger, orders and money tell the same
-story. With `--peers` the same checkouts run on PostgreSQL (fsync on), and django-oscar's on the same server program beside them;
-what cannot be installed is skipped with its reason. `read` times one product from memory and from the snapshot that the processes
-of a machine share.
+story. With `--peers` the same checkouts run on PostgreSQL, open shops' beside them (`commerce_peers`). `read` times one product
+from memory and from the snapshot that the processes of a machine share.
 
     python benchmarks/commerce.py [--rounds 3] [--seconds 4] [--connections 64] [--peers] [--profile FILE]
 """
@@ -434,24 +433,6 @@ def measured(options, database=""):
     }
 
 
-def with_peers(options):
-    """Ours and django-oscar, each on a PostgreSQL of its own."""
-    from peers import commerce_oscar, postgres
-
-    found = {}
-    try:
-        with postgres.running() as url:
-            found["ours on PostgreSQL"] = measured(options, url)
-        with postgres.running() as url, tempfile.TemporaryDirectory() as folder:
-            found["django-oscar"] = commerce_oscar.measure(folder, url, python=os.environ.get("FOURPLANE_OSCAR", ""))
-    except (OSError, subprocess.SubprocessError) as error:
-        return found | {"skipped": repr(error)[:300]}
-    peer = found["django-oscar"].get("checkouts/s", 0.0)
-    if peer:
-        found["times django-oscar on PostgreSQL"] = found["ours on PostgreSQL"]["median"]["checkouts/s"] / peer
-    return found
-
-
 def run(options: argparse.Namespace) -> dict:
     """Measure and return the table."""
     figures = measured(options)
@@ -475,7 +456,10 @@ def run(options: argparse.Namespace) -> dict:
         },
     }
     if getattr(options, "peers", False):
-        result["peers"] = with_peers(options)
+        sys.path.insert(0, str(Path(__file__).parent))
+        import commerce_peers
+
+        result["peers"] = commerce_peers.run(options)
     return result
 
 

@@ -1,6 +1,6 @@
 """django-oscar as a peer: its own shop from PyPI on PostgreSQL, guest checkouts, and a race for ten pieces.
 
-A project as Oscar's "getting started" describes it is written into a temporary folder: one product class, one partner, one
+A project as Oscar's "getting started" describes it: one product class, one partner, one
 product with much stock and one with ten pieces, one shipping country, guest checkout allowed, e-mail switched off; CSRF tokens
 and debugging are off, which only helps it. Served by gunicorn with two sync workers. A checkout is five requests of one
 session: put into the basket, e-mail, address, shipping method, place the order; no payment, no promotion, no tax, because a
@@ -11,17 +11,17 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlencode
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from postgres import free_port
+from peers import postgres
 
 PACKAGES = ("django-oscar==4.2.1", "psycopg[binary]", "gunicorn", "sorl-thumbnail", "pillow")
 WORKERS = 2
@@ -194,68 +194,108 @@ async def checkouts(port, product, seconds, count):
     late.sort()
     took = time.perf_counter() - began
     return {
+        "count": done,
         "checkouts/s": done / took,
-        "order p50 ms": late[len(late) // 2] if late else 0.0,
-        "order p99 ms": late[int(len(late) * 0.99)] if late else 0.0,
+        "p50 ms": late[len(late) // 2] if late else 0.0,
+        "p99 ms": late[int(len(late) * 0.99)] if late else 0.0,
     }
 
 
 async def race(port, product, count):
-    buyers = [await ready_to_order(port, product) for _ in range(count)]
+    buyers = await asyncio.gather(*(ready_to_order(port, product) for _ in range(count)))
     return sum(await asyncio.gather(*(order(buyer) for buyer in buyers)))
 
 
-def measure(folder, database_url, *, seconds=8.0, connections=8, racers=40, python=""):
-    """Install (unless `python` has it), serve, drive; figures, or the reason why there are none."""
-    root = Path(folder)
-    if not python:
-        venv.create(root / "env", with_pip=True)
-        python = str(root / "env" / "bin" / "python")
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES]
-        done = subprocess.run(install, check=False, capture_output=True, text=True, timeout=240)
-        if done.returncode:
-            return {"skipped": f"pip could not install django-oscar: {done.stderr.strip()[-200:]}"}
-    project = root / "peershop"
-    project.mkdir()
-    (project / "__init__.py").write_text("")
-    (project / "settings.py").write_text(SETTINGS)
-    (project / "urls.py").write_text(URLS)
+class Prepared(NamedTuple):
+    """An installed Oscar: its interpreter, a filled database as SQL, and what is in it."""
+
+    python: str
+    database: Path
+    products: dict
+
+
+def project(root):
+    """Oscar's settings, addresses and application."""
+    folder = root / "peershop"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "settings.py").write_text(SETTINGS)
+    (folder / "urls.py").write_text(URLS)
     application = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()\n"
-    (project / "wsgi.py").write_text(application)
-    environment = os.environ | {
+    (folder / "wsgi.py").write_text(application)
+
+
+def environment(root, database):
+    return os.environ | {
         "DJANGO_SETTINGS_MODULE": "peershop.settings",
-        "SHOP_DB_PORT": database_url.rpartition(":")[2].partition("/")[0],
+        "SHOP_DB_PORT": str(database.port),
         "PYTHONPATH": str(root),
     }
-    inside = {"env": environment, "cwd": root, "capture_output": True, "text": True}
-    filled = subprocess.run([python, "-c", FILL], check=False, timeout=240, **inside)
-    if filled.returncode:
-        return {"skipped": f"the shop could not be filled: {filled.stderr.strip()[-300:]}"}
-    products = json.loads(filled.stdout.splitlines()[-1])
-    port = free_port()
-    argv = [
-        python,
-        "-m",
-        "gunicorn",
-        "-w",
-        str(WORKERS),
-        "-b",
-        f"127.0.0.1:{port}",
-        "--log-level",
-        "error",
-        "peershop.wsgi",
-    ]
-    server = subprocess.Popen(argv, env=environment, cwd=root)
-    try:
-        for _ in range(300):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        asyncio.run(checkouts(port, products["plenty"], 1.0, 2))
-        figures = asyncio.run(checkouts(port, products["plenty"], seconds, connections))
-        asyncio.run(race(port, products["rare"], racers))
-        sold = json.loads(subprocess.run([python, "-c", SOLD], check=False, timeout=60, **inside).stdout or "0")
-        return figures | {"race buyers": racers, "sold of 10": sold}
-    finally:
-        server.terminate()
-        server.wait(30)
+
+
+def run(python, root, database, code):
+    """A script inside the shop; its last line as JSON."""
+    argv = [python, "-c", code]
+    inside = {"env": environment(root, database), "cwd": root, "capture_output": True, "text": True, "timeout": 400}
+    done = subprocess.run(argv, check=False, **inside)
+    if done.returncode:
+        raise postgres.CannotRun(f"the shop does not run: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare(folder):
+    """Install Oscar and fill a shop, once per `folder`: a minute of pip and one of migrations, more on a busy machine."""
+    root = Path(folder) / PACKAGES[0].replace("==", "-")
+    kept = Prepared(os.environ.get("FOURPLANE_OSCAR", str(root / "env" / "bin" / "python")), root / "shop.sql", {})
+    if not Path(kept.python).exists():
+        print(f"installing {PACKAGES[0]} (once)", file=sys.stderr, flush=True)
+        venv.create(root / "env", with_pip=True)
+        install = [kept.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES]
+        done = subprocess.run(install, check=False, capture_output=True, text=True, timeout=400)
+        if done.returncode:
+            shutil.rmtree(root / "env")
+            raise postgres.CannotRun(f"pip could not install django-oscar: {done.stderr.strip()[-200:]}")
+    facts = root / "shop.json"
+    if not facts.exists():
+        print("filling its database (once)", file=sys.stderr, flush=True)
+        project(root)
+        with postgres.running() as database:
+            products = run(kept.python, root, database, FILL)
+            postgres.dump(database, kept.database)
+        facts.write_text(json.dumps(products))
+    return kept._replace(products=json.loads(facts.read_text()))
+
+
+class Shop:
+    """A running Oscar."""
+
+    def __init__(self, prepared, root, database, process, port):
+        self.products, self.pid, self.port = prepared.products, process.pid, port
+        self._prepared, self._root, self._database = prepared, root, database
+
+    def checkouts(self, seconds, count):
+        """As many as fit, from so many buyers at a time."""
+        return asyncio.run(checkouts(self.port, self.products["plenty"], seconds, count))
+
+    def race(self, count):
+        """How many pieces of ten are sold to so many at once."""
+        asyncio.run(race(self.port, self.products["rare"], count))
+        return run(self._prepared.python, self._root, self._database, SOLD)
+
+
+@contextlib.contextmanager
+def serving(prepared, database):
+    """The shop on this PostgreSQL under gunicorn, as long as the block; it is still starting."""
+    postgres.restore(database, prepared.database)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        project(root)
+        port = postgres.free_port()
+        where = ["-b", f"127.0.0.1:{port}", "--log-level", "error", "peershop.wsgi"]
+        argv = [prepared.python, "-m", "gunicorn", "-w", str(WORKERS), *where]
+        server = subprocess.Popen(argv, env=environment(root, database), cwd=root)
+        try:
+            yield Shop(prepared, root, database, server, port)
+        finally:
+            server.terminate()
+            server.wait(30)
