@@ -1,10 +1,9 @@
 """An open loop of several classes over kept connections: requests leave when their time has come, whatever the answers do.
 
 Each class has clients of its own, a few dozen kept connections: who orders is not who was just turned away. A request goes
-out on the connection of its class that owes the fewest answers. `pipelined`, it goes out at its time in any case, behind
-what is still owed there, as the lines of proxies and impatient programs do; nothing that is due is left out, and latency
-runs from the moment it was due. Not `pipelined`, a request that finds all its connections busy is not sent, and is told so:
-such a loop is only as open as it has connections.
+out at its time in any case, on the connection of its class that owes the fewest answers and behind what is still owed there, as
+the lines of proxies and impatient programs do; nothing that is due is left out, and latency runs from the moment it was due.
+(A loop that asks nothing of a busy connection is only as open as it has connections.)
 
 All requests are written out beforehand and leave in ticks of half a millisecond, joined by connection, so that the driver has
 time to spare; how late it was itself is told (`driver late ms`), because that is part of every latency.
@@ -67,9 +66,8 @@ class Wire(asyncio.Protocol):
 class Crowd:
     """Requests by class at their times; `message(kind)` writes one, None when there are no more of it."""
 
-    def __init__(self, port, connections, message, good, *, pipelined):
+    def __init__(self, port, connections, message, good):
         self.port, self.counts, self.message, self.good = port, connections, message, good
-        self.owed_max = OWED_MAX if pipelined else 1
         self.random = random.Random(7)
         self.log = []
         self.turns = dict.fromkeys(connections, 0)
@@ -121,7 +119,7 @@ class Crowd:
                 sent[kind] += 1
                 lags.append(now - due)
                 wire = self.idlest(kind)
-                if wire.transport is None or len(wire.owed) >= self.owed_max:
+                if wire.transport is None or len(wire.owed) >= OWED_MAX:
                     missed[kind] += 1
                     continue
                 wire.owed.append(began + due)

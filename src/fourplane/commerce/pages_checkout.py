@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 from fourplane.commerce.checkout import CartLine, CartView
 from fourplane.commerce.markup import Child, Markup, el
 from fourplane.commerce.orders import Order, OrderEvent
-from fourplane.commerce.pages import Frame, layout
+from fourplane.commerce.pages import Frame, layout, path_of
 from fourplane.commerce.pricing import MARKETS, Quote, amount_text
 from fourplane.commerce.shipping import Rate, TrackingEvent
 
@@ -76,7 +75,7 @@ def cart_page(frame: Frame, view: CartView, operation: str) -> bytes:
 def _cart_line(line: CartLine, quote_: Quote | None, currency: str, operation: str) -> Markup:
     priced = next((one for one in quote_.lines if one.sku == line.sku), None) if quote_ else None
     paid = priced.gross - priced.discount if priced else line.unit * line.quantity
-    path = f"/commerce/p/{quote(line.product)}"
+    path = path_of(line.product)
     return el(
         "article",
         el("a", el("img", src=line.image, alt="", width=84, height=84), href=path, tabindex="-1", aria_hidden="true"),

@@ -142,9 +142,9 @@ class Storefront:
 
     async def sitemap(self, call: Call[bytes]) -> Reply:
         """One address a line, `SITEMAP` at a time; `?after=` an id goes on."""
-        products = await self._store.catalog.page(call.query.get("after", ""), SITEMAP)
+        products = await self._store.catalog.ids(call.query.get("after", ""), SITEMAP)
         host = call.headers.get("host", "")
-        lines = [f"http://{host}/commerce/p/{quote(product.id)}\n" for product in products]
+        lines = [f"http://{host}{pages.path_of(product)}\n" for product in products]
         return Reply("".join(lines).encode(), media_type="text/plain; charset=utf-8")
 
     async def search(self, call: Call[bytes]) -> Reply:
@@ -341,7 +341,7 @@ class Storefront:
     def _stale(self, call: Call[bytes]) -> bytes | None:
         """A kept copy of the product's page, better than an error: a static fallback."""
         product_id = call.params.get("product_id")
-        return self.kept.find_stale(f"/commerce/p/{quote(product_id)}") if product_id else None
+        return self.kept.find_stale(pages.path_of(product_id)) if product_id else None
 
     async def _again(self, call: Call[bytes], country: str, form: Mapping[str, str], error: FourplaneError) -> Reply:
         message = error.public[:1].upper() + error.public[1:] + "."

@@ -47,6 +47,21 @@ def test_every_page_answers_while_a_dependency_is_away(box, visitor):
     asyncio.run(main())
 
 
+def test_a_crawler_is_told_every_product_by_its_address_page_by_page():
+    async def main():
+        async with shop(settings=CommerceSettings(generated_products=20)) as s:
+            products = [product.id for product in await s.commerce.catalog.page("", 100)]
+            assert await s.commerce.catalog.ids("", 100) == products
+            told = (await s.client.request("GET", "/commerce/sitemap.txt")).body.decode().split()
+            rest = await s.client.request("GET", f"/commerce/sitemap.txt?after={products[11]}")
+            return products, told, rest.body.decode().split()
+
+    products, told, rest = asyncio.run(main())
+    assert len(told) == len(products) >= 20
+    assert all(address.endswith(f"/commerce/p/{product}") for address, product in zip(told, products, strict=True))
+    assert rest == told[12:]
+
+
 class Failing:
     """A store whose reads can be made to fail."""
 
