@@ -3,7 +3,8 @@
 Every round measures each probe and each engine once, in turn, for `--seconds`; files stay and grow over the rounds, so
 folding the log into the main file is part of every figure. Probes: SQLite through apsw with the system's own file layer, WAL and
 synchronous=FULL, committing as many rows at a time as the engine's writers are; SQLite point reads; write and
-fdatasync of the same batches to a plain file. `--present` rows with random keys are there before records are written to (put
+fdatasync of the same batches to a plain file; "raw journal": what 50 records come to there, one write over zeros that is
+durable when it returns. `--present` rows with random keys are there before records are written to (put
 into both tables in key order). At the end `--sustained` seconds of such writes on end, with everything they cause behind them,
 in windows of 5 s; meanwhile 4 readers look up keys from before and scan, and their waits are told. `--only records` measures
 these alone. A Redis server, where one is installed, is started for the cache's 50 callers. A bar holds by its absolute figure
@@ -42,6 +43,7 @@ PRODUCERS = 8
 READ_ROWS = 100_000
 PRESENT = 1_000_000
 FILL_ROWS = 10_000
+JOURNAL_BYTES = 16 << 20
 SUSTAINED = 25.0
 WINDOW_S = 5.0
 READERS = 4
@@ -87,6 +89,7 @@ class Bench:
             "raw appends": self.raw_appends,
             "sql appends": self.sql_appends,
             "raw random": self.raw_random,
+            "raw journal": self.raw_journal,
             "records random": self.records_random,
             "raw reads": self.raw_reads,
             "sql reads": self.sql_reads,
@@ -99,6 +102,9 @@ class Bench:
     async def prepare(self, kinds=()):
         self.raw, self.raw_log = raw(self.folder / "raw.db"), raw(self.folder / "raw-log.db", 32_768)
         self.plain = os.open(self.folder / "plain", os.O_WRONLY | os.O_CREAT)
+        self.journal = os.open(self.folder / "journal", os.O_WRONLY | os.O_CREAT)
+        os.pwrite(self.journal, bytes(JOURNAL_BYTES), 0)
+        os.fsync(self.journal)
         await self.fill()
         self.sql, self.records = await self.stores.sql("bench"), await self.stores.records("bench")
         self.log = await self.stores.log("bench")
@@ -167,6 +173,7 @@ class Bench:
         self.raw.close()
         self.raw_log.close()
         os.close(self.plain)
+        os.close(self.journal)
 
     async def measure(self, kind):
         """Operations per second of one kind, and per second of this process's CPU time."""
@@ -209,6 +216,18 @@ class Bench:
             os.write(self.plain, body)
             os.fdatasync(self.plain)
             done += PRODUCERS * len(BATCH)
+        return done
+
+    async def raw_journal(self, until):
+        """Groups of 50 rows to a plain file, as the journal of records writes them: over zeros, durable with the call."""
+        body = b"".join(self.rng.randbytes(16) + b"s" + VALUE for _ in range(WRITERS))
+        done, at, once = 0, 0, getattr(os, "RWF_DSYNC", 0)
+        while time.perf_counter() < until:
+            os.pwritev(self.journal, [body], at, once)
+            if not once:
+                os.fdatasync(self.journal)
+            at = (at + len(body)) % (JOURNAL_BYTES - len(body))
+            done += WRITERS
         return done
 
     async def raw_reads(self, until):
@@ -309,7 +328,7 @@ class Bench:
 
 def rows(rounds, present=PRESENT, sustained=SUSTAINED):
     """The kinds that the runtime's table names too, by round; the sustained one by windows."""
-    kinds = ("raw random", "records random", "cache redis")
+    kinds = ("raw random", "raw journal", "records random", "cache redis")
     found, _ = _loop_run(measured(rounds, SECONDS, present, sustained, kinds=kinds))
     return {kind: [wall for wall, _ in figures] for kind, figures in found.items()}
 
@@ -360,7 +379,7 @@ async def measured(rounds, seconds, present, sustained, kinds=()):
 def run(options: argparse.Namespace) -> dict:
     rounds, seconds = getattr(options, "rounds", ROUNDS), getattr(options, "seconds", SECONDS)
     present, sustained = getattr(options, "present", PRESENT), getattr(options, "sustained", SUSTAINED)
-    kinds = ("raw random", "records random") if getattr(options, "only", "") == "records" else ()
+    kinds = ("raw random", "raw journal", "records random") if getattr(options, "only", "") == "records" else ()
     found, groups = _loop_run(measured(rounds, seconds, present, sustained, kinds))
     found = {kind: figures for kind, figures in found.items() if figures}
     per_cpu = {kind: statistics.median(cpu for _, cpu in figures) for kind, figures in found.items()}

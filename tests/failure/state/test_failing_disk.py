@@ -119,6 +119,7 @@ def test_a_close_that_cannot_fold_lets_go_and_the_torn_page_is_folded_again(tmp_
         disk.faults.failing_syncs = 1
         with pytest.raises((Unavailable, OSError)):
             await sql.close()
+        assert not sql.database._worker._thread.is_alive()
         disk.crash(Torn())
         sql = await opened(tmp_path / "a.db", disk)
         assert await numbers(sql) == [1]

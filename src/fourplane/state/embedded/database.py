@@ -240,8 +240,10 @@ class Database:
         if self._in_snapshot:
             self._reader.execute("COMMIT")
             self._in_snapshot = False
-        await self._worker.submit(self._file.close if self._failed is None else self._file.release)
-        self._worker.close()
+        try:
+            await self._worker.submit(self._file.close if self._failed is None else self._file.release)
+        finally:
+            self._worker.close()
 
     def abandon(self) -> None:
         """Let go without finishing anything, as a killed process would; for tests and the simulator."""

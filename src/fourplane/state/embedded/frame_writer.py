@@ -163,8 +163,10 @@ class FrameWriter(Generic[T]):
             return
         await self.drain()
         self._open = False
-        await self.worker.submit(self.frames.close)
-        self.worker.close()
+        try:
+            await self.worker.submit(self.frames.close)
+        finally:
+            self.worker.close()
 
     def abandon(self) -> None:
         """Let go without finishing anything, as a killed process would."""

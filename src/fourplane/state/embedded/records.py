@@ -162,18 +162,39 @@ class EmbeddedRecords:
             table.close()
 
     async def write(self, partition: bytes, changes: Sequence[Change]) -> None:
-        check_changes(partition, changes)
-        while self._full:
-            await self._make_room()
-        try:
-            rows = self._judged(partition, changes)
-        except Conflict:
-            if not self._writer.busy:
-                raise
-            await self._writer.settle()  # a conflict with a write under way is told when that one is durable
-            rows = self._judged(partition, changes)
-        if rows:
-            await self._begin(rows)
+        done = None if self._full else self._put_new(partition, changes)
+        if done is None:
+            check_changes(partition, changes)
+            while self._full:
+                await self._make_room()
+            try:
+                rows = self._judged(partition, changes)
+            except Conflict:
+                if not self._writer.busy:
+                    raise
+                await self._writer.settle()  # a conflict with a write under way is told when that one is durable
+                rows = self._judged(partition, changes)
+            if not rows:
+                return
+            done = self._begin(rows)
+        await done
+
+    def _put_new(self, partition: bytes, changes: Sequence[Change]) -> "asyncio.Future[None] | None":
+        """The short way of one row whose key was never there; None for everything else, and for what is not allowed."""
+        change = changes[0] if len(changes) == 1 else None
+        if not isinstance(change, Put) or change.expect_version or change.ttl_s is not None:
+            return None
+        sort, value = change.sort, change.value
+        if not (
+            0 < len(sort) <= KEY_BYTES_MAX and 0 < len(partition) <= KEY_BYTES_MAX and len(value) <= VALUE_BYTES_MAX
+        ):
+            return None
+        key = partition, sort
+        if self._levels.may_hold(crc32(sort, crc32(partition))) or self._overlay.newest(key) is not None:
+            return None
+        frame, done = self._writer.share(ROW_COST_BYTES + len(value))
+        frame[key] = partition, sort, value, 1, None
+        return done
 
     def _begin(self, rows: list[StoredRow]) -> "asyncio.Future[None]":
         """These rows are the newest from now on; the future is done when they are durable."""
