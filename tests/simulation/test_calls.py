@@ -1,6 +1,7 @@
 """Calls over a network: a host that vanishes without a word, one that is busy for long, a cut that heals."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -23,11 +24,20 @@ STEP_S = 0.2  # how late a sweep may be, and a little of the way
 class Clerk:
     def __init__(self):
         self.begun = 0
+        self.cancelled_at = []
 
     async def work(self, seconds: float) -> int:
         self.begun += 1
-        await clock.sleep(seconds)
+        try:
+            await clock.sleep(seconds)
+        except asyncio.CancelledError:
+            self.cancelled_at.append(clock.monotonic_s())
+            raise
         return self.begun
+
+    async def watch(self, seconds: float) -> AsyncIterator[int]:
+        await clock.sleep(seconds)
+        yield 1
 
     @idempotent
     async def look(self, seconds: float) -> int:
@@ -43,6 +53,7 @@ async def serve(world):
         lifecycle = Lifecycle(Registry())
         lifecycle.add("calls", server)
         await lifecycle.start()
+    clerk.server = server
     return clerk
 
 
@@ -125,3 +136,74 @@ def test_a_peer_that_gives_no_signs_is_waited_for_until_the_deadline(monkeypatch
         return await far.work(20.0)
 
     assert world_of(main) == 2
+
+
+def callee_of(main):
+    """The same world twice, with a caller on a host of its own: what `main(world, clerk, far)` returns."""
+
+    async def body(world):
+        clerk = await serve(world)
+        with world.on(HERE):
+            peer = Peer(host=THERE, port=PORT)
+            far = remote(Clerk, peer, "clerk")
+            assert await far.work(0.0) == 1
+        result = await main(world, clerk, far)
+        peer.close()
+        return result
+
+    first, second = (simulator.run(body, 7, virtual_s_max=5_000) for _ in range(2))
+    assert first.digest == second.digest
+    return first.result
+
+
+def test_the_work_of_a_caller_that_vanished_is_cancelled_and_its_connection_ends():
+    async def main(world, clerk, far):
+        with world.on(HERE):
+            calls = [asyncio.ensure_future(far.work(3_600.0)) for _ in range(2)]
+        await clock.sleep(1.0)
+        began = clock.monotonic_s()
+        world.crash(HERE, silent=True)
+        await clock.sleep(SILENT_S + 1.0)
+        told = clerk.server.statistics()
+        for call in calls:
+            call.cancel()
+        return [at - began for at in clerk.cancelled_at], told.connections, told.running, told.vanished
+
+    took_s, connections, running, vanished = callee_of(main)
+    assert len(took_s) == 2
+    assert max(took_s) <= SILENT_S + 2 * STEP_S
+    assert (connections, running, vanished) == (0, 0, 1)
+
+
+def test_the_idle_connection_of_a_host_that_vanished_ends():
+    async def main(world, clerk, _far):
+        await clock.sleep(60.0)
+        before = clerk.server.statistics().connections
+        world.crash(HERE, silent=True)
+        await clock.sleep(SILENT_S + 2 * STEP_S)
+        return before, clerk.server.statistics().connections
+
+    assert callee_of(main) == (1, 0)
+
+
+def test_who_waits_for_a_stream_that_says_nothing_is_not_given_up():
+    async def main(world, clerk, far):
+        async def items():
+            return [item async for item in far.watch(60.0)]
+
+        with world.on(HERE), call_context.within(120.0):
+            call = asyncio.ensure_future(items())
+        await clock.sleep(61.0)
+        return await call, clerk.server.statistics().vanished
+
+    assert callee_of(main) == ([1], 0)
+
+
+def test_a_caller_of_the_version_before_that_gives_no_signs_is_not_judged(monkeypatch):
+    monkeypatch.setattr("fourplane.service.rpc_client.SIGN", 99)
+
+    async def main(_world, clerk, _far):
+        await clock.sleep(60.0)
+        return clerk.server.statistics().connections
+
+    assert callee_of(main) == 1

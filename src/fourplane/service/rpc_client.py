@@ -34,11 +34,13 @@ from fourplane.service.rpc_frames import (
     END,
     ERROR,
     ITEM,
+    LOOK,
     NO_CALL,
     NOTHING,
     PING,
     PONG,
     PREAMBLE,
+    SIGN,
     Batcher,
     Tell,
     Unbatcher,
@@ -296,6 +298,8 @@ class _Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._peer.settings.buffer_max)
         self._transport.write(PREAMBLE)
         self._asks = Batcher(self._transport)
+        if self._watched:
+            self._asks.add((NO_CALL, SIGN), 1)
         self.usable = True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - part of the Protocol
@@ -405,6 +409,8 @@ class _Connection(asyncio.Protocol):
     def _take_for_stream(self, tell: Tell) -> None:
         if tell.kind == PONG:
             self._beats = True
+        elif tell.kind == LOOK:
+            self._asks.add((NO_CALL, SIGN), 1)
         stream = self._streams.get(tell.id)
         if stream is None:
             return  # its caller is gone

@@ -7,7 +7,8 @@
 Messages and arguments are arrays: fields are only ever appended, with defaults, so that a process of version N reads what
 N-1 wrote and the other way round. A body is msgpack of its own, decoded by whoever knows the method. Errors travel with
 their class, code, sentence and fields (`ErrorFrame`). Over TCP a server greets with a PONG and answers each PING with one: that
-is how a caller learns that the silence of a host is not that of a long call.
+is how a caller learns that the silence of a host is not that of a long call. A caller greets with a SIGN and answers each LOOK
+with one: so does a server learn that the silence of a caller is not that of a host that is gone.
 
 All messages that one loop tick produced leave in one batch and one write (`Batcher`). Bounds: `frame_max` bytes a batch; a
 longer one ends the connection, a longer body is refused where it is made.
@@ -26,9 +27,9 @@ PREAMBLE: Final = b"4pl\x01"
 BATCH_BYTES: Final = 256 << 10  # a batch that grew past this leaves at once
 BATCH_COUNT: Final = 32  # so that the other side works while this one still makes more
 
-CALL, CANCEL, CREDIT, PING = 0, 1, 2, 3  # kinds of Ask
-RESULT, ERROR, ITEM, END, PONG = 0, 1, 2, 3, 4  # kinds of Tell
-NO_CALL: Final = 0  # what a PING and a PONG have for an id; who does not know them ignores them
+CALL, CANCEL, CREDIT, PING, SIGN = 0, 1, 2, 3, 4  # kinds of Ask
+RESULT, ERROR, ITEM, END, PONG, LOOK = 0, 1, 2, 3, 4, 5  # kinds of Tell
+NO_CALL: Final = 0  # what the signs of life have for an id; who does not know them ignores them
 
 _LENGTH = struct.Struct("<I")
 NOTHING: Final = msgspec.Raw(b"\xc0")

@@ -8,6 +8,10 @@ can be cancelled (`_Job`) when something else runs before it is done, which is w
 At most `calls_max` run, `queue_max` wait; the less a call matters, the earlier it is refused with Overloaded. A cancelled call,
 and all calls of a connection that is gone, are cancelled here too. Reading stops while the peer does not take its answers.
 
+A caller's host that vanished says nothing. Behind a network every caller is asked for a sign after `beat_s` of silence, and after
+`silent_s` its connection ends, with all its work. As in rpc_client.py, time in which this process did not run is not counted, and
+who never greeted is not judged; nor is who does not take its answers, whom we do not hear.
+
 A call whose time is over when its turn comes is not begun. Its deadline while it runs is the caller's business, who cancels.
 The epoch of a call is shown to the service's gate (`ownership.EpochGate`): an older one is refused.
 """
@@ -35,10 +39,12 @@ from fourplane.service.rpc_frames import (
     CREDIT,
     ERROR,
     ITEM,
+    LOOK,
     NO_CALL,
     PING,
     PONG,
     PREAMBLE,
+    SIGN,
     Ask,
     Batcher,
     Message,
@@ -47,6 +53,8 @@ from fourplane.service.rpc_frames import (
 )
 
 TURN_CALLS = 256  # calls that never wait, before others get a turn
+LISTEN_S = 0.25  # between two looks at who is silent
+LISTEN_S_MAX = 0.5  # what counts as silence of the time since the last look: the rest was ours
 LEAST = 3  # the priority of what matters least
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -59,6 +67,8 @@ class RpcServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     queue_max: int = 8_192
     frame_max: int = 16 << 20
     credit_max: int = 1_024
+    beat_s: float = 1.0  # of silence, before a caller behind a network is asked for a sign
+    silent_s: float = 5.0  # and before it is given up
 
 
 class RpcServerStatistics(msgspec.Struct, frozen=True):
@@ -70,6 +80,7 @@ class RpcServerStatistics(msgspec.Struct, frozen=True):
     cancelled: int
     failed: int
     workers: int
+    vanished: int
 
 
 class _Job:
@@ -118,7 +129,9 @@ class RpcServer:
         self._workers = 0
         self._draining = False
         self._frame_max = self.settings.frame_max
-        self._calls = self._refused = self._cancelled = self._failed = 0
+        self._calls = self._refused = self._cancelled = self._failed = self._vanished = 0
+        self._listening: asyncio.TimerHandle | None = None
+        self._listened_s = 0.0
         self.port = port
 
     def add(
@@ -145,6 +158,7 @@ class RpcServer:
         else:
             self._server = await network.listen(factory, host, port, inherited=self._inherited)
             self.port = network.port_of(self._server)
+            self._listen()
 
     async def drain(self) -> None:
         """Accept nobody new; what is under way goes on, as other parts may need it to drain."""
@@ -154,6 +168,8 @@ class RpcServer:
     async def stop(self) -> None:
         """Cut every connection and cancel every call."""
         self._draining = True
+        if self._listening is not None:
+            self._listening.cancel()
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
@@ -169,7 +185,17 @@ class RpcServer:
             self._cancelled,
             self._failed,
             self._workers,
+            self._vanished,
         )
+
+    def _listen(self) -> None:
+        """One timer for all callers: ask who is silent for a sign, end who stays silent."""
+        assert self._loop is not None
+        now = self._loop.time()
+        passed_s, self._listened_s = min(now - self._listened_s, LISTEN_S_MAX), now
+        for connection in list(self.connections):
+            self._vanished += connection.listen(passed_s)
+        self._listening = self._loop.call_later(LISTEN_S, self._listen)
 
     # -- called by connections
 
@@ -360,6 +386,8 @@ class _Connection(asyncio.Protocol):
         self._greeted = False
         self.jobs: dict[int, _Job] = {}  # what waits
         self.unwanted: set[int] = set()  # cancelled while it was in the queue
+        self._beats = self._asked = self._deaf = False  # it gives signs; it was asked for one; it is not read
+        self._silent_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -378,13 +406,16 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self.transport is not None:
+            self._deaf = True
             self.transport.pause_reading()  # who does not read answers asks nothing more
 
     def resume_writing(self) -> None:
         if self.transport is not None:
+            self._deaf, self._silent_s = False, 0.0
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        self._silent_s, self._asked = 0.0, False
         if not self._greeted:
             self._greeting += data
             if len(self._greeting) < len(PREAMBLE):
@@ -408,6 +439,8 @@ class _Connection(asyncio.Protocol):
         job = self.jobs.get(ask.id)
         if ask.kind == PING:
             self.send((NO_CALL, PONG), 1)
+        elif ask.kind == SIGN:
+            self._beats = True
         elif job is None:
             if ask.kind == CANCEL and len(self.unwanted) < len(self._server.queue):
                 self.unwanted.add(ask.id)
@@ -417,6 +450,20 @@ class _Connection(asyncio.Protocol):
             job.credit = min(job.credit + max(0, ask.credit), self._server.settings.credit_max)
             if job.more is not None and not job.more.done():
                 job.more.set_result(None)
+
+    def listen(self, passed_s: float) -> bool:
+        """So much more time passed: ask a silent caller for a sign; True when it is given up."""
+        if self._deaf or not self._beats:
+            return False
+        self._silent_s += passed_s
+        settings = self._server.settings
+        if self._silent_s >= settings.silent_s:
+            self.close()
+            return True
+        if not self._asked and self._silent_s >= settings.beat_s:
+            self._asked = True
+            self.send((NO_CALL, LOOK), 1)
+        return False
 
     def refuse(self, ask: Ask, error: FourplaneError) -> None:
         """Answer a call that will not be run."""
