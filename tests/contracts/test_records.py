@@ -218,3 +218,19 @@ def test_many_writers_at_once_each_write_what_they_gave(on):
         assert (await records.get(b"same", b"s")).version == 5
 
     on(body)
+
+
+def test_many_readers_at_once_each_find_their_own(on):
+    async def body(records):
+        for n in range(20):
+            await records.write(b"p%d" % n, [Put(b'\\"{s', b"%d" % n)])
+        asked = [(b"p%d" % (n % 30), b'\\"{s') for n in range(150)]
+        found = await asyncio.gather(*[records.get(*place) for place in asked])
+        assert found == [Record(b'\\"{s', b"%d" % (n % 30), 1) if n % 30 < 20 else None for n in range(150)]
+        looking = [asyncio.ensure_future(records.get(*place)) for place in asked[:10]]
+        await asyncio.sleep(0)
+        looking[0].cancel()
+        rest = await asyncio.gather(*looking[1:])
+        assert [record.value for record in rest] == [b"%d" % n for n in range(1, 10)]
+
+    on(body)

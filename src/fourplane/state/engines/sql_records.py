@@ -3,14 +3,14 @@
 One table per store, clustered by nothing, keyed by (partition, sort). A batch is one transaction, so it is atomic; each expected
 version is a condition of its statement, whose row count decides. `expires_us` is compared with the caller's clock, as on
 the embedded engine. Writes that come while one is under way share the next transaction, whatever their partitions, and those of
-one kind a statement, as arrays; when one of them meets a conflict, each is tried alone and hears its own answer. Expired rows
-are removed a thousand at a time, once in `PURGE_EVERY` changes.
+one kind a statement, as arrays; when one of them meets a conflict, each is tried alone and hears its own answer. Those who look
+in one turn of the loop share a read. Expired rows are removed a thousand at a time, once in `PURGE_EVERY` changes.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -29,6 +29,11 @@ _CREATE = (
     "CREATE INDEX IF NOT EXISTS record_expires ON record (expires_us) WHERE expires_us IS NOT NULL",
 )
 _FIND = "SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort=?2"
+_FIND_MANY = (  # by the key, row by row, also when the table was empty as the plan was made
+    "SELECT q.at, r.* FROM unnest(CAST(?1 AS BYTEA[]), CAST(?2 AS BYTEA[])) WITH ORDINALITY AS q(partition, sort, at),"
+    " LATERAL (SELECT sort, value, version, expires_us FROM record"
+    " WHERE record.partition=q.partition AND record.sort=q.sort OFFSET 0) AS r"
+)
 _ALIVE = "(expires_us IS NULL OR expires_us>?3)"
 _PRESENT = f"SELECT version FROM record WHERE partition=?1 AND sort=?2 AND {_ALIVE}"  # noqa: S608 - constants
 _SCAN = f"SELECT sort, value, version, expires_us FROM record WHERE partition=?1 AND sort>=?2 AND {_ALIVE}"  # noqa: S608 - constants
@@ -83,6 +88,7 @@ class SqlRecords:
         self._since_purge = 0
         self._line: deque[_Writing] = deque()
         self._writing = False
+        self._looking: list[_Looking] | None = None
 
     async def open(self) -> "SqlRecords":
         """Make the table where it is missing."""
@@ -90,11 +96,50 @@ class SqlRecords:
         return self
 
     async def get(self, partition: bytes, sort: bytes) -> Record | None:
-        rows = await self._sql.read(_FIND, partition, sort)
-        if not rows:
+        if self._looking is None:
+            record = await self._look(partition, sort)
+        else:
+            mine = _Looking(partition, sort, asyncio.get_running_loop().create_future())
+            self._looking.append(mine)
+            if len(self._looking) >= TOGETHER_MAX:
+                self._looking = None
+            try:
+                record = await mine.future
+            except _ReaderLeft:
+                record = await self._look_alone(partition, sort)
+        if record is None or (record.expires_us is not None and record.expires_us <= clock.now_us()):
             return None
-        record = _record(rows[0])
-        return None if record.expires_us is not None and record.expires_us <= clock.now_us() else record
+        return record
+
+    async def _look_alone(self, partition: bytes, sort: bytes) -> Record | None:
+        rows = await self._sql.read(_FIND, partition, sort)
+        return _record(rows[0]) if rows else None
+
+    async def _look(self, partition: bytes, sort: bytes) -> Record | None:
+        """Read for everybody who looks in this turn of the loop."""
+        others: list[_Looking] = []
+        self._looking = others
+        try:
+            await clock.sleep(0)
+            if self._looking is others:
+                self._looking = None
+            if not others:
+                return await self._look_alone(partition, sort)
+            wanted = [(partition, sort), *((one.partition, one.sort) for one in others)]
+            places = array([place for place, _ in wanted], bytes), array([key for _, key in wanted], bytes)
+            found = {row[0]: _record(row[1:]) for row in await self._sql.read(_FIND_MANY, *places)}
+            for number, one in enumerate(others, 2):
+                if not one.future.done():
+                    one.future.set_result(found.get(number))
+            return found.get(1)
+        except BaseException as error:
+            told = error if isinstance(error, FourplaneError) else _ReaderLeft()
+            for one in others:
+                _fail(one.future, told)
+            raise
+        finally:
+            if self._looking is others:
+                self._looking = None
 
     async def scan(
         self,
@@ -188,6 +233,21 @@ class SqlRecords:
         await self._sql.close()
 
 
+class _ReaderLeft(Exception):
+    """Who was to read for all was stopped."""
+
+
+class _Looking:
+    """Somebody who waits for what another caller reads."""
+
+    __slots__ = ("future", "partition", "sort")
+
+    def __init__(self, partition: bytes, sort: bytes, future: "asyncio.Future[Record | None]") -> None:
+        self.partition = partition
+        self.sort = sort
+        self.future = future
+
+
 class _Writing:
     """One write in line. Its future is None when written; True means that its caller writes for the line."""
 
@@ -207,7 +267,7 @@ def _told(error: Conflict, changes: Sequence[Change]) -> Conflict:
     return error
 
 
-def _fail(future: "asyncio.Future[bool | None]", error: FourplaneError) -> None:
+def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # its caller may have gone
