@@ -161,7 +161,7 @@ export class Drawing {
     made.style.setProperty("--paint", colour);
     made.style.setProperty("--ink", /^#ff/i.test(colour) ? "#1c1000" : "#fff");
     const [name, sub] = split(box.label);
-    const fits = Math.floor((at.w - 34) / 7.7); // the lamp stands beside the name
+    const fits = Math.floor((at.w - 40) / 7.7); // the lamp stands beside the name
     const text = (cls, dy, content, room = fits) => {
       const line = element("text", { class: cls, x: at.x + 12, y: at.y + dy });
       line.textContent = content.length > room ? `${content.slice(0, room - 1)}…` : content;
