@@ -61,12 +61,15 @@ def deployment(*systems, workers, extra=None):
             "--json",
         ]
         environment = {**os.environ, **SETTINGS, **(extra or {})}
-        process = subprocess.Popen(
-            [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment,
-        )  # fmt: skip
+        complaints = Path(folder, "complaints")
+        with complaints.open("w") as errors:
+            process = subprocess.Popen(
+                [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            )
         try:
-            facts = json.loads(process.stdout.readline())
+            line = process.stdout.readline()
+            assert line, f"the deployment did not start: {complaints.read_text()[-2_000:]}"
+            facts = json.loads(line)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             pids = sorted(map(int, children))
             for number, pid in enumerate(pids):

@@ -2,8 +2,8 @@
 
     python tests/journeys/messaging/slixmpp_suite.py FOLDER_OF_THE_SOURCE DATA_FOLDER [MODULE ...]
 
-The suite wants a server on the standard ports of localhost; where these are taken, its clients are led to other ones and the
-three tests that name the ports fail. Certificates are checked, against the one the house made.
+The suite wants a server on the standard ports of localhost; where these are taken, or SLIXMPP_PORTS=free, its clients are led to
+other ones and the three tests that name the ports fail. Certificates are checked, against the one the house made.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from tests.journeys.messaging.house import PASSWORD, house
 
 TEST_S = 15
 USERS = ("test1", "test2")
+FREE = ((0, 0),)
 
 
 class Running:
@@ -35,7 +36,7 @@ class Running:
 
     async def _serve(self) -> None:
         self.stop, self.loop = asyncio.Event(), asyncio.get_running_loop()
-        for ports in ((5222, 5223), (0, 0)):
+        for ports in FREE if os.environ.get("SLIXMPP_PORTS") == "free" else ((5222, 5223), *FREE):
             try:
                 async with house(self.data, USERS, port=ports[0], tls_port=ports[1]) as here:
                     self.ports = (here.messaging.port, here.messaging.tls_port)
