@@ -177,7 +177,8 @@ async def serve(folder, profile, database):
 
 
 async def books(commerce, cards):
-    """The facts after everything: they must agree."""
+    """The facts after everything, also what follows the answers: they must agree."""
+    await commerce.coordinator.settle()
     await commerce.inventory.check()
     counts = await commerce.orders.counts()
     sold = await commerce.orders._sql.read("SELECT SUM(total) FROM orders WHERE state NOT IN ('failed', 'placing')")

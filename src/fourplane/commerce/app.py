@@ -111,7 +111,7 @@ class Commerce:
         self.payments = Payments(
             settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch, placed=self.orders.placed
         )
-        clearing = CartClearing(carts=self.carts, orders=self.orders)
+        self._clearing = clearing = CartClearing(carts=self.carts, orders=self.orders)
         carrier = BuiltInCarrier(settings.shipping)
         participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}
         self.coordinator = Coordinator(
@@ -173,7 +173,8 @@ class Commerce:
         await self.inventory.open()
         await self._go_on()
         await self.webhooks.open()
-        await self.payments.open()
+        if await self.payments.open():
+            await self._clearing.empty_last()
         await self.coordinator.start(tasks)
         await self.promotions.open(STANDING if self._settings.standing_offers else ())
         await self.catalog.open()

@@ -16,6 +16,8 @@ from fourplane.commerce.orders import Order, Orders
 from fourplane.foundation.errors import FourplaneError
 from fourplane.service.participants import Transaction
 
+LAST = 200
+
 
 class Emptying(NamedTuple):
     """What a checkout takes out of its cart, and the copy of the cart that it read."""
@@ -59,6 +61,12 @@ class CartClearing:
     async def empty(self, order: Order) -> None:
         """Take what was ordered out of its cart, also one that an older release left full."""
         await self._write(Emptying(order.cart, order.body.operations, await self._carts.load(order.cart)))
+
+    async def empty_last(self) -> None:
+        """Where an older release may have died between an order and its cart: see to the last of them, once."""
+        for order in await self._orders.last(LAST):
+            if not (await self._carts.find(order.cart)).entries.keys().isdisjoint(order.body.operations):
+                await self.empty(order)
 
     async def commit_many(self, transactions: Sequence[Transaction]) -> Sequence[Transaction]:
         """All at once; those whose write failed are done alone."""

@@ -40,6 +40,7 @@ from fourplane.foundation.telemetry import Histogram
 from fourplane.service.two_phase_commit import Branch, Coordinator
 
 KEY_MAX = 80
+QUOTES_MAX = 4_096
 FEW = 10  # below it a page shows the count, so its kept copy goes
 
 
@@ -130,6 +131,8 @@ class Checkout:
         self._payments = payments
         self._open: dict[str, asyncio.Future[Order]] = {}
         self.promotions: list[Promotion] = []
+        self._quotes: dict[tuple[object, ...], Quote] = {}  # what carts of these shapes cost, while the rules stay
+        self._rules: list[Promotion] | None = None
         self.touched: dict[str, None] = {}
         self.placed = self.repeated = 0
         self.refused: dict[str, int] = {}
@@ -377,12 +380,26 @@ class Checkout:
         )
 
     def _price(self, items: Sequence[Item], market: Market, rate: Rate, codes: Sequence[str]) -> Quote:
-        return price(
-            items, market, shipping=rate.amount, promotions=self.promotions, codes=codes, now_us=clock.now_us()
-        )
+        """What it costs; the same answer again for the same items while the same rules hold, unless one begins or ends."""
+        rules = self.promotions
+        if rules is not self._rules:
+            self._quotes.clear()
+            self._rules = None if any(rule.starts_us or rule.ends_us for rule in rules) else rules
+        shape = (market.country, rate.amount, *items, *codes)
+        quote = self._quotes.get(shape)
+        if quote is None:
+            quote = price(items, market, shipping=rate.amount, promotions=rules, codes=codes, now_us=clock.now_us())
+            if self._rules is not None:
+                if len(self._quotes) >= QUOTES_MAX:
+                    del self._quotes[next(iter(self._quotes))]
+                self._quotes[shape] = quote
+        return quote
 
 
 def _claim(cart_id: str, cart: Cart) -> str:
-    """Names one content of one cart."""
+    """Names one content of one cart. It begins with when something was put in last, so that claims of one moment are neighbours
+    in their index: a commit of many then writes few pages of it.
+    """
     content = "\n".join([cart_id, *sorted(cart.entries)])
-    return blake2b(content.encode(), digest_size=24).hexdigest()
+    last_us = max([entry.stamp.wall_us for entry in cart.entries.values()], default=0)
+    return f"{last_us:014x}{blake2b(content.encode(), digest_size=16).hexdigest()}"

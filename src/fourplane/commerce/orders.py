@@ -348,6 +348,13 @@ class Orders:
         rows = await self._sql.read(_SELECT + "WHERE state = ?1 ORDER BY id LIMIT ?2", state, limit)
         return [self._order(row) for row in rows]
 
+    async def last(self, limit: int) -> list[Order]:
+        """The last orders, newest first."""
+        rows = await self._sql.read(
+            _SELECT + "WHERE state NOT IN ('placing', 'failed') ORDER BY id DESC LIMIT ?1", limit
+        )
+        return [self._order(row) for row in rows]
+
     def note(self, number: int, state: str, text: str) -> Statement:
         """A line of an order's story that is no state of it, for somebody's commit."""
         return Statement(_PUT_EVENT, (number, state, clock.now_us(), text[:200]))

@@ -116,11 +116,12 @@ class Payments:
         """Whether an order only holds the money until its parcel leaves."""
         return self._settings.capture == "shipment"
 
-    async def open(self) -> None:
-        """Learn what this shop's keys begin with; a new shop makes that up."""
-        put = "INSERT INTO payment_mark (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING"
-        await self._sql.commit([Statement(put, (ids.capability(8),))])
+    async def open(self) -> bool:
+        """Learn what this shop's keys begin with; whether it had none before and has made one up."""
+        put = "INSERT INTO payment_mark (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING RETURNING 1"
+        [new] = await self._sql.commit([Statement(put, (ids.capability(5),))])
         self._mark = str((await self._sql.read("SELECT mark FROM payment_mark"))[0][0])
+        return bool(new)
 
     def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Work]]:
         """What must be durable before `prepare` may ask the gateway; written one wave earlier. Nothing where `held` will tell.

@@ -140,6 +140,7 @@ class Coordinator:
         self._behind = Behind(
             self._settings.followers, self._followers, alone=self._confirm_commit, settled=self._followed
         )
+        self._prepared = {name: f"{name} is prepared" for name in participants}
         self._tasks: Tasks | None = None
         self._open: set[int] = set()  # until everybody has confirmed
         self._callers: dict[int, asyncio.Future[Outcome]] = {}
@@ -449,7 +450,7 @@ class Coordinator:
 
     async def _vote(self, transaction: Transaction, branch: Branch) -> object:
         result = await self._participants[branch.participant].prepare(transaction, branch.work)
-        self._tell(transaction, f"{branch.participant} is prepared")
+        self._tell(transaction, self._prepared[branch.participant])
         return result
 
     async def _try_abort(self, transaction: Transaction, names: Sequence[str]) -> bool:

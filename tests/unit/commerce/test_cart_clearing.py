@@ -1,10 +1,12 @@
 """What follows the answer to a checkout: the cart is written empty, the money is captured; both seem done at once."""
 
 import asyncio
+from pathlib import Path
 
 from tests.journeys.commerce.rig import shop
 
 from fourplane.foundation import ids
+from fourplane.state.contracts import Statement
 
 
 class Held:
@@ -93,5 +95,25 @@ def test_an_order_that_is_cancelled_before_its_capture_is_charged_and_paid_back(
             assert (await s.money())["EUR"] == {"card": 0, "held": 0, "merchant": 0}
             payment = await s.commerce.payments.of_order(ids.decode("order", made["id"]))
             assert payment.state == "refunded"
+
+    asyncio.run(main())
+
+
+def test_a_cart_that_an_older_release_left_full_is_emptied_by_the_first_start_of_this_one(tmp_path: Path):
+    async def main():
+        async with shop(data=tmp_path, shards=0) as s:
+            cart = await s.cart_with(await s.some_sku(10), 2)
+            before = await s.commerce.carts.find(cart)
+            assert (await s.order(cart, "attempt-1"))[0] == 201
+            await s.commerce.coordinator.settle()
+
+            def full_again(now, _):
+                now.entries, now.gone = before.entries, {}
+
+            await s.commerce.carts.change(cart, full_again)
+            await s.commerce.coordinator._log.flush()  # the checkout is over and done with
+            await s.commerce.orders._sql.commit([Statement("DELETE FROM payment_mark")])
+        async with shop(data=tmp_path, shards=0) as s:
+            assert not (await s.commerce.carts.find(cart)).entries
 
     asyncio.run(main())
