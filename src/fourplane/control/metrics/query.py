@@ -7,6 +7,7 @@ Cost: a group-by of a million series over 60 steps takes about 0.3 s, a console'
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,7 +26,7 @@ from fourplane.control.metrics.language import (
     Top,
     parse,
 )
-from fourplane.control.metrics.series import Ids
+from fourplane.control.metrics.series import Ids, SeriesTable
 from fourplane.control.metrics.windows import Step, Windows
 from fourplane.foundation.errors import Rejected
 from fourplane.foundation.telemetry import Labels
@@ -58,6 +59,18 @@ class _Part(msgspec.Struct, frozen=True):
 
     labels: list[Labels]
     values: Table
+
+
+class _OverPlan(NamedTuple):
+    """Rows of the selected buckets that `over` reads, series by series."""
+
+    ids: Ids
+    names: list[Labels]
+    group: NDArray[np.int64]  # of each series
+    whole: list[int]  # the row with all observations of a series
+    inner: list[int]  # the rows up to the edge, of one series after the other
+    begins: NDArray[np.int64]  # where those of a series begin in `inner`
+    has_inner: list[int]  # the series that have any
 
 
 def run(windows: Windows, text: str, span: Span) -> Frame:
@@ -214,27 +227,40 @@ class _Run:
 
     def _over(self, wanted: Over) -> _Part:
         """All observations less those up to the last edge that is not above the wanted one, for each series its own edges."""
+        name, matchers = wanted.of.name + "_bucket", wanted.of.matchers
         table = self._windows.table
-        ids = table.select(wanted.of.name + "_bucket", wanted.of.matchers)
-        if not len(ids):
-            return _Part([], np.zeros((0, len(self.times))))
-        values = np.nan_to_num(self._collected(ids, wanted.of.range_s))
-        edges = np.array([_edge(text) for text in table.texts(ids, "le")])
-        labels = [table.entries[number].labels for number in ids.tolist()]
-        whose: dict[Labels, list[int]] = {}
-        for row, pairs in enumerate(labels):
-            whose.setdefault(tuple(pair for pair in pairs if pair[0] != "le"), []).append(row)
-        group, names = table.groups(ids, wanted.by)
-        found = np.zeros((len(names), len(self.times)))
-        for rows in whose.values():
-            inner = [row for row in rows if edges[row] <= wanted.edge * EDGE_SLACK]
-            whole = max(rows, key=lambda row: edges[row])
-            within = values[inner].max(axis=0) if inner else 0.0  # counts are cumulative: the most is the widest edge's
-            found[group[whole]] += np.maximum(values[whole] - within, 0.0)
-        return _Part(names, found)
+        key = ("over", name, tuple(matchers), wanted.edge, tuple(wanted.by))
+        plan = table.kept(
+            key, lambda: _over_plan(table, table.select(name, matchers), wanted), size=lambda plan: len(plan.ids)
+        )
+        found = np.zeros((len(plan.names), len(self.times)))
+        if len(plan.ids):
+            values = self._collected(plan.ids, wanted.of.range_s)
+            values[np.isnan(values)] = 0.0
+            within = np.zeros((len(plan.whole), len(self.times)))
+            if len(plan.inner):  # counts are cumulative: the most is the widest edge's
+                within[plan.has_inner] = np.maximum.reduceat(values[plan.inner], plan.begins, axis=0)
+            np.add.at(found, plan.group, np.maximum(values[plan.whole] - within, 0.0))
+        return _Part(plan.names, found)
 
     def _table(self, part: _Part | float) -> _Part:
         return _Part([()], np.full((1, len(self.times)), part)) if isinstance(part, float) else part
+
+
+def _over_plan(table: SeriesTable, ids: Ids, wanted: Over) -> _OverPlan:
+    """Which rows `over` reads for each series: all that hold its edge, and its last one."""
+    edges = [_edge(text) for text in table.texts(ids, "le")]
+    whose: dict[Labels, list[int]] = {}
+    for row, number in enumerate(ids.tolist()):
+        pairs = table.entries[number].labels
+        whose.setdefault(tuple(pair for pair in pairs if pair[0] != "le"), []).append(row)
+    group, names = table.groups(ids, wanted.by)
+    whole = [max(rows, key=lambda row: edges[row]) for rows in whose.values()]
+    within = [[row for row in rows if edges[row] <= wanted.edge * EDGE_SLACK] for rows in whose.values()]
+    inner = [row for rows in within for row in rows]
+    begins = np.cumsum([0, *(len(rows) for rows in within if rows)], dtype=np.int64)[:-1]
+    has_inner = [number for number, rows in enumerate(within) if rows]
+    return _OverPlan(ids, names if len(ids) else [], group[whole], whole, inner, begins, has_inner)
 
 
 def _picked(step: Step, ids: Ids) -> NDArray[np.float32]:

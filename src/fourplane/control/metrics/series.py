@@ -2,14 +2,16 @@
 
 A series is known by a dense integer, so that points are columns (`ids`, `values`) and a step of all series is one array.
 Every label is a column of small integers over all series: a selection or a grouping is a comparison of columns, about
-1 ms for a million series. The name is the label `__name__`.
+1 ms for a million series. The name is the label `__name__`. What is asked every second anew, selections, groupings and what
+queries plan over them, is kept until a series is added.
 
 Bounded: `series_max` series, `LABELS_MAX` labels each, `TEXT_MAX` characters a label; what is over is refused and counted.
+KEPT_MAX selections of up to KEPT_SERIES series are kept.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -22,9 +24,12 @@ LABELS_MAX = 24
 TEXT_MAX = 512
 NAME = "__name__"
 GROWTH_MIN = 1_024
+KEPT_MAX = 200
+KEPT_SERIES = 20_000
 
 Kind = Literal["counter", "gauge"]
 Ids = NDArray[np.uint32]
+T = TypeVar("T")
 
 
 class Matcher(msgspec.Struct, frozen=True):
@@ -69,6 +74,8 @@ class SeriesTable:
         self.refused = 0
         self._ids: dict[tuple[str, Labels], int] = {}
         self._columns: dict[str, _Column] = {}
+        self._kept: dict[Hashable, object] = {}
+        self._kept_for = 0  # series there were
         self._capacity = GROWTH_MIN
         self.is_counter = np.zeros(GROWTH_MIN, dtype=np.bool_)
 
@@ -100,11 +107,20 @@ class SeriesTable:
         return number
 
     def select(self, name: str, matchers: Sequence[Matcher] = ()) -> Ids:
-        """The ids of all series of this name that meet every condition, ascending."""
-        chosen = self._codes(NAME)[: len(self)] == self._code(NAME, name)
-        for matcher in matchers:
-            chosen &= self._matching(matcher)
-        return np.flatnonzero(chosen).astype(np.uint32)
+        """The ids of all series of this name that meet every condition, ascending; not to be written to."""
+        return self.kept(("select", name, tuple(matchers)), lambda: self._select(name, matchers), size=len)
+
+    def kept(self, key: Hashable, make: Callable[[], T], *, size: Callable[[T], int]) -> T:
+        """`make()`, which depends on `key` and on which series there are; made anew once one was added."""
+        if self._kept_for != len(self.entries) or len(self._kept) > KEPT_MAX:
+            self._kept.clear()
+            self._kept_for = len(self.entries)
+        found = self._kept.get(key)
+        if found is None:
+            found = make()
+            if size(found) <= KEPT_SERIES:
+                self._kept[key] = found
+        return cast("T", found)
 
     def names(self) -> list[str]:
         """Every name there is, sorted."""
@@ -134,6 +150,12 @@ class SeriesTable:
             for each in zip(*texts, strict=True)
         ]
         return group.reshape(-1), names
+
+    def _select(self, name: str, matchers: Sequence[Matcher]) -> Ids:
+        chosen = self._codes(NAME)[: len(self)] == self._code(NAME, name)
+        for matcher in matchers:
+            chosen &= self._matching(matcher)
+        return np.flatnonzero(chosen).astype(np.uint32)
 
     def _matching(self, matcher: Matcher) -> NDArray[np.bool_]:
         codes = self._codes(matcher.label)[: len(self)]

@@ -157,3 +157,29 @@ def test_points_of_series_nobody_defined_are_counted_and_dropped():
     windows.advance(BEGIN)
     windows.add(ids(5, 7), np.ones(2))
     assert (windows.points, windows.dropped) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ('sum(increase(requests_total{status=~"5.."})) by (route)', ["/b"]),
+        ("over(0.1, latency) by (route)", ["/a"]),
+    ],
+)
+def test_what_is_kept_of_a_question_knows_series_that_came_later(windows, text, before):
+    def routes():
+        frame = run(windows, text, Span(BEGIN + 60, BEGIN + 140, 1))
+        return [labels[0][1] for labels in frame.labels], frame.values
+
+    assert routes()[0] == before
+    np.testing.assert_array_equal(routes()[1], routes()[1])
+    table = windows.table
+    third = table.id_of("requests_total", (("route", "/c"), ("status", "503")), "counter")
+    inner, whole = (
+        table.id_of("latency_bucket", (("le", edge), ("route", "/c")), "counter") for edge in ("0.1", "+Inf")
+    )
+    windows.add(ids(third, inner, whole), np.array([1.0, 3.0, 4.0]))
+    windows.advance(BEGIN + SECONDS + 1)
+    names, values = routes()
+    assert names == [*before, "/c"]
+    assert values[-1][-1] == 1.0
