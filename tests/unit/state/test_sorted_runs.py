@@ -70,8 +70,12 @@ def test_a_turn_comes_with_a_group_or_after_a_while():
         pace = Pace()
         turn = asyncio.ensure_future(pace.in_passing())
         await asyncio.sleep(0)
-        pace.sent(100)
-        assert await turn == 300
+        begun = pace.sent(100)
+        await asyncio.sleep(0)
+        assert not turn.done()  # the disk has not got it yet
+        begun()
+        assert await turn == 200
+        assert pace.sent(100) is None  # nobody waits
         turn = asyncio.ensure_future(pace.in_passing())
         await asyncio.sleep(0)
         pace.hurry()

@@ -56,7 +56,8 @@ class FrameWriter(Generic[T]):
     """Writes frames for owners. `written(owners, frames)` before callers hear; `refused(owners)` before theirs hear.
 
     Who `share`s makes one frame with all who share it: `gather` is its owner, made when the first one comes, and `joined` says
-    what it has become when it is its turn, count and body. `sent(count)`: a group is with the disk, and the loop has a moment.
+    what it has become when it is its turn, count and body. `sent(count)`: a group is on its way; what it returns, if anything, is
+    called on the loop when the disk has it, which leaves the loop a moment.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class FrameWriter(Generic[T]):
         refused: Callable[[Sequence[T]], None],
         gather: Callable[[], T] | None = None,
         joined: Callable[[T], tuple[int, bytes]] | None = None,
-        sent: Callable[[int], None] | None = None,
+        sent: Callable[[int], Callable[[], None] | None] | None = None,
     ) -> None:
         self.frames = frames
         self.worker = Worker(f"frames of {name}", queue_max=64)
@@ -217,10 +218,10 @@ class FrameWriter(Generic[T]):
                 self._gathering = None
             bodies = [(0, *self._joined(group[0].owner))]
         self._queue_bytes -= size
-        done = self.worker.submit(self.frames.write, bodies)
+        resting = self._on_sent(sum([count for _, count, _ in bodies])) if self._on_sent is not None else None
+        begun = None if resting is None else partial(self._loop.call_soon_threadsafe, resting)
+        done = self.worker.submit(self.frames.write, bodies, begun)
         done.add_done_callback(partial(self._written, group, clock.monotonic_s()))
-        if self._on_sent is not None:
-            self._on_sent(sum([count for _, count, _ in bodies]))
 
     def _written(self, group: list[_Waiting[T]], began: float, done: "asyncio.Future[list[Frame]]") -> None:
         self._busy = False

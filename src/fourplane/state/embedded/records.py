@@ -18,7 +18,7 @@ msgpack of (partition, [(sort, value or nil, version, expires_us or nil)]), sche
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import cast
@@ -276,8 +276,8 @@ class EmbeddedRecords:
         rows = cast("list[State]", self.database.read(_GET, (partition, sort)))
         return rows[0] if rows else ABSENT
 
-    def _sent(self, rows: int) -> None:
-        self._levels.pace.sent(rows)
+    def _sent(self, rows: int) -> Callable[[], None] | None:
+        return self._levels.pace.sent(rows)
 
     def _written(self, written: Sequence[dict[Key, StoredRow]], frames: Sequence[Frame]) -> None:
         """A frame is durable: readers see its rows from now on."""

@@ -22,7 +22,7 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -62,7 +62,9 @@ class FrameStore(Protocol):
     """Frames on a disk, or in memory for a log that goes with the process."""
 
     def open(self, start: int) -> list[Frame]: ...
-    def write(self, bodies: Sequence[tuple[int, int, bytes]]) -> list[Frame]: ...
+    def write(
+        self, bodies: Sequence[tuple[int, int, bytes]], begun: Callable[[], object] | None = None
+    ) -> list[Frame]: ...
     def read(self, frame: Frame) -> bytes: ...
     def drop(self, number: int) -> None: ...
     def take_stall_s(self) -> float: ...
@@ -111,8 +113,11 @@ class Segments:
             self._cut()
         return found
 
-    def write(self, bodies: Sequence[tuple[int, int, bytes]]) -> list[Frame]:
-        """Append frames of (key, count, body) durably, in order. Raises SyncFailed, or what the disk said."""
+    def write(self, bodies: Sequence[tuple[int, int, bytes]], begun: Callable[[], object] | None = None) -> list[Frame]:
+        """Append frames of (key, count, body) durably, in order; `begun` is called when only the disk is waited for.
+
+        Raises SyncFailed, or what the disk said.
+        """
         if self._dirty:
             self._cut()
         if self._end >= self._segment_bytes:
@@ -132,6 +137,8 @@ class Segments:
         grows = at > self._ahead
         if grows and at - self._end <= SMALL_BYTES:
             self._go_ahead(path, at)
+        if begun is not None:
+            begun()
         if grows or len(parts) > _VECTOR_MAX:
             self._append(path, parts, self._end, at - self._end)
             self._sync(path)
@@ -293,7 +300,9 @@ class MemorySegments:
         assert start == 0, "memory has nothing from before"
         return []
 
-    def write(self, bodies: Sequence[tuple[int, int, bytes]]) -> list[Frame]:
+    def write(self, bodies: Sequence[tuple[int, int, bytes]], begun: Callable[[], object] | None = None) -> list[Frame]:
+        if begun is not None:
+            begun()
         frames = []
         for key, count, body in bodies:
             self._next += 1  # a segment each, so that a trim gives memory back at once
