@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import random
+import struct
+import zlib
 
 import msgspec
 import pytest
@@ -295,5 +297,31 @@ def test_rows_of_a_run_are_read_scanned_and_changed_and_what_was_never_listed_is
         assert records.statistics().levels.runs == 0
         await records.close()
         assert not list(run.parent.iterdir())  # too few keys for a file of their own
+
+    asyncio.run(body())
+
+
+def test_runs_of_the_third_format_have_no_codes_and_are_read(tmp_path):
+    async def body():
+        records, run = await with_a_run(tmp_path / "a.db")
+        records.abandon()
+        content = run.read_bytes()
+        _, _, length, at = struct.unpack("<4sIIQ", content[-20:])
+        *contents, codes = msgspec.msgpack.decode(content[at : at + length])
+        assert len(codes) == 4 * 40
+        older = msgspec.msgpack.encode(contents)
+        run.write_bytes(content[:at] + older + struct.pack("<4sIIQ", b"FPr1", zlib.crc32(older), len(older), at))
+        database = await Database(tmp_path / "a.db").open()
+        size = run.stat().st_size
+        await database.transact(lambda writer: writer.execute("UPDATE run SET bytes=?1", (size,)).fetchall())
+        await database.close()
+        for _ in range(2):  # the second time beside filters that know nothing of it
+            records = await opened(tmp_path / "a.db", bounds=RecordsSettings(levels=LevelsSettings(known_keys_least=0)))
+            assert (await records.get(b"p", b"07")).version == 1
+            with pytest.raises(Conflict):
+                await records.write(b"p", [Put(b"08", b"", expect_version=0)])
+            assert await records.get(b"p", b"nothing") is None
+            await records.close()
+        assert len(list(run.parent.iterdir())) == 2
 
     asyncio.run(body())
