@@ -464,6 +464,7 @@ def up(
 
 async def _serve(worker: Worker, settings: Settings, *, demo: bool) -> int:
     await stay_away(settings.data, worker.slot)
+    worker.beat()
     deployment = await Deployment(
         settings, slot=worker.slot, sockets=worker.sockets, ports=worker.ports, demo=demo, move=worker.move
     ).build()

@@ -11,7 +11,8 @@ the queue of connections that wait in it.
 A worker says through a pipe that it is ready. One that ends before its first readiness ends the fleet with its exit code
 (starting again would not help); later ends are restarts, within an intensity; past it the fleet stops and says so.
 A worker whose loop stands still for `hung_s` (its pulse in shared memory stops) is killed and started again: its callers
-wait no longer than for one that died. SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or
+wait no longer than for one that died. While it starts its loop may be busy for longer; then it is one that uses no processor
+either. SIGTERM and SIGINT: every worker gets SIGTERM, drains and stops; after `drain_s`, or
 a second signal, SIGKILL. A worker whose parent died gets SIGTERM from the kernel. SIGUSR2: systems have moved between slots
 (moves.py): all workers end as above, get the sockets of what they own now, and start again.
 """
@@ -129,7 +130,7 @@ Body = Callable[[Worker], int]
 class _Slot:
     """One place for a worker: the sockets stay, the process may change."""
 
-    __slots__ = ("facts", "number", "pid", "pulse", "ready", "sockets", "started_s", "was_ready")
+    __slots__ = ("busy_s", "facts", "number", "pid", "pulse", "ready", "sockets", "started_s", "ticks", "was_ready")
 
     def __init__(self, number: int, sockets: dict[str, socket.socket]) -> None:
         self.number = number
@@ -137,7 +138,8 @@ class _Slot:
         self.pid = 0
         self.pulse = mmap.mmap(-1, PULSE.size)  # shared with the worker: when its loop ran last
         self.ready = -1  # the reading end of the readiness pipe while the worker starts
-        self.started_s = 0.0
+        self.started_s = self.busy_s = 0.0  # when it was forked; when its processor time was last seen to grow
+        self.ticks = 0
         self.was_ready = False
         self.facts: dict[str, str] = {}
 
@@ -360,7 +362,13 @@ class Fleet:
                 self._say(f"worker {slot.number} (pid {slot.pid}) was not ready within {self._settings.ready_s:.0f} s")
                 parent.send(slot.pid, signal.SIGKILL)
             beat_s = PULSE.unpack_from(slot.pulse, 0)[0]
-            if self._settings.hung_s and slot.pid and beat_s and now - beat_s > self._settings.hung_s:
+            if not (self._settings.hung_s and slot.pid and beat_s):
+                continue
+            if slot.ready >= 0:
+                if slot.ticks != (ticks := processor_ticks(slot.pid)):
+                    slot.ticks, slot.busy_s = ticks, now
+                beat_s = max(beat_s, slot.busy_s)
+            if now - beat_s > self._settings.hung_s:
                 self._say(f"worker {slot.number} (pid {slot.pid}) stood still for {now - beat_s:.1f} s")
                 PULSE.pack_into(slot.pulse, 0, 0.0)
                 parent.send(slot.pid, signal.SIGKILL)
@@ -399,6 +407,15 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
     a worker that stops as well, it stops those that stand and is gone.
     """
     over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    beating: asyncio.TimerHandle | None = None
+
+    def beat() -> None:
+        nonlocal beating
+        worker.beat()
+        beating = loop.call_later(BEAT_S, beat)
+
+    beat()
     if not await _started(lifecycle, over):
         return 0
     worker.report_ready(facts())
@@ -411,16 +428,12 @@ async def serve_until_asked(worker: Worker, lifecycle: Lifecycle, facts: Callabl
         failed = True
         over.set()
 
-    async def beat() -> None:
-        while True:
-            worker.beat()
-            await clock.sleep(BEAT_S)
-
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(watch()), group.create_task(beat())]
+        watching = group.create_task(watch())
         await over.wait()
-        for one in beside:
-            one.cancel()
+        watching.cancel()
+    if beating is not None:
+        beating.cancel()
     await lifecycle.drain()
     await lifecycle.stop()
     return 1 if failed else 0
@@ -455,6 +468,15 @@ def _told(error: BaseException) -> str:
         where = where.tb_next
     place = f" ({Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno})" if where is not None else ""
     return f"{error!r}{place}"
+
+
+def processor_ticks(pid: int) -> int:
+    """What a process has used of the processors; -1 when that cannot be seen."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return -1
 
 
 def limit_native_threads() -> None:

@@ -30,14 +30,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Stay until a signal asks to stop; the exit code of the deployment."""
     limit_native_threads()  # before numpy is loaded: a process with threads must not fork
-    from fourplane import compose  # noqa: PLC0415 - loads every system, so not for --help
-    from fourplane.settings import Settings  # noqa: PLC0415
+    from fourplane.settings import Settings  # noqa: PLC0415 - not for --help
 
     loaded = settings.load(options).settings
     assert isinstance(loaded, Settings)
     chosen = _chosen(loaded, options)
     if not options.json:
         print(f"Fourplane {__version__} starts {', '.join(chosen.systems)} with data in {chosen.data}", flush=True)
+    from fourplane import compose  # noqa: PLC0415 - loads every system, so not before the settings are right
+
     announce = _announce_json if options.json else _announce
     return compose.up(chosen, demo=options.demo, say=_say, announce=announce, takeover=options.takeover)
 

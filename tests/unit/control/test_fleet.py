@@ -32,8 +32,16 @@ class Answering(asyncio.Protocol):
             case b"stop":
                 WORKER.stop_fleet()
 
+AGAIN = []  # what the parent said of starting a worker again, before it forked it
+
+def tell(line):
+    AGAIN.extend(["again"] * line.count("starting it again"))
+    print(line, flush=True)
+
 class Listener:
     async def start(self, tasks):
+        if "late" in sys.argv and len(AGAIN) == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         self.server = await network.listen(Answering, "", 0, inherited=WORKER.sockets["http"])
     async def drain(self):
         self.server.close()
@@ -52,7 +60,7 @@ def body(worker):
     return asyncio.run(serve_until_asked(worker, lifecycle, lambda: {"port": str(port)}))
 
 fleet = Fleet(
-    [Port("http", "127.0.0.1", 0, "http.port")], body, say=lambda line: print(line, flush=True),
+    [Port("http", "127.0.0.1", 0, "http.port")], body, say=tell,
     settings=FleetSettings(
         workers=2, hung_s=0.8 if "hung" in sys.argv else 30, restarts=IntensitySettings(count_max=3, period_s=60)
     ),
@@ -141,6 +149,19 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(deployment):
     assert "starting it again" in lines.readline()
     for _ in range(20):
         assert int(say(port, b"pid")) != stopped
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_worker_that_stands_still_while_it_starts_is_not_waited_for_either(deployment):
+    pid, lines = deployment("hung", "late")
+    port = ready(lines)
+    say(port, b"die")
+    assert "starting it again" in lines.readline()
+    assert "stood still" in lines.readline()
+    assert "starting it again" in lines.readline()
+    for _ in range(20):
+        assert int(say(port, b"pid")) in workers_of(pid)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
