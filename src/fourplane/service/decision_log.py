@@ -51,6 +51,11 @@ class DecisionLog:
         assert isinstance(row[0], int), "an epoch is a number"
         self.epoch = row[0]
 
+    async def leads(self) -> bool:
+        """Whether no younger coordinator of this name had opened its log by now."""
+        rows = await self._sql.read("SELECT epoch FROM coordinators WHERE name = ?1", self._name)
+        return bool(rows) and rows[0][0] == self.epoch
+
     async def unfinished(self) -> list[tuple[int, list[str]]]:
         """Commits that some participant may not know of: transaction and participants."""
         found: list[tuple[int, list[str]]] = []

@@ -309,11 +309,18 @@ class Coordinator:
         self._close(transaction)
 
     async def _doubted(self) -> dict[Transaction, list[str]]:
-        """What participants hold in doubt and nobody drives, with who holds it; it is open from now on."""
+        """What participants hold in doubt and nobody drives, with who holds it; it is open from now on.
+
+        Nothing for one that was replaced: what is held may be its successor's. The successor raised the epoch before it
+        asked anybody to hold, so looking at it behind the participants' answers is enough.
+        """
         found: dict[Transaction, list[str]] = {}
         seen: set[tuple[int, str]] = set()
-        for name, participant in self._participants.items():
-            for transaction in await participant.in_doubt(self._name):
+        held = [(name, await one.in_doubt(self._name)) for name, one in self._participants.items()]
+        if not await self._log.leads():
+            return found
+        for name, transactions in held:
+            for transaction in transactions:
                 if transaction.id in self._open or transaction.epoch > self.epoch:
                     continue
                 key = (transaction.id, name)

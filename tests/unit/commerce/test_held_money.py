@@ -40,6 +40,21 @@ def test_a_hold_that_became_no_order_is_let_go_by_the_next_start_and_by_the_swee
     asyncio.run(main())
 
 
+def test_a_shop_that_was_replaced_lets_nothing_of_its_successor_go(tmp_path: Path):
+    async def main():
+        async with shop(data=tmp_path, settings=SMALL, shards=0) as s:
+            await s.cards.authorise(s.commerce.payments._key(ids.IdGenerator().next()), Money(500, "EUR"), "card_ok")
+            old = s.commerce.coordinator
+            old._log.epoch -= 1  # its successor has opened the same store
+            assert await old.resolve() == 0
+            assert (await s.money())["EUR"]["held"] == 500
+            old._log.epoch += 1
+            assert await old.resolve() == 1
+            assert (await s.money())["EUR"]["held"] == 0
+
+    asyncio.run(main())
+
+
 def test_what_waits_for_its_parcel_stays_on_hold_whenever_others_are_charged_from_now_on(tmp_path: Path):
     async def main():
         async with shop(data=tmp_path, settings=AT_SHIPMENT, shards=0) as s:
