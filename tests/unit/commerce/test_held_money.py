@@ -11,6 +11,7 @@ from fourplane.commerce.payment import PaymentSettings
 from fourplane.foundation import ids
 from fourplane.foundation.errors import Unavailable
 from fourplane.foundation.money import Money
+from fourplane.service.decision_log import DecisionLog
 
 SMALL = CommerceSettings(generated_products=2, pages=COLD, standing_offers=False)
 AT_SHIPMENT = msgspec.structs.replace(SMALL, payment=PaymentSettings(capture="shipment"))
@@ -45,10 +46,11 @@ def test_a_shop_that_was_replaced_lets_nothing_of_its_successor_go(tmp_path: Pat
         async with shop(data=tmp_path, settings=SMALL, shards=0) as s:
             await s.cards.authorise(s.commerce.payments._key(ids.IdGenerator().next()), Money(500, "EUR"), "card_ok")
             old = s.commerce.coordinator
-            old._log.epoch -= 1  # its successor has opened the same store
+            successor = DecisionLog(old._log._sql, old._name, old._shared)
+            await successor.open()
             assert await old.resolve() == 0
             assert (await s.money())["EUR"]["held"] == 500
-            old._log.epoch += 1
+            old._log.epoch = successor.epoch
             assert await old.resolve() == 1
             assert (await s.money())["EUR"]["held"] == 0
 
