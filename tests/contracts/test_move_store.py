@@ -115,6 +115,8 @@ def test_nothing_acknowledged_is_lost_on_the_way_to_postgresql(tmp_path, postgre
     async def check():
         to = Stores(StoresSettings(sql=postgres_server.url, records=postgres_server.url), data=tmp_path)
         sql, records = await to.sql("shop"), await to.records("chat")
+        tables = "SELECT table_name FROM information_schema.tables WHERE table_schema='r_chat'"
+        assert await sql.read(tables) == [("record",)]
         for name in range(4):
             mine = max(number for number in numbers if number % 10 == name)
             rows = await sql.read(

@@ -38,6 +38,7 @@ _TYPES = {
 }
 _WORDS = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|\b(?:BLOB|INTEGER|INT|REAL|FLOAT)\b", re.IGNORECASE)
 _PRIVATE = ("folded", "sqlite_")
+_RECORDS = ("record",)  # the other tables of a store of records say where the journal and the runs beside it are
 _BUSY_MS = 5_000
 
 
@@ -119,7 +120,7 @@ class SourceFile:
         execute = self._connection.execute
         rows = execute("SELECT name, sql FROM sqlite_schema WHERE type='table' ORDER BY rowid").fetchall()
         for name, sql in cast("list[tuple[str, str]]", rows):
-            if name.startswith(_PRIVATE):
+            if name.startswith(_PRIVATE) or (self.store.startswith("records.") and name not in _RECORDS):
                 continue
             facts = cast(
                 "list[tuple[int, str, str, int, str, int]]", execute(f'PRAGMA table_info("{name}")').fetchall()

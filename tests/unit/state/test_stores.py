@@ -1,4 +1,5 @@
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -26,6 +27,26 @@ def test_a_name_opens_once_and_everything_is_closed(tmp_path):
         again = Stores(data=tmp_path)
         assert await (await again.blobs("shop")).get("a/b") == b"x"
         await again.stop()
+
+    asyncio.run(body())
+
+
+def test_what_a_relative_address_was_given_is_there_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def body():
+        for folded in (False, True):
+            stores = Stores(StoresSettings(sql="sqlite:///here", records="sqlite:///here"), data=tmp_path)
+            sql, records = await stores.sql("shop"), await stores.records("shop")
+            if not folded:
+                await sql.commit([Statement("CREATE TABLE t (n BIGINT)"), Statement("INSERT INTO t VALUES (1)")])
+                await records.write(b"p", [Put(b"s", b"x")])
+                await records.fold()
+            assert await sql.read("SELECT n FROM t") == [(1,)]
+            assert records.database.read("SELECT value FROM record") == [(b"x",)]
+            await stores.stop()
+        with sqlite3.connect(tmp_path / "here" / "records-shop.db") as file:
+            assert file.execute("SELECT value FROM record").fetchall() == [(b"x",)]
 
     asyncio.run(body())
 

@@ -94,6 +94,7 @@ class Database:
         self, path: Path | None, *, disk: Disk | None = None, settings: DatabaseSettings | None = None
     ) -> None:
         self._settings = settings or DatabaseSettings()
+        path = None if path is None else path.absolute()  # as SQLite tells it to the disk
         self.name = str(path) if path is not None else ":memory:"
         self._file = None if path is None else DatabaseFile(path, disk, self._settings.file)
         self._worker = Worker(f"database {path.name if path else 'memory'}", queue_max=64)
