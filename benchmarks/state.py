@@ -284,14 +284,16 @@ class Bench:
     async def sustained(self, seconds):
         """Writes a second on end, window by window, with readers beside them; (mean, per CPU second), windows."""
         windows, done, until = [], 0, time.perf_counter() + seconds
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu, ran = time.perf_counter(), time.process_time(), _scheduled_s()
         readers = [asyncio.create_task(self.reader(number, until)) for number in range(READERS)]
         while (now := time.perf_counter()) < until:
             count = await self.records_random(min(until, now + WINDOW_S))
             windows.append(count / (time.perf_counter() - now))
             done += count
         await asyncio.gather(*readers)
-        mean = done / (time.perf_counter() - began), done / (time.process_time() - cpu)
+        wall = time.perf_counter() - began
+        mean = done / wall, done / (time.process_time() - cpu)
+        self.loop = [(after - before) / wall for before, after in zip(ran, _scheduled_s(), strict=True)]
         return [(window, mean[1]) for window in windows], mean
 
     async def reader(self, number, until):
@@ -360,7 +362,9 @@ async def measured(rounds, seconds, present, sustained, kinds=()):
             found["records sustained"], _ = await bench.sustained(sustained)
             levels = bench.records.statistics().levels
             print(
-                f"sustained: {levels.runs} runs, {levels.flushes} flushes, {levels.merged_rows} merged", file=sys.stderr
+                f"sustained: {levels.runs} runs, {levels.flushes} flushes, {levels.merged_rows} merged; the loop ran"
+                f" {bench.loop[0]:.0%} of the time and waited {bench.loop[1]:.0%} of it for a core that others had",
+                file=sys.stderr,
             )
             for kind, waits in bench.waits.items():
                 waits.sort()
@@ -412,6 +416,15 @@ def run(options: argparse.Namespace) -> dict:
         "groups": groups,
         "bars": bars,
     }
+
+
+def _scheduled_s():
+    """How long this thread has run, and how long it has waited for a core; zeros where the system does not say."""
+    try:
+        ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return int(ran) / 1e9, int(waited) / 1e9
 
 
 def _model():
