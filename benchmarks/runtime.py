@@ -55,6 +55,7 @@ BARS = {
     "killed_shard_first_answer_ms": ("at most", 1_000),
     "killed_shard_messages_lost": ("at most", 0),
     "two_cores_messages_ratio": ("at least", 1.8),
+    "two_cores_messages_unarchived_ratio": ("at least", 1.8),
     "two_cores_requests_ratio": ("at least", 1.8),
 }
 

@@ -6,7 +6,9 @@ and taken off, because it does not grow with the work. (Requests of two kinds ar
 differs from run to run.) Beside it stand the rate on the wall and per CPU second of the busiest worker as the load happened
 to be spread; on a machine with two cores the load generator takes part of both from two workers and has a core to itself
 beside one. Workers are pinned, one to a core. Of two pairs of users whose messages go on together one is in two shards, so with
-two workers half of all messages change it; requests are for two systems, with keep-alive connections that come in anywhere.
+two workers half of all messages change it. They are archived for both people, as a deployment does unless it is told not to, and
+once more without: there a message costs a sixth, and its way to the other worker weighs most. Requests are for two systems, with
+keep-alive connections that come in anywhere.
 """
 
 import asyncio
@@ -236,14 +238,16 @@ def two_cores(figures, *, seconds=3.0):
         figures.setdefault(name, []).append(value)
 
     cost = {}  # CPU seconds of all workers per unit of work
-    for workers in (1, 2):
-        with deployment("messaging", workers=workers) as facts:
-            people = balanced(accounts(facts, USERS))
-            idle = idle_share(facts)
-            count, used, wall = asyncio.run(message_load(facts, people, seconds))
-            cost["messages", workers] = (sum(used) - idle * wall) / count
-            note(f"messages_{workers}_workers_per_busiest_cpu_s", count / max(used))
-            note(f"messages_{workers}_workers_per_s", count / wall)
+    for kind, archive in (("messages", "true"), ("messages_unarchived", "false")):
+        for workers in (1, 2):
+            with deployment("messaging", workers=workers, extra={"FOURPLANE_MESSAGING__ARCHIVE": archive}) as facts:
+                people = balanced(accounts(facts, USERS))
+                idle = idle_share(facts)
+                count, used, wall = asyncio.run(message_load(facts, people, seconds))
+                cost[kind, workers] = (sum(used) - idle * wall) / count
+                note(f"{kind}_{workers}_workers_cpu_us", 1e6 * cost[kind, workers])
+                note(f"{kind}_{workers}_workers_per_busiest_cpu_s", count / max(used))
+                note(f"{kind}_{workers}_workers_per_s", count / wall)
     costs = []
     for workers in (1, 2):
         placed = {"FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"} if workers == 2 else {}
@@ -262,7 +266,7 @@ def two_cores(figures, *, seconds=3.0):
             note(f"requests_{workers}_workers_turned_away", turned_away(facts))
             note(f"requests_{workers}_workers_per_busiest_cpu_s", sum(count) / max(used))
             note(f"requests_{workers}_workers_per_s", sum(count) / wall)
-    for kind in ("messages", "requests"):
+    for kind in ("messages", "messages_unarchived", "requests"):
         note(f"two_cores_{kind}_ratio", 2 * cost[kind, 1] / cost[kind, 2])
 
 
