@@ -2,7 +2,7 @@
 
 Callers that arrive while a commit is under way share the next one. What they write is given as rows of templates rather than as
 finished statements: rows of one template become one statement with many rows (an INSERT of 16 rows costs about as much as
-three of one row on SQLite, and is one round trip instead of 16 on PostgreSQL). Counters that several callers change are
+three of one row on SQLite, and as two on PostgreSQL). Counters that several callers change are
 summed up first, so a hot row is written once. Fences are checked once.
 
 A conflict says that some caller's expectation failed, not whose (and a refusal or a bug that something of somebody cannot be
@@ -196,7 +196,7 @@ class SharedCommit:
 def rendered(works: Sequence[Work], *, far: bool = False) -> list[Statement]:
     """Works as statements: plain ones first, in order, then the rows, template by template as they first appear.
 
-    `far`: for PostgreSQL, where a statement is a round trip.
+    `far`: for PostgreSQL, where rows of one kind travel as arrays.
     """
     statements: list[Statement] = []
     groups: dict[Template, list[Row]] = {}
