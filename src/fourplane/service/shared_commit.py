@@ -2,7 +2,7 @@
 
 Callers that arrive while a commit is under way share the next one. What they write is given as rows of templates rather than as
 finished statements: rows of one template become one statement with many rows (an INSERT of 16 rows costs about as much as
-three of one row on SQLite, and as two on PostgreSQL). Counters that several callers change are
+three of one row on SQLite). Counters that several callers change are
 summed up first, so a hot row is written once. Fences are checked once.
 
 A conflict says that some caller's expectation failed, not whose (and a refusal or a bug that something of somebody cannot be
