@@ -7,6 +7,7 @@ writes. Filtering by person reads up to `SCAN_MAX` records a page.
 """
 
 import struct
+from functools import partial
 
 import msgspec
 
@@ -19,7 +20,7 @@ from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import Request, ServerQueries
 from fourplane.messaging.stanzas import escape
 from fourplane.messaging.user import User, origin_of, worth_storing
-from fourplane.messaging.user_store import ARCHIVED, ORIGIN_S, Unless
+from fourplane.messaging.user_store import Unless
 from fourplane.messaging.xml_stream import CLIENT, Stanza
 from fourplane.service.stored_order import ID_MAX
 from fourplane.state.contracts import Put
@@ -30,7 +31,8 @@ FORM = "jabber:x:data"
 STANZA_ID = "urn:xmpp:sid:0 stanza-id"
 PAGE_MAX = 100
 SCAN_MAX = 2_000
-SCHEMA = 1
+SCHEMA, SCHEMA_FAR = 1, 2  # the second with the origin of a message from another worker
+AGAIN_S = 180.0  # so far back one that is told again may have been archived: longer than another worker tries
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -50,6 +52,7 @@ class ArchivedMessage(msgspec.Struct, frozen=True):
     at_us: int
     peer: str
     raw: bytes
+    origin: bytes = b""  # what names it if it came from another worker
 
 
 class MessageArchive:
@@ -85,10 +88,8 @@ class MessageArchive:
         ident, raw = user.next_id(), delivery.raw
         origin, again = origin_of(delivery)
         self._mark(user, delivery, ident)
-        changes = [self._record(ident, delivery.sender.full, delivery.raw)]
+        put = self._record(ident, delivery.sender.full, delivery.raw, origin)
         unless = None
-        if origin:
-            changes.append(Put(ARCHIVED + origin, ident.to_bytes(8, "big"), ttl_s=ORIGIN_S))
         if origin and again:  # a process before this one may have archived it and have said nothing
 
             def there(earlier: bytes) -> None:
@@ -96,11 +97,28 @@ class MessageArchive:
                 self._mark(user, delivery, int.from_bytes(earlier, "big"))
                 self._received(user, delivery, hold, None)
 
-            unless = Unless(ARCHIVED + origin, len(changes), there)
+            unless = Unless(partial(self._id_of, user.address.bare, origin), 1, there)
         self._router.store.write(
-            user.address.bare, changes, lambda failure: self._received(user, delivery, hold, failure), unless=unless
+            user.address.bare, [put], lambda failure: self._received(user, delivery, hold, failure), unless=unless
         )
         return True
+
+    async def _id_of(self, bare: str, origin: bytes) -> bytes | None:
+        """Under which id a message of another worker is archived, if it is; looks at the last `AGAIN_S` and `SCAN_MAX`."""
+        last, read, since_us = ID_MAX, 0, clock.now_us() - int(AGAIN_S * 1e6)
+        while read < SCAN_MAX:
+            records = await self._router.store.archived(bare, 0, last, PAGE_MAX, backwards=True)
+            for sort, value in records:
+                message = _read(sort, value)
+                if message.origin == origin:
+                    return message.id.to_bytes(8, "big")
+                if message.at_us < since_us:
+                    return None
+                last = message.id - 1
+            read += len(records)
+            if len(records) < PAGE_MAX:
+                break
+        return None
 
     def _mark(self, user: User, delivery: Delivery, ident: int) -> None:
         """Say in the message under which id it is archived."""
@@ -123,9 +141,12 @@ class MessageArchive:
         if source is not None:
             source.release(hold)
 
-    def _record(self, ident: int, peer: str, raw: bytes) -> Put:
-        name = peer.encode()
-        value = bytes([SCHEMA]) + struct.pack(">QH", clock.now_us(), len(name)) + name + raw
+    def _record(self, ident: int, peer: str, raw: bytes, origin: bytes = b"") -> Put:
+        name, now_us = peer.encode(), clock.now_us()
+        if origin:
+            value = struct.pack(">BQHB", SCHEMA_FAR, now_us, len(name), len(origin)) + name + origin + raw
+        else:
+            value = struct.pack(">BQH", SCHEMA, now_us, len(name)) + name + raw
         return Put(b"a/" + struct.pack(">Q", ident), value, ttl_s=self._router.settings.archive_s)
 
     def _complain(self, failure: FourplaneError) -> None:
@@ -244,8 +265,13 @@ def _id_at(at_us: int) -> int:
 
 
 def _read(sort: bytes, value: bytes) -> ArchivedMessage:
-    assert value[0] == SCHEMA, f"archive schema {value[0]}"
+    assert value[0] in {SCHEMA, SCHEMA_FAR}, f"archive schema {value[0]}"
     at_us, size = struct.unpack(">QH", value[1:11])
+    if value[0] == SCHEMA_FAR:
+        name, behind = value[12 : 12 + size], 12 + size + value[11]
+        return ArchivedMessage(
+            struct.unpack(">Q", sort[2:])[0], at_us, name.decode(), value[behind:], value[12 + size : behind]
+        )
     return ArchivedMessage(struct.unpack(">Q", sort[2:])[0], at_us, value[11 : 11 + size].decode(), value[11 + size :])
 
 

@@ -12,7 +12,7 @@
     a/<8 byte id>       one archived message: schema, when, with whom, stanza
     room                a room: configuration, affiliations, subject
     h/<8 byte id>       one message of a room: schema, when, stanza
-    k/<o or a><origin>  a message of another worker was stored (o) or archived (a, with its id) here; for `ORIGIN_S`
+    k/o<origin>         a message of another worker was stored here; for `ORIGIN_S`
     n/<address>         (in an index partition) a room that can be found
 
 Writes of one user happen in order; those of different users share the engine's group commit through `WRITERS` concurrent
@@ -24,7 +24,8 @@ import contextlib
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -42,7 +43,7 @@ PAGE = 1_000
 NOBODY: frozenset[str] = frozenset()  # one for all who have blocked nobody
 SCHEMA = 1
 ORIGIN_S = 600.0  # longer than another worker tries to tell something again
-STORED, ARCHIVED = b"k/o", b"k/a"
+STORED = b"k/o"
 Done = Callable[[FourplaneError | None], None]
 
 
@@ -65,9 +66,9 @@ class OfflineMessage(msgspec.Struct, frozen=True):
 
 
 class Unless(msgspec.Struct, frozen=True):
-    """Changes that are left out when a key is there when their turn comes; then its value is told instead."""
+    """Changes that are left out when something is found when their turn comes; then that is told instead."""
 
-    sort: bytes
+    find: Callable[[], Awaitable[bytes | None]]
     count: int
     left_out: Callable[[bytes], None]
 
@@ -150,7 +151,8 @@ class UserStore:
         changes: list[Change] = [Put(_offline_key(message_id), value, ttl_s=self._offline_s)]
         if origin:
             changes.append(Put(STORED + origin, bytes([SCHEMA]), ttl_s=ORIGIN_S))
-        unless = Unless(STORED + origin, len(changes), lambda _: done(None)) if origin and again else None
+        find = partial(self.value, bare, STORED + origin)
+        unless = Unless(find, len(changes), lambda _: done(None)) if origin and again else None
         self.write(bare, changes, done, unless=unless)
 
     async def value(self, bare: str, sort: bytes) -> bytes | None:
@@ -261,12 +263,12 @@ class UserStore:
         """Write the next of what waits; those whose turn is over. Raises _NotWritten."""
         unless, batch = waiting[0][2], None
         try:
-            there = await self.records.get(partition, unless.sort) if unless is not None else None
+            there = await unless.find() if unless is not None else None
             if unless is not None and there is not None:
                 *changes, (last, _, _) = [waiting.popleft() for _ in range(unless.count)]
                 self.dropped_count += 1
-                left_out, value = unless.left_out, there.value
-                return [*changes, (last, lambda _: left_out(value), None)]
+                left_out, found = unless.left_out, there
+                return [*changes, (last, lambda _: left_out(found), None)]
             batch = _next_batch(waiting)
             changed = [change for change, _, _ in batch if change is not None]
             if changed:
