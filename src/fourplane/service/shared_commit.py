@@ -69,7 +69,7 @@ class SharedCommitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     gather_from: int = 2
     gather_turns_max: int = 6
     pace_from: int = 4
-    pace_s: float = 0.006
+    pace_s: float = 0.012
 
 
 class SharedCommitStatistics(msgspec.Struct, frozen=True):
