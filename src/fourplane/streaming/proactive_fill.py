@@ -110,12 +110,13 @@ class ProactiveFill:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._asked.wait()
-            if self._asked.is_set():
-                self._asked.clear()
-                await self.fill()
+            asked = self._asked.is_set()
+            self._asked.clear()
             day, hour = divmod(clock.now_us(), DAY_US)
-            if day != self._night and self._is_night(hour * 24 // DAY_US):
+            due = day != self._night and self._is_night(hour * 24 // DAY_US)
+            if due:  # also where somebody asked: once is enough for a night
                 self._night = day
+            if due or asked:
                 await self.fill()
 
     async def fill(self) -> FillStatistics:

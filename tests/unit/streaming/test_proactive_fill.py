@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.journeys.streaming.rig import QUICK, house
 
@@ -11,6 +12,7 @@ from fourplane.foundation.errors import Misconfigured
 from fourplane.streaming import ffmpeg
 from fourplane.streaming.packaging import MediaSegment, TitleIndex, Track
 from fourplane.streaming.proactive_fill import plan
+from fourplane.streaming.settings import TREE, FillSettings, StreamingSettings
 
 
 def index(title, count=4, size=100):
@@ -41,7 +43,10 @@ def test_after_a_fill_the_first_viewer_of_an_isp_costs_the_origin_nothing(tmp_pa
             encoder = await ffmpeg.find()
         except Misconfigured:
             pytest.skip("no ffmpeg on this machine")
-        async with house(tmp_path, encoding=QUICK) as here:
+        tree = tuple(msgspec.structs.replace(node, port=0) for node in TREE)
+        night = FillSettings(from_hour=0, to_hour=24)
+        settings = StreamingSettings(cdn=tree, origin_port=0, encoding=QUICK, fill=night)
+        async with house(tmp_path, settings=settings) as here:
             clip = tmp_path / "film.mp4"
             picture, sound = "testsrc2=size=160x90:rate=24", "sine=frequency=440:sample_rate=48000"
             made = (
@@ -83,5 +88,6 @@ def test_after_a_fill_the_first_viewer_of_an_isp_costs_the_origin_nothing(tmp_pa
                 assert (answer.status, "hit" in answer.headers["cache-status"]) == (200, True)
             node.close()
             assert here.rooms.delivery.origin_requests == before
+            assert here.rooms.fill.statistics().nights == 1, "it was asked for at night: that was the night's"
 
     asyncio.run(asyncio.wait_for(main(), 40))
