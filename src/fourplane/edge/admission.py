@@ -8,7 +8,8 @@ anything of it becomes an object.
 The lines. Once several requests are under way new ones stand in line, one line per class, and begin a few per turn of the
 loop, the highest class first, each class in its order (`overload` says how many). Work of the highest class therefore never
 stands behind a crowd of the others, and a class is turned away only when its own line stands: where the capacity ends. A
-line may be as long as what began of its class within `line_s_max` lately, and its oldest not older. Both are told in CPU
+line may be as long as what began of its class within `line_s_max` lately, and its oldest not older; after a short stall it
+may have all its places, because what such a stall leaves behind is soon done. Both are told in CPU
 time of this process, because a machine that is busy with something else is slow but not full of our work; and what does
 not stand in a line adds nothing: a long stream, an idle WebSocket, a feed beside the requests. What has waited longer
 than its class may (`age_s_max`, of the clock) is turned away, because its answer would come when nobody waits any more.
@@ -34,6 +35,9 @@ ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3
+HICCUP_WINDOWS: Final = (
+    4  # a line that has stood for fewer is what a short stall leaves behind: it may have all its places
+)
 EXEMPT: Final = -1  # a hot route costs less than a rejection's bookkeeping would save
 
 
@@ -95,6 +99,7 @@ class Admission:
         "_stale",
         "_steps_cpu_s",
         "_steps_s",
+        "_stood",
         "_thresholds",
         "_timer",
         "_told",
@@ -133,6 +138,7 @@ class Admission:
         self._shed = [0] * CLASSES
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
         self._admitted = self._finished = self._stale = self.waiting = 0
+        self._stood = 0  # windows in a row in which some stood in line
         self._rest = 0  # turns that finish what has begun before the next batch
         self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._owed_s = self._window_cpu_s = (
             self._window_from
@@ -384,26 +390,31 @@ class Admission:
             self._turn()
         self._look()
         if not self.waiting:
-            self._bounds, self._speeds = list(self._settings.waiting_max), [0.0] * CLASSES
+            self._bounds, self._speeds, self._stood = list(self._settings.waiting_max), [0.0] * CLASSES, 0
         else:
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
 
     def _measure(self, used_s: float) -> None:
         """How long each line may be: what began lately, of its class and those it goes before, in the time it may take."""
         settings, could = self._settings, 0.0
+        self._stood += 1
         for number in reversed(range(CLASSES)):
             speed, before = self._began[number] / max(used_s, 1e-3), self._speeds[number]
             self._speeds[number] = speed = before + (speed - before) * 0.3 if before else speed
             self._began[number] = 0
             could += speed
             fitting = int(could * settings.line_s_max[number])
+            if self._stood < HICCUP_WINDOWS:
+                fitting = settings.waiting_max[number]
             self._bounds[number] = min(settings.waiting_max[number], max(settings.waiting_min, fitting))
 
     def _look(self) -> None:
         """Which classes may come in: those whose line is neither full nor old."""
-        cpu_s, settings = self._turn_cpu_s, self._settings
+        cpu_s, settings, short = self._turn_cpu_s, self._settings, self._stood < HICCUP_WINDOWS
         self._open = [
-            number < self._closed_from and len(line) < count_max and (not line or cpu_s - line[0][1] <= line_s_max)
+            number < self._closed_from
+            and len(line) < count_max
+            and (not line or short or cpu_s - line[0][1] <= line_s_max)
             for number, (line, count_max, line_s_max) in enumerate(
                 zip(self._lines, self._bounds, settings.line_s_max, strict=True)
             )

@@ -165,6 +165,15 @@ def test_after_the_spike_everybody_comes_in_again_within_half_a_second():
     assert machine.admission.statistics().waiting == 0
 
 
+@pytest.mark.parametrize("stall_s", [0.1, 0.25])
+def test_a_short_stall_of_a_machine_with_time_to_spare_turns_nobody_away(stall_s):
+    machine = Machine()
+    for _ in range(20):
+        machine.call_later(0.5, lambda: machine.work(stall_s))  # a full collection, a disk that hangs
+        machine.run(times(0.4), 1.5)
+        assert machine.shed == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("foreign_s", [0.002, 0.005, 0.01])
 def test_foreign_work_of_the_loop_sheds_nobody_who_waits_little(foreign_s):
     machine = Machine(foreign_s=foreign_s)
