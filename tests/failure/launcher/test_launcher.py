@@ -43,6 +43,14 @@ def wheel(folder: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.fixture
+def interrupts():
+    """Heeded by programs started here: what a shell starts in the background ignores them, with all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Checkout:
     def __init__(self, root: Path):
         self.root = root
@@ -135,6 +143,7 @@ def test_an_unreachable_index_is_one_line(checkout):
     assert refused.stderr.splitlines()[-1].startswith("fourplane: the package index cannot be reached;")
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_download_is_one_line_and_leaves_no_program(checkout):
     (checkout.root / "requirements.lock").write_text(f"stone==2.0 \\\n    --hash=sha256:{'1' * 64}\n")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that takes the connection and says nothing
