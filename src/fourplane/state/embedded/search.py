@@ -5,10 +5,13 @@ facets, 16 numbers), and `fields.json` remembers which name has which slot; a sl
 to plain lower-case words by our own rule first, so that queries and the simulator's twin read words alike and no query
 string is ever syntax.
 
-Words must all occur (in any field, weighted); the last one also as a prefix; where nothing is found, words may be one or two
-edits away. Facets count by aggregation. Writes gather and are committed by a thread `commit_s` after the first of them
-or on `refresh`; queries run inline (0.1 to 1 ms), those that count facets or are fuzzy on the thread. The index is derived
-data: a folder that cannot be opened is emptied, and `rebuilt` says so.
+Words must all occur (in any field, weighted); the last one also as a prefix. A word that no document has may be one or two
+edits away, and where nothing has all the words every word may. Facets count by aggregation, which is a second pass; so passes
+are kept small: a field without the word is left out, and so is a prefix that only the word itself begins with.
+
+Writes gather and are committed by a thread `commit_s` after the first of them or on `refresh`; queries run inline (0.1 to
+1 ms), those that count facets or are fuzzy on the thread. The index is derived data: a folder that cannot be opened is
+emptied, and `rebuilt` says so.
 """
 
 import asyncio
@@ -35,6 +38,7 @@ from fourplane.state.embedded.words import (
 TEXT_SLOTS, FACET_SLOTS, NUMBER_SLOTS = 8, 16, 16
 FACET_COUNT_MAX = 1_000
 FORMAT = 1
+PREFIX_LOOKED_UP = 3  # letters of a prefix whose words are few enough to look at
 
 
 class SearchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,13 +97,15 @@ class TantivySearch:
     async def find(self, query: Query) -> Found:
         words = check_query(query)
         self._queries += 1
-        if query.count_facets:
-            found = await self._worker.submit(self._search, words, query, False)
+        fuzzy = self._absent(words)
+        if query.count_facets or fuzzy:
+            found = await self._worker.submit(self._search, words, query, fuzzy)
         else:
-            found = self._search(words, query, False)
-        if not found.total and words:
-            self._fuzzy += 1
-            found = await self._worker.submit(self._search, words, query, True)
+            found = self._search(words, query, fuzzy)
+        if not found.total and len(fuzzy) < len(set(words)):
+            fuzzy = frozenset(words)
+            found = await self._worker.submit(self._search, words, query, fuzzy)
+        self._fuzzy += bool(fuzzy)
         return found
 
     async def refresh(self) -> None:
@@ -209,9 +215,23 @@ class TantivySearch:
 
     # ---- reading ----
 
-    def _search(self, words: list[str], query: Query, fuzzy: bool) -> Found:  # noqa: FBT001 - handed through the worker
+    def _absent(self, words: list[str]) -> frozenset[str]:
+        """The words that no document has and that may be mistyped: 10 us each."""
+        searcher, fields = self._searcher, [f"text_{slot}" for slot in self._fields.text.values()]
+        return frozenset(
+            word
+            for position, word in enumerate(words)
+            if typos_allowed(word)
+            and not any(searcher.doc_freq(field, word) for field in fields)
+            and (
+                position < len(words) - 1
+                or not any(searcher.terms_with_prefix(field, word, limit=1) for field in fields)
+            )
+        )
+
+    def _search(self, words: list[str], query: Query, fuzzy: frozenset[str]) -> Found:
         searcher = self._searcher
-        wanted = self._query(words, query, fuzzy=fuzzy)
+        wanted = self._query(searcher, words, query, fuzzy)
         if wanted is None:
             return Found((), 0, {name: {} for name in query.count_facets})
         order: dict[str, Any] = {}
@@ -231,22 +251,27 @@ class TantivySearch:
             hits.append(Hit(str(document.get_first("id")), score, bytes(document.get_first("payload") or b"")))
         return Found(hits, int(result.count or 0), self._counts(searcher, wanted, query))
 
-    def _query(self, words: list[str], query: Query, *, fuzzy: bool) -> tantivy.Query | None:
+    def _query(
+        self, searcher: tantivy.Searcher, words: list[str], query: Query, fuzzy: frozenset[str]
+    ) -> tantivy.Query | None:
         """The whole query, None when it names a field that no document has."""
         must, fields = tantivy.Occur.Must, self._fields
         parts = []
         for position, word in enumerate(words):
+            last = position == len(words) - 1
             variants = [
-                tantivy.Query.boost_query(self._word(f"text_{slot}", word, position == len(words) - 1, fuzzy), weight)
+                (tantivy.Occur.Should, tantivy.Query.boost_query(either, weight))
                 for name, slot in fields.text.items()
                 if (weight := self._settings.weights.get(name, 1.0)) > 0
+                and (either := self._word(searcher, f"text_{slot}", word, last, word in fuzzy)) is not None
             ]
-            parts.append((must, tantivy.Query.boolean_query([(tantivy.Occur.Should, each) for each in variants])))
+            if not variants:
+                return None
+            parts.append((must, tantivy.Query.boolean_query(variants)))
         for name, values in query.facets.items():
             if name not in fields.facets:
                 return None
-            among = tantivy.Query.term_set_query(self._schema, f"facet_{fields.facets[name]}", list(values))
-            parts.append((must, tantivy.Query.const_score_query(among, 0.0)))
+            parts.append((must, tantivy.Query.const_score_query(self._among(fields.facets[name], values), 0.0)))
         for name, (low, high) in query.ranges.items():
             if name not in fields.numbers:
                 return None
@@ -257,15 +282,35 @@ class TantivySearch:
             parts.append((must, tantivy.Query.all_query()))
         return tantivy.Query.boolean_query(parts)
 
-    def _word(self, field: str, word: str, last: bool, fuzzy: bool) -> tantivy.Query:  # noqa: FBT001 - private, short
-        exact = tantivy.Query.term_query(self._schema, field, word)
+    def _among(self, slot: int, values: Sequence[str]) -> tantivy.Query:
+        """One of these values. A single one is read where it lies; a set is gathered first, three times the work."""
+        if len(values) == 1:
+            return tantivy.Query.term_query(self._schema, f"facet_{slot}", values[0])
+        return tantivy.Query.term_set_query(self._schema, f"facet_{slot}", list(values))
+
+    def _word(
+        self,
+        searcher: tantivy.Searcher,
+        field: str,
+        word: str,
+        last: bool,  # noqa: FBT001 - private, short
+        fuzzy: bool,  # noqa: FBT001
+    ) -> tantivy.Query | None:
+        """The documents with this word in a field; None where that has none."""
         if fuzzy:
             return tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=typos_allowed(word))
+        exact = tantivy.Query.term_query(self._schema, field, word) if searcher.doc_freq(field, word) else None
         if not last:
             return exact
+        if len(word) >= PREFIX_LOOKED_UP and len(searcher.terms_with_prefix(field, word, limit=2)) <= (
+            exact is not None
+        ):
+            return exact
         prefix = tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=0, prefix=True)
-        either = [(tantivy.Occur.Should, exact), (tantivy.Occur.Should, tantivy.Query.const_score_query(prefix, 0.3))]
-        return tantivy.Query.boolean_query(either)
+        longer = tantivy.Query.const_score_query(prefix, 0.3)
+        if exact is None:
+            return longer
+        return tantivy.Query.boolean_query([(tantivy.Occur.Should, exact), (tantivy.Occur.Should, longer)])
 
     def _counts(self, searcher: tantivy.Searcher, wanted: tantivy.Query, query: Query) -> dict[str, dict[str, int]]:
         counts: dict[str, dict[str, int]] = {name: {} for name in query.count_facets}
