@@ -11,7 +11,8 @@ each hears its own answer; so sharing never makes one caller pay for another, it
 
 While a few callers share a commit, the next one begins when a turn of the loop has brought nobody new. While many do
 (`pace_from`), it begins `pace_s` after the one before: a commit costs about as much as ten callers, whoever is in it, so under
-load a few milliseconds of patience buy a third of the processor, and one caller or two never wait.
+load a few milliseconds of patience buy a third of the processor, and one caller or two never wait. Nor does a crowd: when as
+many have come as lately came in a whole `pace_s` (the callers of another store's commit come all at once), waiting buys no more.
 
 Invariants: a caller's rows are in one commit, all or none; a caller hears nothing before its rows are durable; at most one
 shared commit is under way. Bounds: `batch_max` callers a commit, `waiting_max` in line. Cost: 3 us a caller and 1 us a row.
@@ -70,6 +71,7 @@ class SharedCommitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     gather_turns_max: int = 6
     pace_from: int = 4
     pace_s: float = 0.012
+    crowd_share: float = 0.75  # of those who lately came in `pace_s`
 
 
 class SharedCommitStatistics(msgspec.Struct, frozen=True):
@@ -101,7 +103,9 @@ class SharedCommit:
         self._tasks: Tasks | None = None
         self._running = False
         self._commits = self._callers = self._alone = self._last = 0
-        self._began_s = 0.0
+        self._began_s = self._came = self._span_s = 0.0
+        self._crowd = 1 << 62  # with so many in line the next commit waits no longer
+        self._patient: asyncio.Future[None] | None = None
 
     def open(self, tasks: Tasks) -> None:
         """From now on commits run among these tasks."""
@@ -128,6 +132,8 @@ class SharedCommit:
         if not self._running:
             self._running = True
             self._tasks.start(self._run(), "shared commits")
+        elif len(self._waiting) >= self._crowd:
+            _wake(self._patient)
         await future
 
     def statistics(self) -> SharedCommitStatistics:
@@ -141,10 +147,10 @@ class SharedCommit:
         try:
             while self._waiting:
                 if self._last >= settings.pace_from:
-                    await clock.sleep(max(0.0, self._began_s + settings.pace_s - clock.monotonic_s()))
+                    await self._patience()
                 elif self._last >= settings.gather_from:
                     await self._gather()
-                self._began_s = clock.monotonic_s()
+                self._begins()
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), settings.batch_max))]
                 self._last = len(batch)
                 await self._write(batch)
@@ -153,6 +159,30 @@ class SharedCommit:
             stopped = Unavailable("the writer of this commit was stopped", code="writer_stopped")
             for caller in batch:
                 _fail(caller.future, stopped)
+
+    async def _patience(self) -> None:
+        """Let more callers come, until the pace is over or a crowd has come."""
+        settings = self._settings
+        left_s = self._began_s + settings.pace_s - clock.monotonic_s()
+        lately = self._came * settings.pace_s / self._span_s if self._span_s else 0.0
+        crowd = max(settings.pace_from, int(settings.crowd_share * lately))
+        if left_s > 0.0 and len(self._waiting) < crowd:
+            loop = asyncio.get_running_loop()
+            self._patient, self._crowd = loop.create_future(), crowd
+            timer = loop.call_later(left_s, _wake, self._patient)
+            try:
+                await self._patient
+            finally:
+                timer.cancel()
+                self._patient, self._crowd = None, 1 << 62
+
+    def _begins(self) -> None:
+        """Learn how many come in which time: the last ten commits count, a long silence no more than a short one."""
+        now_s = clock.monotonic_s()
+        span_s = min(now_s - self._began_s, 4 * self._settings.pace_s)
+        self._came += 0.1 * (len(self._waiting) - self._came)
+        self._span_s += 0.1 * (span_s - self._span_s)
+        self._began_s = now_s
 
     async def _gather(self) -> None:
         """Let more callers come, turn by turn, while each turn brings some."""
@@ -284,6 +314,11 @@ def _text(head: str, row: str, tail: str, count: int) -> str:
             text += f"?{next(places)}{piece}"
         rows.append(text)
     return head + ", ".join(rows) + tail
+
+
+def _wake(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 def _fail(future: "asyncio.Future[None]", error: Exception) -> None:

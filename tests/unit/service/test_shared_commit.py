@@ -7,7 +7,7 @@ from tests.unit.service.running import run_with_sql
 
 from fourplane.foundation.errors import Conflict, Unavailable
 from fourplane.foundation.lifecycle import Tasks
-from fourplane.service.shared_commit import Row, SharedCommit, Template, rendered
+from fourplane.service.shared_commit import Row, SharedCommit, SharedCommitSettings, Template, rendered
 from fourplane.state.contracts import Statement
 
 PUT = Template("INSERT INTO thing (id, name) VALUES ", "({}, {})", label="put")
@@ -33,13 +33,13 @@ class Counted:
         return await self.sql.commit(statements)
 
 
-def with_line(body):
+def with_line(body, settings=None):
     async def main(sql):
         await sql.commit([Statement("CREATE TABLE thing (id BIGINT PRIMARY KEY, name TEXT)")])
         await sql.commit([Statement("CREATE TABLE pile (id BIGINT PRIMARY KEY, count BIGINT)")])
         await sql.commit([Statement("INSERT INTO pile VALUES (1, 10), (2, 1000)")])
         counted = Counted(sql)
-        line = SharedCommit(counted)
+        line = SharedCommit(counted, settings)
         tasks = Tasks("test", asyncio.get_running_loop().create_future())
         line.open(tasks)
         await body(line, counted)
@@ -119,6 +119,23 @@ def test_a_caller_alone_does_not_wait_for_others():
         assert line.statistics().commits == line.statistics().callers == 5
 
     with_line(body)
+
+
+def test_a_crowd_does_not_wait_for_the_pace_and_a_few_do():
+    async def body(line, sql):
+        for round_ in range(3):
+            await asyncio.gather(*(line.commit([Row(PUT, (round_ * 10 + number, "x"))]) for number in range(8)))
+        assert sql.commits <= 4, "as many as lately came together"
+        before = sql.commits
+        few = [asyncio.ensure_future(line.commit([Row(PUT, (100 + number, "x"))])) for number in range(3)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert sql.commits == before
+        assert line.statistics().waiting == 3
+        await asyncio.gather(*few, *(line.commit([Row(PUT, (200 + number, "x"))]) for number in range(8)))
+        assert sql.commits == before + 1
+
+    with_line(body, SharedCommitSettings(pace_s=3_600.0))
 
 
 def test_who_waits_when_the_line_closes_hears_it():
