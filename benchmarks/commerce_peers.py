@@ -3,8 +3,10 @@
 Each has a PostgreSQL of its own with fsync on. Ours is one server process with everything the main row has (pricing, promotion,
 tax, two-phase commit); django-oscar is its own shop under gunicorn with two workers, without payment, promotion and tax; Vendure
 is one node process with tax and its built-in test payment. They are asked in turns, so that a machine whose speed changes
-changes it for all; besides checkouts per second of the clock the CPU time of a checkout is told. Then all sell ten pieces
-to a crowd.
+changes it for all; besides checkouts per second of the clock the CPU time of a checkout is told. Each is asked by as many buyers
+at a time as it is best with: before the rounds each number in `CROWDS` is tried, and a side keeps the one with most checkouts per
+second (`buyers`; of ours only one whose slowest percent stays below `P99_MS`); what was tried is told too. Then all sell ten
+pieces to a crowd.
 
 What peers need is installed and filled once, into `benchmarks/results/peers` (minutes: pip and npm, then hundreds of migrations);
 after that a run takes about a minute. What cannot be installed is skipped with its reason.
@@ -15,6 +17,7 @@ after that a run takes about a minute. What cannot be installed is skipped with 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -31,7 +34,9 @@ from peers import commerce_oscar, commerce_vendure, postgres
 
 FOLDER = Path(__file__).parent / "results" / "peers"
 BUYERS, RACERS = 500, 40
-WARM_S = 1.0
+WARM_S, TRY_S = 1.0, 2.0
+CROWDS = {"ours": (32, 64, 96, 128), "peers": (2, 4, 8, 16)}
+P99_MS = 100.0  # of ours; a peer may be as slow as it likes
 OURS = "ours on PostgreSQL"
 PEERS = {"django-oscar": commerce_oscar, "vendure": commerce_vendure}
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,13 +63,25 @@ def cpu_s(root):
 class Side:
     """One shop: how it is asked, and which processes work for it."""
 
-    def __init__(self, pids, ask):
-        self.pids, self.ask, self.rounds = pids, ask, []
+    def __init__(self, pids, ask, crowds, p99_ms=float("inf")):
+        self.pids, self.ask, self.crowds, self.p99_ms = pids, ask, crowds, p99_ms
+        self.rounds, self.tried, self.buyers = [], {}, crowds[-1]
 
-    def turn(self, number, seconds):
+    def attempt(self, at, seconds):
+        """A short turn of another crowd."""
+        crowd = self.crowds[at % len(self.crowds)]
+        figures = self.ask(seconds, crowd)
+        self.tried[crowd] = {key: figures[key] for key in ("checkouts/s", "p99 ms")}
+
+    def choose(self):
+        """Keep the crowd with most checkouts among those that are answered in time."""
+        rates = {crowd: one["checkouts/s"] for crowd, one in self.tried.items() if one["p99 ms"] < self.p99_ms}
+        self.buyers = max(rates, key=rates.get, default=min(self.crowds))
+
+    def turn(self, seconds):
         """One round of checkouts."""
         before = [cpu_s(pid) for pid in self.pids]
-        figures = self.ask(number, seconds)
+        figures = self.ask(seconds, self.buyers)
         used = [cpu_s(pid) - past for pid, past in zip(self.pids, before, strict=True)]
         count = max(1, figures.pop("count"))
         self.rounds.append(
@@ -72,22 +89,24 @@ class Side:
         )
 
     def middle(self):
-        """Medians over the rounds."""
-        return {key: statistics.median(one[key] for one in self.rounds) for key in self.rounds[0]}
+        """Medians over the rounds, for how many buyers at a time, and what was tried."""
+        middle = {key: statistics.median(one[key] for one in self.rounds) for key in self.rounds[0]}
+        return middle | {"buyers": self.buyers, "tried": self.tried}
 
 
-def ours(server, connections):
+def ours(server):
     """Our server's turn."""
+    turns = itertools.count(1)
 
-    def ask(number, seconds):
-        done, took, late, _ = asyncio.run(commerce.checkouts(server.facts, seconds, connections, number))
+    def ask(seconds, crowd):
+        done, took, late, _ = asyncio.run(commerce.checkouts(server.facts, seconds, crowd, next(turns)))
         figures = {"p50 ms": commerce.quantile(late, 0.5), "p99 ms": commerce.quantile(late, 0.99)}
         return {"count": done, "checkouts/s": done / took} | figures
 
     return ask
 
 
-def measured(*, rounds, seconds, connections, only=""):
+def measured(*, rounds, seconds, crowds, only=""):
     """All in turns; figures by name."""
     found = {}
     with contextlib.ExitStack() as stack:
@@ -95,7 +114,7 @@ def measured(*, rounds, seconds, connections, only=""):
         database = stack.enter_context(postgres.running())
         server = commerce.Server(folder, "", database.url)
         stack.callback(server.stop)
-        sides = {OURS: Side((server.process.pid, database.pid), ours(server, connections))}
+        sides = {OURS: Side((server.process.pid, database.pid), ours(server), crowds["ours"], P99_MS)}
         shops = {}
         for name, peer in PEERS.items():
             if only not in ("", name):
@@ -104,18 +123,24 @@ def measured(*, rounds, seconds, connections, only=""):
                 prepared = peer.prepare(FOLDER)
                 beside = stack.enter_context(postgres.running())
                 shop = shops[name] = stack.enter_context(peer.serving(prepared, beside))
-                sides[name] = Side((shop.pid, beside.pid), lambda _, span, shop=shop: shop.checkouts(span, 8))
+                sides[name] = Side((shop.pid, beside.pid), shop.checkouts, crowds["peers"])
             except (postgres.CannotRun, OSError, subprocess.SubprocessError) as error:
                 found[name] = {"skipped": repr(error)[-300:]}
         for shop in shops.values():
             postgres.wait_for(shop.port)
-        for number in range(rounds + 1):
+        for side in sides.values():
+            side.ask(WARM_S, side.buyers)
+        for at in range(max(map(len, crowds.values()))):
             for side in sides.values():
-                side.turn(number, seconds if number else WARM_S)
+                side.attempt(at, TRY_S)
+        for side in sides.values():
+            side.choose()
+        for _ in range(rounds):
+            for side in sides.values():
+                side.turn(seconds)
         for name, side in sides.items():
-            side.rounds.pop(0)  # the first was for warming up
             found[name] = side.middle()
-        statuses = asyncio.run(commerce.race(server.facts, BUYERS, connections))
+        statuses = asyncio.run(commerce.race(server.facts, BUYERS, commerce.CONNECTIONS))
         found[OURS] |= {"race buyers": BUYERS, "sold of 10": statuses.get(201, 0), "books": server.ask("check")}
         for name, shop in shops.items():
             found[name] |= {"race buyers": RACERS, "sold of 10": shop.race(RACERS)}
@@ -145,7 +170,7 @@ def run(options: argparse.Namespace) -> dict:
         return measured(
             rounds=1 if quick else min(getattr(options, "rounds", 2), 2),
             seconds=1.0 if quick else getattr(options, "seconds", 4.0),
-            connections=getattr(options, "connections", commerce.CONNECTIONS),
+            crowds={side: tried[-2:-1] if quick else tried for side, tried in CROWDS.items()},
             only=only if (only := getattr(options, "only", "")) in PEERS else "",
         )
     except FileNotFoundError as error:
@@ -158,7 +183,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--only", default="", choices=("", *PEERS))
-    parser.add_argument("--connections", type=int, default=commerce.CONNECTIONS)
     options = parser.parse_args()
     options.peers = True
     began = time.perf_counter()
