@@ -31,7 +31,7 @@ from fourplane.foundation import clock
 
 TARGETS_MAX: Final = 4_096
 SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
-ROOM: Final = (16, 1, 1, 1)  # times the room of `Pace`, by Priority
+ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3

@@ -7,7 +7,7 @@ after it pay that back; the highest class does not pay for others. That is measu
 work of the loop, such as a feed of positions, does not count as theirs; where it fills the turns, requests get half as much
 time beside it. And work that has begun waits in queues behind the loop, such as that of a commit, where no class goes
 first; so only `running_min` are under way at a time, more only while there are requests in line and the process still has
-time to spare: then they wait for something else than this processor. The highest class has sixteen times that room, so the
+time to spare: then they wait for something else than this processor. The highest class has four times that room, so the
 others never take it.
 
 What finds no room stands in a line by class. As many may stand there as began in `line_s` lately: a bound on the wait of

@@ -268,18 +268,6 @@ def test_who_goes_before_all_others_does_not_wait_for_their_room():
         assert made.waiting == before, "it begins in the next turn"
 
 
-def test_after_a_stall_the_highest_class_begins_whole_and_shares_what_is_slow():
-    machine = Machine(cost_s=(0.000_1,) * 4, wait_s=0.2)
-    with clock.installed(machine):
-        machine.admission.watch(machine)
-        for _ in range(200):
-            machine.arrive(Priority.CRITICAL, 0.0)
-        while machine.ready:
-            machine.turn()
-        assert machine.admission.waiting == 0
-        assert machine.now_s < 0.2, "none has waited for another's end"
-
-
 def admission():
     made = Admission(
         AdmissionSettings(), lambda method, path: Priority(int(path[1:2])) if method == b"POST" else Priority.USER
