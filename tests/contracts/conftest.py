@@ -5,6 +5,7 @@ in the simulator on a faulty disk, or on a server started here. Servers that are
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -53,8 +54,22 @@ class Server:
         raise RuntimeError((self.folder / "server.log").read_text()[-2000:])
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """The processes that it made with it: one of them may still answer what is asked at once."""
+        os.kill(self.process.pid, signal.SIGSTOP)  # so that it makes no more
+        for pid in [*children(self.process.pid), self.process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def children(parent):
+    """Processes that say this is who started them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def answers(port, question, expected):

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -56,7 +57,24 @@ async def write_for_ever(data, told):
     folder.release()
 
 
-def writer(data):
+@pytest.fixture
+def writer():
+    """`writer(data)` begins to write in a process of its own, which does not outlive the test."""
+    pids = []
+
+    def begin(data):
+        pid, told = begin_writer(data)
+        pids.append(pid)
+        return pid, told
+
+    yield begin
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def begin_writer(data):
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -74,7 +92,7 @@ def asked(data, source, target, **more):
     return argparse.Namespace(source=source, target=target, **given)
 
 
-def test_nothing_acknowledged_is_lost_on_the_way_to_postgresql(tmp_path, postgres_server, capsys, monkeypatch):
+def test_nothing_acknowledged_is_lost_on_the_way_to_postgresql(tmp_path, postgres_server, writer, capsys, monkeypatch):
     data = tmp_path / "data"
     settings = tmp_path / "fourplane.toml"
     settings.write_text("[stores]\ncache = 'memory://'\n\n[http]\n")
