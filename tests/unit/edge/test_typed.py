@@ -202,17 +202,22 @@ def test_a_stream_that_breaks_is_cut():
         assert any("a bug behind the head" in event.text for event in registry.events)
 
 
+def waiting(registry):
+    """A gateway whose one route says that it has begun and answers when it may go on."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(_call):
+        entered.set()
+        await go_on.wait()
+        return Told("done")
+
+    return Gateway([Route("GET", "/t/waits", waits, "Waits")], None, registry=registry), entered, go_on
+
+
 def test_who_left_gets_no_answer_and_is_counted():
     async def main():
-        entered, go_on = asyncio.Event(), asyncio.Event()
-
-        async def waits(_call):
-            entered.set()
-            await go_on.wait()
-            return Told("done")
-
         registry = Registry()
-        gateway = Gateway([Route("GET", "/t/waits", waits, "Waits")], None, registry=registry)
+        gateway, entered, go_on = waiting(registry)
         async with serving(gateway, registry=registry, classify=gateway.classify) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(request("GET /t/waits"))
@@ -235,15 +240,8 @@ def test_who_left_gets_no_answer_and_is_counted():
 
 def test_a_drain_ends_the_connection_with_the_answer():
     async def main():
-        entered, go_on = asyncio.Event(), asyncio.Event()
-
-        async def waits(_call):
-            entered.set()
-            await go_on.wait()
-            return Told("done")
-
         registry = Registry()
-        gateway = Gateway([Route("GET", "/t/waits", waits, "Waits")], None, registry=registry)
+        gateway, entered, go_on = waiting(registry)
         async with serving(gateway, registry=registry, classify=gateway.classify) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(request("GET /t/waits"))
