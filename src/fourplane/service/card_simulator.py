@@ -8,8 +8,9 @@
 
 The outcome of a key is written in the same commit as payment and ledger, so a crash anywhere leaves all or nothing; payments
 that meet share one commit.
-Ledger: every operation moves an amount between `card`, `held` and `merchant`; its lines add up to zero, so every currency
-does. Concurrent operations on one payment meet at its version and the loser looks again.
+Ledger: the row of an operation says what it moves between `card`, `held` and `merchant`: they add up to zero in every row, so
+every currency does. Older releases wrote lines of their own (`payment_ledger`), which count along. Concurrent operations on one
+payment meet at its version and the loser looks again.
 """
 
 import asyncio
@@ -46,6 +47,7 @@ KEY_MAX = 200
 ATTEMPTS_MAX = 8
 PROMPT = frozenset({"card_ok", "card_double", *DECLINED})  # answered at once, also for the first time
 RECENT_MAX = 10_000
+ACCOUNTS = ("card", "held", "merchant")
 SELECT_PAYMENT = (
     "SELECT id, method, state, reason, currency, authorised, captured, refunded, version FROM payments WHERE id = ?1"
 )
@@ -65,15 +67,15 @@ CHANGE = Template(
     label="payment",
 )
 OPERATE = Template(
-    "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES ",
-    "({}, {}, {}, {}, {})",
+    "INSERT INTO payment_operations (key, payment_id, kind, request, at_us, currency, card, held, merchant) VALUES ",
+    "({}, {}, {}, {}, {}, {}, {}, {}, {})",
     label="key",
 )
-ENTER = Template(
-    "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES ",
-    "({}, {}, {}, {}, {}, {})",
-    label="ledger",
+BALANCES = (  # an account appears when something has moved there
+    "SELECT currency, SUM(card), COUNT(NULLIF(card, 0)), SUM(held), COUNT(NULLIF(held, 0)), SUM(merchant), "
+    "COUNT(NULLIF(merchant, 0)) FROM payment_operations GROUP BY currency"
 )
+OLDER_BALANCES = "SELECT currency, account, SUM(amount) FROM payment_ledger GROUP BY currency, account"
 Listener = Callable[[Notice], Awaitable[None]]
 Transfer = tuple[str, str, int]  # from account, to account, amount
 
@@ -184,7 +186,7 @@ class CardSimulator:
         values = (state.id, method, state.state, reason, amount.currency, amount.amount, clock.now_us())
         moves: list[Transfer] = [] if reason else [("card", "held", amount.amount)]
         try:
-            await self._shared.commit([Row(PAY, values), *_operation(key, "authorise", request, state, moves)])
+            await self._shared.commit([Row(PAY, values), _operation(key, "authorise", request, state, moves)])
         except Conflict:  # the same key at the same moment: its answer is ours
             repeated = await self._earlier(key, request)
             assert repeated is not None, "only the key can conflict"
@@ -219,7 +221,7 @@ class CardSimulator:
                 continue
             after, moves = _captured(before, None)
             works.append(Row(CHANGE, (before.id, after.state, after.captured, after.refunded, before.version)))
-            works += _operation(one.key, "capture", f"capture {one.authorisation_id} all", after, moves)
+            works.append(_operation(one.key, "capture", f"capture {one.authorisation_id} all", after, moves))
             together.append((one, msgspec.structs.replace(after, version=before.version + 1)))
         if works:
             try:
@@ -307,12 +309,14 @@ class CardSimulator:
 
     async def balances(self) -> dict[str, dict[str, int]]:
         """Minor units per currency and account (`card`, `held`, `merchant`); each currency adds up to zero."""
-        rows = await self._sql.read(
-            "SELECT currency, account, SUM(amount) FROM payment_ledger GROUP BY currency, account"
-        )
         found: dict[str, dict[str, int]] = {}
-        for currency, account, amount in rows:
+        for currency, account, amount in await self._sql.read(OLDER_BALANCES):
             found.setdefault(str(currency), {})[str(account)] = int(amount or 0)
+        for currency, *figures in await self._sql.read(BALANCES):
+            for account, total, moves in zip(ACCOUNTS, figures[::2], figures[1::2], strict=True):
+                if moves:
+                    money = found.setdefault(str(currency), {})
+                    money[account] = money.get(account, 0) + _int(total)
         return found
 
     def statistics(self) -> CardStatistics:
@@ -355,7 +359,7 @@ class CardSimulator:
             after, moves = change(before)
             values = (number, after.state, after.captured, after.refunded, before.version)
             try:
-                await self._shared.commit([Row(CHANGE, values), *_operation(key, kind, request, after, moves)])
+                await self._shared.commit([Row(CHANGE, values), _operation(key, kind, request, after, moves)])
             except Conflict:
                 continue  # another operation on this payment, or this key, was first
             done = msgspec.structs.replace(after, version=before.version + 1)
@@ -423,16 +427,14 @@ def _authorisation(state: _State) -> Authorisation:
     return Authorisation(ids.encode("pay", state.id), outcome, state.reason)
 
 
-def _operation(key: str, kind: str, request: str, state: _State, moves: Sequence[Transfer]) -> list[Row]:
-    """The key with what it was used for, and the ledger's lines: two per amount that moves."""
-    rows = [Row(OPERATE, (key, state.id, kind, request, clock.now_us()))]
-    line = 0
+def _operation(key: str, kind: str, request: str, state: _State, moves: Sequence[Transfer]) -> Row:
+    """The key with what it was used for, and what that moves between the accounts."""
+    card = held = merchant = 0
     for source, target, amount in moves:
-        if amount:
-            rows.append(Row(ENTER, (key, line, state.id, source, -amount, state.currency)))
-            rows.append(Row(ENTER, (key, line + 1, state.id, target, amount, state.currency)))
-            line += 2
-    return rows
+        card += amount * ((target == "card") - (source == "card"))
+        held += amount * ((target == "held") - (source == "held"))
+        merchant += amount * ((target == "merchant") - (source == "merchant"))
+    return Row(OPERATE, (key, state.id, kind, request, clock.now_us(), state.currency, card, held, merchant))
 
 
 def _check_key(key: str) -> None:

@@ -1,6 +1,6 @@
 """Tables of the service plane: accounts, payments and their ledger, decisions of two-phase commits, outbox, ownership."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -82,7 +82,23 @@ def _find_held(change: "Operations") -> None:
     change.create_index("payments_held", "payments", ["id"], sqlite_where=HELD, postgresql_where=HELD)
 
 
-PAYMENTS_MIGRATIONS = (Migration("what is held is found", _find_held),)
+def _moves() -> list[sa.Column[Any]]:
+    """What an operation moves, per account; they add up to zero."""
+    return [
+        sa.Column("currency", sa.Text, nullable=False, server_default=""),
+        *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("card", "held", "merchant")),
+    ]
+
+
+def _move_with_operations(change: "Operations") -> None:
+    for column in _moves():
+        change.add_column("payment_operations", column)
+
+
+PAYMENTS_MIGRATIONS = (
+    Migration("what is held is found", _find_held),
+    Migration("an operation's row is its line in the ledger", _move_with_operations),
+)
 
 payment_operations = sa.Table(
     "payment_operations",
@@ -92,11 +108,12 @@ payment_operations = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("request", sa.Text, nullable=False),  # what the key was first used for; another use is refused
     sa.Column("at_us", sa.BigInteger, nullable=False),
+    *_moves(),
     sa.Index("payment_operations_payment", "payment_id", "at_us"),
     sqlite_with_rowid=False,
 )
 
-payment_ledger = sa.Table(
+payment_ledger = sa.Table(  # lines of releases before the operations had them
     "payment_ledger",
     PAYMENTS,
     sa.Column("key", sa.Text, primary_key=True),

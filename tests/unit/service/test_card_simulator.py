@@ -11,6 +11,7 @@ from fourplane.service.payment_gateway import Capture
 from fourplane.state.contracts import Statement
 
 TEN = Money(1_000, "EUR")
+MOVED = ("currency", "card", "held", "merchant")
 QUICK = CardSettings(slow_s=0.0, silent_s=0.0, notice_retry_s=0.0)
 
 
@@ -203,17 +204,29 @@ def test_what_is_held_is_told_by_the_keys_it_was_asked_with():
     with_cards(main)
 
 
-def test_a_store_of_an_older_release_learns_to_find_what_is_held():
+def test_a_store_of_an_older_release_learns_to_find_what_is_held_and_keeps_its_balances():
     async def body(sql):
         life = await started(CardSimulator(sql, ids=IdGenerator()))
         await life.stop()
+        operate = (
+            "INSERT INTO payment_operations (key, payment_id, kind, request, at_us) VALUES (?1, 1, 'authorise', '', 1)"
+        )
+        enter = "INSERT INTO payment_ledger (key, line, payment_id, account, amount, currency) VALUES (?1, ?2, 1, ?3, ?4, 'EUR')"
         older = [
             Statement("DROP INDEX payments_held"),
+            *(Statement(f"ALTER TABLE payment_operations DROP COLUMN {name}") for name in MOVED),
             Statement("DELETE FROM fourplane_schema WHERE name = 'payments' AND version > 1"),
+            Statement(operate, ("old",)),
+            Statement(enter, ("old", 0, "card", -300)),
+            Statement(enter, ("old", 1, "held", 300)),
         ]
         await sql.commit(older)
         cards = CardSimulator(sql, ids=IdGenerator())
         life = await started(cards)
+        assert await cards.balances() == {"EUR": {"card": -300, "held": 300}}
+        await sql.commit([Statement(operate, ("older still running",))])
+        await cards.capture("k-capture", (await cards.authorise("k-first", TEN, "card_ok")).id)
+        assert await cards.balances() == {"EUR": {"card": -1_300, "held": 300, "merchant": 1_000}}
         assert await sql.read("SELECT COUNT(*) FROM sqlite_schema WHERE name = 'payments_held'") == [(1,)]
         await cards.authorise("k", TEN, "card_ok")
         assert await cards.held("k") == ["k"]
