@@ -269,7 +269,7 @@ def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
 
     None where a column has values of different kinds, or none at all.
     """
-    columns = list(zip(*(row.values for row in rows), strict=True))
+    columns = list(zip(*[row.values for row in rows], strict=True))
     kinds = tuple(kind for column in columns if (kind := kind_of(column)) is not None)
     if not columns or len(kinds) < len(columns):
         return None
