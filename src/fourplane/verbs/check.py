@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 when every check passed."""
-    options.all = False
+    options.all, options.paths = False, []
     began = clock.monotonic_s()
     outcome = asyncio.run(test.check(checkout.root(), options))
     return test.report([outcome], clock.monotonic_s() - began, as_json=options.json)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fourplane.verbs import check
 from fourplane.verbs import test as verb
 from fourplane.verbs.test import Outcome, Section
 
@@ -57,6 +58,15 @@ def test_a_run_that_hangs_is_ended_and_a_failure(tmp_path):
 def test_a_folder_without_tests_is_no_failure(tmp_path):
     outcome, _ = outcome_of(tmp_path, "x = 1")
     assert (outcome.passed, outcome.failed, outcome.skipped) == (0, 0, 0)
+
+
+def test_the_checks_run_by_a_verb_of_their_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests" / "tidy").mkdir(parents=True)
+    (tmp_path / "tests" / "tidy" / "test_it.py").write_text("def test_tidy(): pass")
+    monkeypatch.setattr(check.checkout, "root", lambda: tmp_path)
+    monkeypatch.setattr(verb, "checks", list)  # what ruff and mypy say is not asked here
+    assert check.run(argparse.Namespace(json=False)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"
 
 
 def closing(capsys, *outcomes):
