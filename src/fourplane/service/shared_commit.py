@@ -283,7 +283,9 @@ _ITEM = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")
 
 @lru_cache(maxsize=1_000)
 def _far_text(head: str, row: str, tail: str, kinds: tuple[type, ...]) -> str:
-    """The statement over the rows of arrays of equal length."""
+    """The statement over the rows of arrays of equal length; a list of keys is one array."""
+    if head.endswith(" IN (") and (row, tail) == ("{}", ")"):
+        return f"{head.removesuffix('IN (')}= ANY(CAST(?1 AS {KINDS[kinds[0]]}[]))"
     places = iter(range(len(kinds)))
     filled = re.sub(re.escape("{}"), lambda _: f"r.place{next(places)}", row)
     items = _ITEM.findall(filled[1:-1] if row.startswith("(") else filled)
