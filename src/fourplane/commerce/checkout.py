@@ -308,7 +308,7 @@ class Checkout:
     async def tell_stock(self) -> list[str]:
         """Let catalog and search know what the last orders left; the products concerned. Called several times a second."""
         skus, self.touched = self.touched, {}
-        levels = await self._inventory.available_of(list(skus))
+        levels = await self._inventory.roughly_of(list(skus), FEW)
         await self._catalog.stock_changed(levels)
         products = [await self._catalog.find_by_sku(sku) for sku, count in levels.items() if count < FEW]
         return [product.id for product in products if product is not None]

@@ -208,6 +208,12 @@ class InventoryShard:
             levels |= {str(sku): int(count or 0) for sku, count in rows}
         return levels
 
+    def plenty(self, sku: str, least: int) -> int | None:
+        """How many could be held, where at least so many can without a look at the rows; else None."""
+        free = self._shelf.find(sku)
+        count = 0 if free is None else sum(free.values()) - self._shelf.undecided(sku)
+        return count if count >= least else None
+
     async def prepare(self, transaction: Transaction, work: object) -> list[Piece]:
         """Hold all of it or nothing, durably; where from. Raises OutOfStock, or Conflict when it has already ended."""
         assert isinstance(work, HoldRequest), "an inventory holds stock"
@@ -545,6 +551,12 @@ class Inventory:
         for number, group in groups.items():
             levels |= await self.shards[number].available_of(group)
         return levels
+
+    async def roughly_of(self, skus: Sequence[str], least: int) -> dict[str, int]:
+        """The same; exact below `least`, else as last heard, which costs no look at the rows."""
+        heard = {sku: self.shards[self.shard_of(sku)].plenty(sku, least) for sku in skus}
+        levels = {sku: count for sku, count in heard.items() if count is not None}
+        return levels | await self.available_of([sku for sku in skus if sku not in levels])
 
     async def levels(self) -> dict[str, int]:
         """Availability of every sku."""

@@ -114,3 +114,18 @@ def test_a_count_below_what_buyers_hold_is_refused() -> None:
         await shard.check()
 
     run(body)
+
+
+def test_what_is_plenty_is_told_without_a_look_at_the_rows_and_never_from_what_is_set_aside() -> None:
+    async def body(shard, _):
+        assert shard.plenty("a", 1) is None, "nobody has looked yet"
+        await shard.enlist(tx(1), want(("a", 2)), 0)
+        assert (shard.plenty("a", 7), shard.plenty("a", 8)) == (7, None)
+        shard.complete(tx(1), want(("a", 2)))
+        assert shard.plenty("a", 6) is None, "nobody knows yet whether the rows have this sale"
+        shard.completed(tx(1))
+        assert shard.plenty("a", 7) == 7
+        await shard.set_stock([Adjustment("a", 30, "count")])
+        assert shard.plenty("a", 1) is None, "the rows know better"
+
+    run(body)
