@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, Rejected, TooLarge
-from fourplane.state.contracts import Delete, Put, Record
+from fourplane.state.contracts import Delete, Put, Record, Statement
 from fourplane.state.embedded.database import Database
 from fourplane.state.embedded.records import EmbeddedRecords
+from fourplane.state.engines.postgres import PostgresSql
+from fourplane.state.engines.sql_records import PURGE_EVERY, SqlRecords
 
 
 @pytest.fixture(params=["embedded", "memory", "simulated", "postgresql"])
@@ -234,3 +236,31 @@ def test_many_readers_at_once_each_find_their_own(on):
         assert [record.value for record in rest] == [b"%d" % n for n in range(1, 10)]
 
     on(body)
+
+
+def test_a_table_of_an_older_release_finds_by_the_hour_what_has_expired(postgres_server):
+    async def main():
+        sql = await PostgresSql.open(postgres_server.url, schema="r_older")
+        put = "INSERT INTO record (partition, sort, value, version, expires_us) VALUES (?1, ?2, ?2, 1, ?3)"
+        older = [
+            Statement(
+                "CREATE TABLE record (partition BYTEA NOT NULL, sort BYTEA NOT NULL, value BYTEA NOT NULL,"
+                " version BIGINT NOT NULL, expires_us BIGINT, PRIMARY KEY (partition, sort))"
+            ),
+            Statement("CREATE INDEX record_expires ON record (expires_us) WHERE expires_us IS NOT NULL"),
+            *(
+                Statement(put, (b"p", sort, expires_us))
+                for sort, expires_us in ((b"gone", 1), (b"this hour", clock.now_us() - 1), (b"kept", None))
+            ),
+        ]
+        await sql.commit(older)
+        records = await SqlRecords(sql).open()
+        await records.write(b"p", [Put(b"later", b"1", ttl_s=7_200.0)])
+        await sql.commit([Statement(put, (b"p", b"older still running", 2))])
+        records._since_purge = PURGE_EVERY
+        await records.write(b"p", [Put(b"later", b"2", ttl_s=7_200.0)])
+        assert await sql.read("SELECT sort FROM record ORDER BY sort") == [(b"kept",), (b"later",)]
+        await records.close()
+        await (await SqlRecords(await PostgresSql.open(postgres_server.url, schema="r_older")).open()).close()
+
+    asyncio.run(main())
