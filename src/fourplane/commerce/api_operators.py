@@ -3,7 +3,7 @@
 import msgspec
 
 from fourplane.commerce.api import Level, OrderView, order_view
-from fourplane.commerce.catalog import Product
+from fourplane.commerce.catalog import Product, plain
 from fourplane.commerce.catalog_import import FORMATS, MEDIA_TYPES, ImportReport, export_rows, import_rows, parse
 from fourplane.commerce.inventory import Adjustment
 from fourplane.commerce.media import Media
@@ -115,9 +115,9 @@ class OperatorApi:
 
     async def image(self, call: Call[bytes]) -> Product:
         """Keep a picture in several sizes and show it first."""
-        product = await self._store.product(call.params["product_id"])
+        product = plain(await self._store.product(call.params["product_id"]))
         name = await self._media.keep(call.body)
-        images = [name, *(one for one in product.images if one != name)][: self._media.per_product_max]
+        images = (name, *(one for one in product.images if one != name))[: self._media.per_product_max]
         changed = msgspec.structs.replace(product, images=images)
         await self._store.catalog.put([changed])
         self._store.changed(changed)

@@ -70,14 +70,14 @@ def draft(row: Mapping[str, object]) -> Draft:
         description=description,
         department=department,
         style=style,
-        variants=variants,
+        variants=tuple(variants),
         attributes=_attributes(row, f"{name} {description}"),
-        aliases=[str(alias)[:60] for alias in _list(row.get("aliases"))[:20]],
+        aliases=tuple(str(alias)[:60] for alias in _list(row.get("aliases"))[:20]),
         tax_class=_tax_class(row, department),
         popularity=_count(row.get("popularity", int.from_bytes(bytes.fromhex(mark[:4])) % 1_000), "popularity")
         + (1_000 if row.get("promoted") else 0)
         + (2_000 if row.get("featured") else 0),
-        categories=path if len(path) > 1 else [],
+        categories=tuple(path) if len(path) > 1 else (),
     )
     return Draft(product, stock)
 
@@ -93,7 +93,7 @@ def as_row(product: Product, stock: Mapping[str, int]) -> dict[str, object]:
         "price": _decimal(product.variants[0].prices["USD"]),
         "tax_class": product.tax_class,
         "popularity": product.popularity,
-        "aliases": product.aliases,
+        "aliases": list(product.aliases),
         "attributes": product.attributes,
         "variants": [
             {

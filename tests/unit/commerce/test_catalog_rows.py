@@ -62,8 +62,8 @@ def test_a_product_without_options_keeps_the_sku_of_its_row():
 
 def test_a_category_is_a_path_in_the_tree():
     product = draft(ROW).product
-    assert (product.department, product.style, product.categories) == ("clothing", "shirts", ["clothing", "shirts"])
-    assert draft(ROW | {"category": "books"}).product.categories == []
+    assert (product.department, product.style, product.categories) == ("clothing", "shirts", ("clothing", "shirts"))
+    assert draft(ROW | {"category": "books"}).product.categories == ()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tests.journeys.commerce.rig import build, shop
 
 from fourplane.commerce.app import CommerceSettings
-from fourplane.commerce.catalog import Catalog, CatalogSettings, Product, plain
+from fourplane.commerce.catalog import Catalog, CatalogSettings, plain, shared_from
 from fourplane.commerce.page_cache import PageCacheSettings
 from fourplane.edge.waiting_room import WaitingRoom, WaitingRoomSettings
 from fourplane.foundation.errors import NotFound, Unavailable
@@ -192,6 +192,21 @@ def test_the_snapshot_never_shows_an_old_price(tmp_path):
     asyncio.run(main())
 
 
+def test_a_table_that_an_older_release_left_is_written_anew(tmp_path):
+    async def main():
+        async with shop() as s:
+            catalog = s.commerce.catalog
+            product = (await catalog.page("", 1))[0]
+            catalog._snapshot_path = path = tmp_path / "products.snapshot"
+            path.write_bytes(b"FPSNAP01" + bytes(208))
+            assert await catalog.fetch(product.id) == product
+            assert await catalog.renew_snapshot() == catalog.products_count
+            with shared_from(path) as table:
+                assert plain(table.find(product.id)) == product
+
+    asyncio.run(main())
+
+
 def test_a_product_of_the_shared_table_is_told_and_changed_like_any_other(tmp_path):
     async def main():
         async with shop() as s:
@@ -206,8 +221,8 @@ def test_a_product_of_the_shared_table_is_told_and_changed_like_any_other(tmp_pa
             assert catalog.statistics().shared_hits == 1
             assert plain(shared) == product
             assert await s.call("GET", path) == before
-            await catalog.change_price(product.variants[0].sku, "USD", 4_242)
-            assert type((await catalog.page("", 1))[0]) is Product
+            changed = await catalog.change_price(product.variants[0].sku, "USD", 4_242)
+            assert changed == (await catalog.page("", 1))[0] == plain(changed)
 
     asyncio.run(main())
 

@@ -1,48 +1,103 @@
 """The table that processes share."""
 
+from struct import Struct
+from zlib import crc32
+
+import msgspec
 import pytest
 
-from fourplane.commerce.snapshot import Snapshot, write
+from fourplane.commerce import snapshot
+from fourplane.commerce.snapshot import LINE, Snapshot, write
 from fourplane.foundation.errors import Corrupt
+
+
+class Thing(msgspec.Struct, frozen=True, array_like=True):
+    """What these tables hold."""
+
+    id: str
+    value: int
+
+
+def entries(**values):
+    return [(name, msgspec.msgpack.encode(Thing(name, value))) for name, value in values.items()]
+
+
+def opened(path):
+    return Snapshot(path, msgspec.msgpack.Decoder(Thing).decode)
 
 
 def test_every_name_is_found_and_no_other(tmp_path):
     path = tmp_path / "t"
-    assert write(path, ((f"name-{number}", b"%d" % number) for number in range(3_000))) == 3_000
-    with Snapshot(path) as table:
-        assert all(bytes(table.find(f"name-{number}")) == b"%d" % number for number in range(3_000))
+    assert write(path, entries(**{f"name-{number}": number for number in range(3_000)})) == 3_000
+    with opened(path) as table:
+        assert all(table.find(f"name-{number}") == Thing(f"name-{number}", number) for number in range(3_000))
         assert table.find("name-3000") is None
         assert table.find("") is None
 
 
+def test_a_name_with_the_checksum_of_another_is_another(tmp_path):
+    one, other = "plumless", "buckeroo"  # the same crc32
+    assert crc32(one.encode()) == crc32(other.encode())
+    write(tmp_path / "t", entries(**{one: 1}))
+    with opened(tmp_path / "t") as table:
+        assert (table.find(one).value, table.find(other)) == (1, None)
+    write(tmp_path / "t", entries(**{one: 1, other: 2}))
+    with opened(tmp_path / "t") as table:
+        assert (table.find(one).value, table.find(other).value) == (1, 2)
+
+
+def test_no_slot_lies_across_two_cache_lines_and_every_entry_begins_one(tmp_path):
+    path = tmp_path / "t"
+    write(path, entries(**{f"name-{number:0{number}d}": number for number in range(1, 100)}))
+    content, slot = path.read_bytes(), Struct("<III4x")
+    _, base, slots = Struct("<8sQQ").unpack_from(content)
+    places = [at for _, at, _ in slot.iter_unpack(content[base:]) if at]
+    assert (len(places), slots & (slots - 1), base % LINE, LINE % slot.size) == (99, 0, 0, 0)
+    assert all(at % LINE == 0 for at in places)
+
+
 def test_a_reader_keeps_its_table_until_it_looks_again(tmp_path):
     path = tmp_path / "t"
-    write(path, [("a", b"1")])
-    with Snapshot(path) as old:
+    write(path, entries(a=1))
+    with opened(path) as old:
         assert not old.renewed()
-        write(path, [("a", b"2")])
-        assert bytes(old.find("a")) == b"1"
+        write(path, entries(a=2))
+        assert old.find("a").value == 1
         assert old.renewed()
-        with Snapshot(path) as new:
-            assert bytes(new.find("a")) == b"2"
+        with opened(path) as new:
+            assert new.find("a").value == 2
+
+
+def test_what_has_no_room_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "BYTES_MAX", 3 * LINE + 1)
+    assert write(tmp_path / "t", entries(a=1, b=2, c=3)) == 2
+    with opened(tmp_path / "t") as table:
+        assert (table.find("a").value, table.find("b").value, table.find("c")) == (1, 2, None)
 
 
 def test_an_empty_table_answers(tmp_path):
     write(tmp_path / "t", [])
-    with Snapshot(tmp_path / "t") as table:
+    with opened(tmp_path / "t") as table:
         assert table.find("a") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 500, b"FPSNAP01" + bytes(16)])
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 500, b"FPSNAP02" + bytes(16)])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(Corrupt):
-        Snapshot(tmp_path / "t")
+        opened(tmp_path / "t")
+
+
+def test_a_table_of_an_older_release_is_refused(tmp_path):
+    slots = Struct("<IIQQ").pack(0, 0, 0, 0) * 8
+    (tmp_path / "t").write_bytes(Struct("<8sQQ").pack(b"FPSNAP01", 24, 8) + slots)
+    with pytest.raises(Corrupt):
+        opened(tmp_path / "t")
 
 
 def test_a_cut_off_table_is_refused(tmp_path):
     path = tmp_path / "t"
-    write(path, [("a", b"1"), ("b", b"2")])
+    write(path, entries(a=1, b=2))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Corrupt):
-        Snapshot(path)
+        opened(path)
