@@ -2,13 +2,20 @@
 
 What counts for two cores is CPU per unit of work, of all workers together, with one and with two: twice the first by the second
 is what two full cores carry against one. What the workers use when nobody asks for anything (figures, probes) is measured before
-and taken off, because it does not grow with the work. (Requests of two kinds are units of what each costs one worker, as the mix
-differs from run to run.) Beside it stand the rate on the wall and per CPU second of the busiest worker as the load happened
-to be spread; on a machine with two cores the load generator takes part of both from two workers and has a core to itself
-beside one. Workers are pinned, one to a core. Of two pairs of users whose messages go on together one is in two shards, so with
-two workers half of all messages change it. They are archived for both people, as a deployment does unless it is told not to, and
-once more without: there a message costs a sixth, and its way to the other worker weighs most. Requests are for two systems, with
-keep-alive connections that come in anywhere.
+and taken off, because it does not grow with the work. Workers are pinned, one to a core.
+
+Messages. One worker alone would have the load generator on the other core, two have it on theirs: it takes their turns and what
+is in their caches, and the figure would be about that. So "one" is a deployment of one worker on either core, both under load at
+once, with as many users and messages in flight for each worker as two workers have that are one deployment: the same cores,
+the same generator, and the only difference is that they share their users. The two take turns, half a second each, so that a
+machine whose pace changes is the same for both; what a deployment puts off until it rests is counted where it was caused. Of two
+pairs of users whose messages go on together one is in two shards, so half of all messages change the worker. Two more stand
+beside it: two workers when no message changes the worker (`near`), and one worker alone (`alone`). Messages are archived for
+both people, as a deployment does unless it is told not to, and once more without: there a message costs a sixth, and its way to
+the other worker weighs most.
+
+Requests are for two systems, with keep-alive connections that come in anywhere, counted in units of what each kind costs one
+worker, as the mix differs from run to run. Beside them stand the rate on the wall and per CPU second of the busiest worker.
 """
 
 import asyncio
@@ -30,7 +37,9 @@ from fourplane.service import control_socket
 from fourplane.service.shards import ShardMap
 from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
 
-USERS = 60
+USERS = 60  # of each worker
+WINDOW_S = 0.5
+REST_S = 0.3
 BATCH = 16
 SHARDS = ShardMap(2, 2)
 CONNECTIONS = 32
@@ -45,8 +54,8 @@ PATHS = (b"/commerce/api/products?limit=1", b"/messaging/api/configuration")
 
 
 @contextlib.contextmanager
-def deployment(*systems, workers, extra=None):
-    """Facts of a running deployment; its workers are pinned to one core each."""
+def deployment(*systems, workers, extra=None, core=0):
+    """Facts of a running deployment; its workers are pinned to one core each, from this one on."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         command = [
@@ -77,7 +86,7 @@ def deployment(*systems, workers, extra=None):
             for number, pid in enumerate(pids):
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     with contextlib.suppress(ProcessLookupError):  # a thread that ended meanwhile
-                        os.sched_setaffinity(int(task.name), {number % os.cpu_count()})
+                        os.sched_setaffinity(int(task.name), {(core + number) % os.cpu_count()})
             yield {**facts, "data": data, "workers": pids}
         finally:
             process.send_signal(signal.SIGTERM)
@@ -95,22 +104,27 @@ def accounts(facts, count):
 
 
 class Turn:
-    """Two pairs of users, one inside a worker and one across (when there are two), whose next batches leave together.
+    """Two pairs of users whose next batches leave together: one of either worker, or one inside a worker and one across.
 
     If every pair went on by itself, those in one worker would be faster and most of the load: of 100 messages only 16 changed
     the worker, where it has to be half of them.
     """
 
-    def __init__(self):
-        self.batches = []  # transport and bytes
+    def __init__(self, load):
+        self.load = load
+        self.batches = []  # sender, receiver and bytes
         self.coming = 0
 
     def go(self):
+        if not self.load.going:
+            return
         self.coming = len(self.batches)
-        for transport, batch in self.batches:
-            transport.write(batch)
+        for sender, receiver, batch in self.batches:
+            receiver.turn = self
+            sender.transport.write(batch)
 
     def arrived(self):
+        self.load.count += BATCH
         self.coming -= 1
         if not self.coming:
             self.go()
@@ -119,60 +133,129 @@ class Turn:
 class Receiver(asyncio.Protocol):
     """A logged-in user who counts messages and tells the turn of each batch."""
 
-    def __init__(self, transport):
+    def __init__(self, name, transport):
+        self.name = name
         self.transport = transport
-        self.count = self.since = 0
+        self.since = 0
         self.turn = None
         self.rest = b""
 
     def data_received(self, data):
-        found = (self.rest + data).count(b"</message>")
+        self.since += (self.rest + data).count(b"</message>")
         self.rest = data[-9:] if not data.endswith(b"</message>") else b""
-        self.count += found
-        self.since += found
         while self.since >= BATCH:
             self.since -= BATCH
             self.turn.arrived()
 
 
-async def message_load(facts, people, seconds):
-    """Messages delivered, CPU seconds of each worker, wall seconds."""
+async def logged_in(facts, people):
+    """A receiver for each."""
     receivers = []
     for name, password in people:
         client = XmppClient(name, password)
         await client.connect("127.0.0.1", int(facts["xmpp_port"]))
         await client.login()
-        transport = client._transport
-        receivers.append(Receiver(transport))
-        transport.set_protocol(receivers[-1])
-    turns = []
-    for pairs in turns_of(people):
-        turns.append(Turn())
-        for here, there in pairs:
-            to = f"{people[there][0]}@localhost/crowd"
-            one = f"<message to='{to}' type='chat' id='m'><body>As people write them.</body></message>".encode()
-            turns[-1].batches.append((receivers[here].transport, one * BATCH))
-            receivers[there].turn = turns[-1]
-    for turn in turns:
-        turn.go()
-    await asyncio.sleep(0.3)
-    taken = await _measured(facts, lambda: sum(one.count for one in receivers), seconds)
-    for receiver in receivers:
+        receivers.append(Receiver(name, client._transport))
+        client._transport.set_protocol(receivers[-1])
+    return receivers
+
+
+class Load:
+    """Messages between users of some deployments, while it is its turn, and what they cost."""
+
+    def __init__(self, deployments, turns):
+        self.deployments = deployments
+        self.turns = [Turn(self) for _ in turns]
+        for turn, pairs in zip(self.turns, turns, strict=True):
+            for sender, receiver in pairs:
+                to = f"{receiver.name}@localhost/crowd"
+                one = f"<message to='{to}' type='chat' id='m'><body>As people write them.</body></message>".encode()
+                turn.batches.append((sender, receiver, one * BATCH))
+        self.going = False
+        self.clear()
+
+    @property
+    def cost_s(self):
+        """CPU of all workers per message."""
+        return self.used_s / self.count
+
+    def clear(self):
+        """Measure from here on."""
+        self.count = self.used_s = self.wall_s = 0
+
+    async def run(self, seconds):
+        """Go on for so long, and until everything has arrived."""
+        began, self.going = time.perf_counter(), True
+        for turn in self.turns:
+            turn.go()
+        await asyncio.sleep(seconds)
+        self.going = False
+        while any(turn.coming for turn in self.turns):
+            await asyncio.sleep(0.002)
+        self.wall_s += time.perf_counter() - began
+
+
+class Ledger:
+    """Whose CPU it was: a deployment's, less what it uses at rest, belongs to the load that was there last."""
+
+    def __init__(self, deployments):
+        self._idle = list(zip(deployments, idle_shares(deployments), strict=True))
+        self._marks = {}
+
+    def next(self, load=None):
+        """From now on the CPU of its deployments is `load`'s; without one all is settled."""
+        for facts, idle in self._idle:
+            if load is None or facts in load.deployments:
+                used_s, at = sum(map(cpu_s, facts["workers"])), time.perf_counter()
+                owner, used_before_s, since = self._marks.get(facts["http_port"], (None, 0.0, 0.0))
+                if owner is not None:
+                    owner.used_s += used_s - used_before_s - idle * (at - since)
+                self._marks[facts["http_port"]] = (load, used_s, at)
+
+
+async def message_loads(ones, two, people, ledger, seconds):
+    """Loads that took turns: a worker on each core; two workers, half or none of the messages change it; one alone."""
+    *own, shared = [await logged_in(*each) for each in zip((*ones, two), people, strict=True)]
+    count = len(shared) // 2
+    rings = [shared[:count], shared[count:]]
+    apart, half, near = Load(ones, _rings(*own)), Load([two], _half_across(*rings)), Load([two], _rings(*rings))
+    await _take_turns(ledger, [apart, half], seconds)
+    again = Load(ones, _rings(*own))
+    await _take_turns(ledger, [again, near], seconds)
+    alone = Load(ones[:1], _rings(own[0][: count // 2], own[0][count // 2 :]))
+    await _take_turns(ledger, [alone], seconds / 2)
+    for receiver in (*shared, *own[0], *own[1]):
         receiver.transport.abort()
-    return taken
+    return {"1_workers": apart, "2_workers": half, "1_workers_again": again, "2_workers_near": near, "1_alone": alone}
 
 
-def turns_of(people):
-    """Who writes to whom: every user to one other, half of them across two workers, a pair of each kind at a time."""
-    lists = [
-        [n for n, one in enumerate(people) if SHARDS.slot_of(partition_of(f"{one[0]}@localhost")) == slot]
-        for slot in (0, 1)
-    ]
+async def _take_turns(ledger, loads, seconds):
+    """All have as much to do and as much rest, so that what they put off comes to the same."""
+    for number in range(1 + round(seconds / WINDOW_S)):
+        for load in loads:
+            ledger.next(load)
+            await load.run(WINDOW_S)
+        if not number:  # nothing was in any cache yet
+            ledger.next()
+            for load in loads:
+                load.clear()
+    await asyncio.sleep(REST_S)
+    ledger.next()
+
+
+def _rings(one, other):
+    """Everybody to the next of the same list, a pair of each at a time."""
+    near = [zip(ring, ring[1:] + ring[:1], strict=True) for ring in (one, other)]
+    return list(zip(*near, strict=True))
+
+
+def _half_across(one, other):
+    """Everybody to one person, half of them of the other list, a pair of each kind at a time."""
     near, far = [], []
-    for own, other in (lists, lists[::-1]):
-        half = len(own) // 2
-        near += zip(own[:half], own[1:half] + own[:1], strict=True)
-        far += zip(own[half:], other[half:], strict=True)
+    for here, there in ((one, other), (other, one)):
+        half = len(here) // 2
+        near += zip(here[:half], here[1:half] + here[:1], strict=True)
+        far += zip(here[half:], there[half:], strict=True)
     return list(zip(near, far, strict=True))
 
 
@@ -239,20 +322,17 @@ def two_cores(figures, *, seconds=3.0):
 
     cost = {}  # CPU seconds of all workers per unit of work
     for kind, archive in (("messages", "true"), ("messages_unarchived", "false")):
-        for workers in (1, 2):
-            with deployment("messaging", workers=workers, extra={"FOURPLANE_MESSAGING__ARCHIVE": archive}) as facts:
-                people = balanced(accounts(facts, USERS))
-                idle = idle_share(facts)
-                count, used, wall = asyncio.run(message_load(facts, people, seconds))
-                cost[kind, workers] = (sum(used) - idle * wall) / count
-                note(f"{kind}_{workers}_workers_cpu_us", 1e6 * cost[kind, workers])
-                note(f"{kind}_{workers}_workers_per_busiest_cpu_s", count / max(used))
-                note(f"{kind}_{workers}_workers_per_s", count / wall)
+        for name, load in _messages({"FOURPLANE_MESSAGING__ARCHIVE": archive}, seconds).items():
+            cost[kind, name] = load.cost_s
+            note(f"{kind}_{name}_cpu_us", 1e6 * load.cost_s)
+            note(f"{kind}_{name}_per_s", load.count / load.wall_s)
+        note(f"two_cores_{kind}_ratio", 2 * cost[kind, "1_workers"] / cost[kind, "2_workers"])
+        note(f"two_cores_{kind}_near_ratio", 2 * cost[kind, "1_workers_again"] / cost[kind, "2_workers_near"])
     costs = []
     for workers in (1, 2):
         placed = {"FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"} if workers == 2 else {}
         with deployment("commerce", "messaging", workers=workers, extra=placed) as facts:
-            idle = idle_share(facts)
+            (idle,) = idle_shares([facts])
             note(f"idle_{workers}_workers_cpu_share", idle)
             if workers == 1:
                 for number in range(len(PATHS)):
@@ -266,16 +346,26 @@ def two_cores(figures, *, seconds=3.0):
             note(f"requests_{workers}_workers_turned_away", turned_away(facts))
             note(f"requests_{workers}_workers_per_busiest_cpu_s", sum(count) / max(used))
             note(f"requests_{workers}_workers_per_s", sum(count) / wall)
-    for kind in ("messages", "messages_unarchived", "requests"):
-        note(f"two_cores_{kind}_ratio", 2 * cost[kind, 1] / cost[kind, 2])
+    note("two_cores_requests_ratio", 2 * cost["requests", 1] / cost["requests", 2])
 
 
-def idle_share(facts, seconds=2.0):
-    """Cores that all workers together use while nobody asks for anything, once they have settled."""
+def _messages(extra, seconds):
+    """See message_loads."""
+    with contextlib.ExitStack() as stack:
+        ones = [stack.enter_context(deployment("messaging", workers=1, extra=extra, core=core)) for core in (0, 1)]
+        two = stack.enter_context(deployment("messaging", workers=2, extra=extra))
+        shared = balanced(accounts(two, 2 * USERS))
+        people = [*(accounts(facts, len(shared) // 2) for facts in ones), shared]
+        ledger = Ledger([*ones, two])
+        return asyncio.run(message_loads(ones, two, people, ledger, seconds))
+
+
+def idle_shares(deployments, seconds=2.0):
+    """Cores that all workers of each use together while nobody asks for anything, once they have settled."""
     time.sleep(1.0)
-    before = [cpu_s(pid) for pid in facts["workers"]]
+    before = [sum(map(cpu_s, facts["workers"])) for facts in deployments]
     time.sleep(seconds)
-    return sum(cpu_s(pid) - was for pid, was in zip(facts["workers"], before, strict=True)) / seconds
+    return [(sum(map(cpu_s, facts["workers"])) - was) / seconds for facts, was in zip(deployments, before, strict=True)]
 
 
 def turned_away(facts):
