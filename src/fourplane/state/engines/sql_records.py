@@ -75,7 +75,7 @@ _PURGE = (
     " (SELECT partition, sort FROM record WHERE due<=?1/3600000000 AND expires_us<=?1 ORDER BY due LIMIT 1000)"
 )
 TOGETHER_MAX = 64
-PACE_FROM, PACE_S = 4, 0.012  # where so many shared a transaction, the next begins so long after it began
+PACE_FROM, PACE_S = 4, 0.02  # where so many shared a transaction, the next begins so long after it began
 GATHERED_BYTES_MAX = 16_384  # larger values travel as they are
 _COUNTS = ("unexpected_rows", "unique_rule")
 
