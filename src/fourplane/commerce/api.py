@@ -175,7 +175,7 @@ class Api:
         words = call.query.get("q", "")
         sort = call.query.get("sort", "relevance" if words else "popular")
         if sort not in SORTS:
-            raise Rejected("unknown sort", code="bad_sort", known=sorted(SORTS))
+            raise Rejected("unknown sort", code="bad_sort", known=", ".join(sorted(SORTS)))
         if call.query.get("ids"):
             several = await self._store.catalog.many(call.query["ids"].split(",")[:LIMIT_MAX])
             return ProductPage([self._seen(product, market) for product in several], len(several), {})

@@ -85,6 +85,7 @@ NEAR = {"us": ("newark", "reno", "rotterdam"), "europe": ("rotterdam", "newark",
 
 
 ADJUST_MAX = 100
+ON_HAND_MAX = 10_000_000  # of one sku, as in a catalog file
 AT_ONCE = 64
 
 
@@ -176,8 +177,9 @@ class InventoryShard:
         rows: list[Row] = []
         now = clock.now_us()
         for adjustment in adjustments:
-            if adjustment.on_hand < 0:
-                raise Rejected("stock cannot be negative", code="bad_quantity", sku=adjustment.sku)
+            if not 0 <= adjustment.on_hand <= ON_HAND_MAX:
+                told = f"stock is 0 to {ON_HAND_MAX:,}, not {adjustment.on_hand}"
+                raise Rejected(told, code="bad_quantity", sku=adjustment.sku)
             for warehouse, count in self._spread(adjustment):
                 values = (self._ids.next(), adjustment.sku, warehouse, count, adjustment.reason, now)
                 rows.append(Row(_CORRECT, values))

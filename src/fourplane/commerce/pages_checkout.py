@@ -302,7 +302,7 @@ def order_page(
             "div",
             el("div",
                el("section", el("h2", "What happened"), el("ul", history, class_="history"), class_="card"),
-               el("section", el("h2", "Delivered to"), el("address", where), class_="card")),
+               el("section", el("h2", "Delivery address"), el("address", where), class_="card")),
             el("aside", el("h2", "Your order"),
                _mini(quote_),
                _totals(quote_),

@@ -62,7 +62,7 @@ def market_of(country: str) -> Market:
             f"we do not deliver to {country[:20]!r} yet",
             code="unknown_country",
             country=country[:20],
-            known=sorted(MARKETS),
+            known=", ".join(sorted(MARKETS)),
         )
     return market
 

@@ -89,9 +89,8 @@ class BuiltInCarrier:
         for rate in rates:
             if rate.id == rate_id:
                 return rate
-        raise Rejected(
-            f"no shipping option {rate_id[:20]!r}", code="unknown_shipping", known=[rate.id for rate in rates]
-        )
+        known = ", ".join(rate.id for rate in rates)
+        raise Rejected(f"no shipping option {rate_id[:20]!r}", code="unknown_shipping", known=known)
 
     def label(self, order: str, warehouse: str) -> str:
         """The tracking number of an order's parcel from one warehouse."""

@@ -10,6 +10,7 @@ import msgspec
 from fourplane.foundation.errors import NotFound, Unavailable
 from fourplane.verbs import deployment
 from fourplane.verbs.progress import ProgressLine
+from fourplane.verbs.table import table
 
 OWNERS = {"video": "streaming", "map": "dispatch", "catalog": "commerce"}
 
@@ -56,4 +57,11 @@ async def _import(options: argparse.Namespace, arguments: dict[str, Any], told: 
 def _readable(result: Any) -> str:
     if not isinstance(result, dict):
         return str(result)
-    return "\n".join(f"{name:<14} {value}" for name, value in result.items() if value not in (None, [], ""))
+    facts = {name: value for name, value in result.items() if name != "errors" and value not in (None, [], "")}
+    lines = [f"{name:<14} {value}" for name, value in facts.items()]
+    refused = [(f"row {one['row']}", str(one["field"]), str(one["reason"])) for one in result.get("errors") or ()]
+    if refused:
+        lines += ["", table(("refused", "field", "why"), refused)]
+    if (more := int(result.get("errors_total") or 0) - len(refused)) > 0:
+        lines.append(f"and {more:,} more")
+    return "\n".join(lines)

@@ -13,6 +13,10 @@ from fourplane.verbs.progress import ProgressLine
 from fourplane.verbs.table import table
 
 WITH_ACCOUNTS = ("messaging",)
+ONE_ADDRESS = (
+    "http_429: all of them came from this one address, and the gateway lets an address ask so often and no more; start the\n"
+    "deployment with FOURPLANE_GATEWAY__RATE_PER_S=10000 to see what the system itself does under such a crowd"
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +114,8 @@ def _readable(report: dict[str, Any]) -> str:
         parts.append(f"{name}\n" + table(("action", "done", "p50", "p99"), rows))
         if told["errors"]:
             parts.append("errors: " + ", ".join(f"{code} {count}" for code, count in told["errors"].items()))
+        if "http_429" in told["errors"]:
+            parts.append(ONE_ADDRESS)
         if told["facts"]:
             parts.append("facts:  " + ", ".join(f"{fact} {value:g}" for fact, value in told["facts"].items()))
     return "\n\n".join(parts)

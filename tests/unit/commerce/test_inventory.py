@@ -6,7 +6,7 @@ import pytest
 
 from fourplane.commerce.inventory import Adjustment, HoldRequest, InventorySettings, InventoryShard, OutOfStock, Wanted
 from fourplane.commerce.schema import SHARD
-from fourplane.foundation.errors import Conflict
+from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.foundation.ids import IdGenerator
 from fourplane.service.participants import Transaction
 from fourplane.state import schema
@@ -127,5 +127,15 @@ def test_what_is_plenty_is_told_without_a_look_at_the_rows_and_never_from_what_i
         assert shard.plenty("a", 7) == 7
         await shard.set_stock([Adjustment("a", 30, "count")])
         assert shard.plenty("a", 1) is None, "the rows know better"
+
+    run(body)
+
+
+@pytest.mark.parametrize("count", [-1, 10_000_001, 2**63 - 1, 10**30])
+def test_an_absurd_count_is_told_and_changes_nothing(count) -> None:
+    async def body(shard, _):
+        with pytest.raises(Rejected, match="stock is 0 to 10,000,000"):
+            await shard.set_stock([Adjustment("a", count, "count")])
+        assert await shard.available("a") == 9
 
     run(body)

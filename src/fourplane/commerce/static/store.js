@@ -155,7 +155,7 @@ function showDrawer(view) {
           make("img", { src: line.image, alt: "", width: 48, height: 48 }),
           `${line.quantity} x ${line.name}`, make("span", {}, quote ? money(line.unit * line.quantity, quote.currency) : "")))),
       ...view.notices.map((notice) => make("p", { class: "warn" }, notice.text)),
-      quote ? make("p", { class: "grand" }, "Total ", make("strong", {}, money(quote.total, quote.currency))) : null,
+      quote ? make("p", { class: "grand" }, "Total ", make("strong", {}, money(quote.total, quote.currency)), make("span", { class: "muted" }, " with delivery and tax")) : null,
       make("div", { class: "buttons" },
         make("a", { href: "/commerce/cart", class: "button quiet" }, "View cart"),
         make("a", { href: "/commerce/checkout", class: "button" }, "Checkout"))));
