@@ -40,6 +40,13 @@ function split(label) {
   return cut.length > 1 ? [cut[0], cut.slice(1).join(" · ")] : [label, ""];
 }
 
+// A name longer than its box goes on in the second line where nothing else stands there.
+function lines(label, fits) {
+  const [name, sub] = split(label);
+  const cut = sub || name.length <= fits ? -1 : name.lastIndexOf(" ", fits);
+  return cut > 0 ? { name: name.slice(0, cut), second: name.slice(cut + 1), cls: "name" } : { name, second: sub, cls: "sub" };
+}
+
 // Groups become bands (TB) or columns (LR); boxes wrap inside their group. Returns positions in SVG units.
 function place(diagram, width) {
   const narrow = width < 760;
@@ -160,8 +167,8 @@ export class Drawing {
     const made = element("g", { class: `node${hollow ? " hollow" : ""}`, tabindex: 0, role: "button", "data-node": box.id });
     made.style.setProperty("--paint", colour);
     made.style.setProperty("--ink", /^#ff/i.test(colour) ? "#1c1000" : "#fff");
-    const [name, sub] = split(box.label);
     const fits = Math.floor((at.w - 40) / 7.7); // the lamp stands beside the name
+    const { name, second, cls } = lines(box.label, fits);
     const text = (cls, dy, content, room = fits) => {
       const line = element("text", { class: cls, x: at.x + 12, y: at.y + dy });
       line.textContent = content.length > room ? `${content.slice(0, room - 1)}…` : content;
@@ -171,7 +178,7 @@ export class Drawing {
     const rates = text("rate", 55, hollow ? "not built yet" : "", 40);
     const level = element("rect", { class: "level", x: at.x + 12, y: at.y + at.h - 9, width: 0, height: 3, rx: 1.5 });
     made.append(full, element("rect", { class: "body", x: at.x, y: at.y, width: at.w, height: at.h, rx: box.store ? 20 : 9 }),
-      text("name", 21, name), text("sub", 37, sub, Math.floor((at.w - 20) / 5.7)), rates,
+      text("name", 21, name), text(cls, 37, second, cls === "sub" ? Math.floor((at.w - 20) / 5.7) : fits), rates,
       element("circle", { class: "lamp", cx: at.x + at.w - 13, cy: at.y + 14, r: 4 }));
     if (!hollow) made.append(element("rect", { class: "bar", x: at.x + 12, y: at.y + at.h - 9, width: at.w - 24, height: 3, rx: 1.5 }), level);
     const chosen = () => this.choose(box, known);
