@@ -190,6 +190,8 @@ class Checkout:
             raise Conflict("this order is still being placed; ask again", code="in_progress")
         if order.state == "failed":
             code, _, text = order.reason.partition("|")
+            if code == PaymentDeclined.code:
+                raise PaymentDeclined(text, order=order.id)
             raise Conflict(text or order.reason, code=code if text else "checkout_failed", order=order.id)
         return order
 
@@ -226,7 +228,7 @@ class Checkout:
     ) -> tuple[Copy, Order, list[Item], Market]:
         """The cart as an order to be placed, repriced; raises what the buyer must hear first."""
         if problems := request.address.problems():
-            raise Rejected("the address needs another look", code="bad_address", problems=problems)
+            raise Rejected("the address needs another look", code="bad_address", **problems)
         market = market_of(request.address.country)
         copy = await self._carts.load(cart_id)
         cart = copy.cart
@@ -236,7 +238,7 @@ class Checkout:
             await self._was_it_ordered(claim)
             raise Rejected("the cart is empty", code="empty_cart")
         if lost:
-            raise Conflict(lost[0].text, code="cart_changed", lines=[notice.sku for notice in lost])
+            raise Conflict(lost[0].text, code="cart_changed", lines=", ".join(notice.sku for notice in lost))
         codes = cart.active_codes()
         rate = self._carrier.choose(request.shipping, self._rates(items, market))
         quote = self._price(items, market, rate, codes)
@@ -354,7 +356,11 @@ class Checkout:
                 text = f"{item.name}: only {available} left" if available else f"{item.name} is sold out"
                 notices.append(Notice(sku, "few_left", text))
             seen = cart.seen_price(sku)
-            if seen and seen != item.unit:
+            if seen not in (
+                0,
+                item.unit,
+                *product.variant(sku).prices.values(),
+            ):  # seen in another country: the same price
                 notices.append(Notice(sku, "price_changed", f"{item.name} has a new price"))
             lines.append(
                 CartLine(

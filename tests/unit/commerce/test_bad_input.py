@@ -133,6 +133,29 @@ def test_a_hold_that_waited_too_long_is_counted_and_settled_not_sold_twice():
     in_a_shop(body)
 
 
+def test_another_country_shows_its_own_price_and_calls_none_of_them_new():
+    async def body(s, sku):
+        cart = await s.cart_with(sku)
+        for country in ("US", "GB", "DE"):
+            _, view = await s.call("GET", f"/commerce/api/carts/{cart}?country={country}")
+            assert view["notices"] == [], country
+
+    in_a_shop(body)
+
+
+def test_what_is_wrong_with_an_address_stands_field_by_field():
+    async def body(s, sku):
+        cart = await s.cart_with(sku)
+        status, answer = await s.order(cart, "attempt-1", address=ADDRESS | {"name": "", "email": "nobody"})
+        assert (status, answer["error"]["code"]) == (400, "bad_address")
+        assert answer["error"]["fields"] == {
+            "name": "between 2 and 80 characters, please",
+            "email": "please enter an e-mail address",
+        }
+
+    in_a_shop(body)
+
+
 @pytest.mark.parametrize(
     ("method", "status", "code"),
     [
