@@ -32,6 +32,9 @@ class Mover(Protocol):
     async def proofs(self, show: Show) -> list[Proof]: ...
 
 
+TELLING = 0.05  # a smaller share says nothing of how long the rest takes
+
+
 class _Share:
     """How far a pass is, and for how long it still goes on."""
 
@@ -46,8 +49,10 @@ class _Share:
         self._done += count
         share = min(1.0, self._done / self._total)
         spent = clock.monotonic_s() - self._began
-        rest = spent / share - spent if share > 0 else 0.0
-        self._show(share, f"{self._what}: {self._done:,} of {self._total:,}, about {rest:.0f} s left")
+        told = f"{self._what}: {self._done:,} of {self._total:,}"
+        if share >= TELLING and (rest := spent / share - spent) >= 1.0:
+            told += f", about {rest:.0f} s left"
+        self._show(share, told)
 
 
 class RowsMover:
