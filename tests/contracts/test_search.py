@@ -72,6 +72,79 @@ def test_typos_find_where_nothing_matches_exactly(on):
     on(body)
 
 
+def titles(opener, engine, names, *queries):
+    """Which of the names each query finds, the same with and without counts; and how many of the queries were fuzzy."""
+
+    async def body(search):
+        await search.index([Document(name, {"title": name}, {"kind": ["thing"]}) for name in names])
+        await search.refresh()
+        found = []
+        for words in queries:
+            plain = await search.find(Query(words))
+            counted = await search.find(Query(words, facets={"kind": ["thing"]}, count_facets=["kind"]))
+            assert ids(counted) == ids(plain)
+            assert sum(counted.facet_counts["kind"].values()) == plain.total
+            found.append([name for name in names if name in ids(plain)])
+        return found, search.statistics().fuzzy // 2
+
+    return opener("search", engine)(body)
+
+
+ENGINES = pytest.mark.parametrize("engine", ["embedded", "memory"])
+
+
+@ENGINES
+def test_words_that_exist_stay_as_they_are_beside_a_mistyped_one(opener, engine):
+    names = ["linen timepiece", "line timepiece"]
+    assert titles(opener, engine, names, "linen timepeice", "timepeice line") == ([names[:1], names], 2)
+
+
+@ENGINES
+def test_every_word_may_be_mistyped_where_nothing_else_is_found(opener, engine):
+    names = ["liner timepiece", "linen shirt"]
+    assert titles(opener, engine, names, "linen timepeice", "linen timepiece") == ([names[:1], names[:1]], 2)
+
+
+@ENGINES
+def test_the_beginning_of_a_word_is_no_mistake(opener, engine):
+    names = ["walnut table", "wallet", "wall"]
+    found, fuzzy = titles(opener, engine, names, "walnut tabl", "wall", "waln", "wa", "walnuts")
+    assert found == [names[:1], names[1:], names[:1], names, names[:1]]
+    assert fuzzy == 1
+
+
+@ENGINES
+def test_short_words_are_never_mistyped(opener, engine):
+    assert titles(opener, engine, ["red pan"], "pin", "red pot") == ([[], []], 2)
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    ("titled", "typed", "total"),
+    [
+        (200, "w", 200),  # enough of them
+        (199, "w", 399),
+        (200, "thing w", 200),
+        (200, "wi", 200),
+        (200, "wid", 400),  # no longer short
+        (200, "ye", 300),  # fewer have it there
+        (0, "w", 200),
+    ],
+)
+def test_a_letter_or_two_are_looked_for_where_they_weigh_most(opener, engine, titled, typed, total):
+    first = [Document(f"a{n}", {"title": "Widget", "text": "a thing, ye know, w"}) for n in range(titled)]
+    others = [Document(f"b{n}", {"title": f"thing {'ye' * (n % 2)}", "text": "for a wide wall w"}) for n in range(200)]
+
+    async def body(search):
+        await search.index([*first, *others])
+        await search.refresh()
+        found = await search.find(Query(typed, limit=400))
+        assert (found.total, len(found.hits)) == (total, total)
+        assert ids(await search.find(Query(typed, limit=10, offset=150))) == ids(found)[150:160]
+
+    opener("search", engine)(body)
+
+
 def test_facets_filter_and_count(on):
     async def body(search):
         assert sorted(ids(await search.find(Query(facets={"colour": ["red"]})))) == ["1", "3"]

@@ -41,9 +41,11 @@ class Suggestions:
             words = key.split(" ")[:WORDS_IN_PHRASE]
             entries += [(" ".join(words[at:]), weight if at == 0 else weight // 2, phrase) for at in range(len(words))]
         entries.sort()
-        self._keys = [key for key, _, _ in entries]
-        self._weights = [weight for _, weight, _ in entries]
-        self._phrases = [phrase for _, _, phrase in entries]
+        self._keys = tuple(
+            key for key, _, _ in entries
+        )  # tuples: the garbage collector need not walk what cannot change
+        self._weights = tuple(weight for _, weight, _ in entries)
+        self._phrases = tuple(phrase for _, _, phrase in entries)
 
     def __len__(self) -> int:
         return len(self._keys)

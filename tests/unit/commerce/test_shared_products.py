@@ -7,6 +7,7 @@ import pytest
 
 from fourplane.commerce.catalog import Product, SharedProduct, Variant, for_all, plain
 from fourplane.commerce.catalog_rows import draft
+from fourplane.commerce.suggestions import Suggestions
 
 BARE = Product(1, "id", "", "", "", "", "", (Variant(""),))
 FULL = Product(
@@ -55,3 +56,9 @@ def test_the_garbage_collector_has_nothing_to_look_at_in_products(kept):
         parts = [product, *product.variants, *msgspec.structs.astuple(product)]
         parts += [value for variant in product.variants for value in msgspec.structs.astuple(variant)]
         assert not any(gc.is_tracked(part) for part in parts)
+
+
+def test_nor_in_suggestions():
+    suggestions = Suggestions({"coffee pot": 3, "tea pot": 2}, most=10)
+    gc.collect()
+    assert not any(gc.is_tracked(getattr(suggestions, name)) for name in suggestions.__slots__)

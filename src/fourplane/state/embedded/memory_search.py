@@ -1,8 +1,9 @@
 """The plain twin of the search engine: the same answers in one thread and without a file, for the simulator and small sets.
 
 An inverted index of dictionaries scored by BM25 (k1 1.2, b 0.75) per field, field weights multiplied in. The last word of a
-query also matches as a prefix; where nothing matches, words may be one or two edits away. Cost: proportional to the
-postings of the query's words; a prefix or a typo walks the vocabulary.
+query also matches as a prefix (a short one where it weighs most, if that finds enough). A word that no document has may be one
+or two edits away, and where nothing has all the words every word may. Cost: proportional to the postings of the query's words;
+a prefix or a typo walks the vocabulary.
 """
 
 import math
@@ -11,10 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fourplane.state.contracts import Document, Found, Hit, Query
 from fourplane.state.embedded.words import (
+    SHORT_PREFIX_ENOUGH,
     WEIGHTS,
     SearchStatistics,
     check_documents,
     check_query,
+    heaviest,
+    may_be_short,
     typos_allowed,
     words_of,
 )
@@ -53,12 +57,12 @@ class MemorySearch:
     async def find(self, query: Query) -> Found:
         words = check_query(query)
         self._queries += 1
-        scores = self._scored(words, fuzzy=False)
-        found = self._filtered(scores, query)
-        if not found and words:
-            self._fuzzy += 1
-            scores = self._scored(words, fuzzy=True)
-            found = self._filtered(scores, query)
+        fuzzy = self._absent(words)
+        scores, found = self._matching(words, query, fuzzy)
+        if not found and len(fuzzy) < len(set(words)):
+            fuzzy = frozenset(words)
+            scores, found = self._matching(words, query, fuzzy)
+        self._fuzzy += bool(fuzzy)
         if query.sort:
             found = [each for each in found if query.sort in self._documents[each].numbers]
             found.sort(key=lambda each: (self._documents[each].numbers[query.sort], each), reverse=query.descending)
@@ -102,16 +106,35 @@ class MemorySearch:
             self._totals[field] -= self._lengths[field].pop(document)
         return 1
 
-    def _scored(self, words: list[str], *, fuzzy: bool) -> dict[str, float]:
-        """Every document that has all the words (in any field), with its score."""
+    def _absent(self, words: list[str]) -> frozenset[str]:
+        """The words that no document has and that may be mistyped."""
+        return frozenset(
+            word
+            for position, word in enumerate(words)
+            if typos_allowed(word) and not self._beginning(word, only_itself=position < len(words) - 1)
+        )
+
+    def _matching(self, words: list[str], query: Query, fuzzy: frozenset[str]) -> tuple[dict[str, float], list[str]]:
+        """The scores of documents with all the words, and those of them that pass the filters."""
+        if may_be_short(words):
+            scores = self._scored(words, fuzzy, last_in=heaviest(self._postings, self._weights))
+            found = self._filtered(scores, query)
+            if len(found) >= SHORT_PREFIX_ENOUGH:
+                return scores, found
+        scores = self._scored(words, fuzzy, last_in=frozenset(self._postings))
+        return scores, self._filtered(scores, query)
+
+    def _scored(self, words: list[str], fuzzy: frozenset[str], *, last_in: frozenset[str]) -> dict[str, float]:
+        """Every document that has all the words, with its score; the last word in these fields."""
         if not words:
             return dict.fromkeys(self._documents, 1.0)
         result: dict[str, float] | None = None
         for position, word in enumerate(words):
-            variants = self._variants(word, prefix=position == len(words) - 1, fuzzy=fuzzy)
+            last = position == len(words) - 1
+            fields = [field for field in self._postings if not last or field in last_in]
             scores: dict[str, float] = {}
-            for variant in variants:
-                for field in self._postings:
+            for variant in self._variants(word, prefix=last, fuzzy=word in fuzzy):
+                for field in fields:
                     self._add_scores(field, variant, scores)
             if result is None:
                 result = scores
@@ -132,17 +155,21 @@ class MemorySearch:
             scores[document] = scores.get(document, 0.0) + weight * share
 
     def _variants(self, word: str, *, prefix: bool, fuzzy: bool) -> Iterable[str]:
-        vocabulary = self._words()
         if fuzzy:
             most = typos_allowed(word)
             return [
                 known
-                for known in vocabulary
+                for known in self._words()
                 if abs(len(known) - len(word)) <= most and _edits(word, known, most) <= most
             ]
-        if not prefix:
-            return [word]
+        return self._beginning(word, only_itself=not prefix)
+
+    def _beginning(self, word: str, *, only_itself: bool) -> Sequence[str]:
+        """The known words that begin like this, or the word alone if it is known."""
+        vocabulary = self._words()
         start = bisect_left(vocabulary, word)
+        if only_itself:
+            return vocabulary[start : start + 1] if vocabulary[start : start + 1] == [word] else []
         stop = bisect_left(vocabulary, word + "\U0010ffff", lo=start)
         return vocabulary[start : min(stop, start + PREFIX_WORDS_MAX)]
 

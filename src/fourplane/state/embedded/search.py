@@ -5,13 +5,15 @@ facets, 16 numbers), and `fields.json` remembers which name has which slot; a sl
 to plain lower-case words by our own rule first, so that queries and the simulator's twin read words alike and no query
 string is ever syntax.
 
-Words must all occur (in any field, weighted); the last one also as a prefix. A word that no document has may be one or two
-edits away, and where nothing has all the words every word may. Facets count by aggregation, which is a second pass; so passes
-are kept small: a field without the word is left out, and so is a prefix that only the word itself begins with.
+Words must all occur (in any field, weighted); the last one also as a prefix. Half of all documents may have a word that begins
+with one letter or two: so few at the end are looked for in the fields that weigh most, as long as enough is found there. A word
+that no document has may be one or two edits away, and where nothing has all the words every word may. Facets count by
+aggregation, which is a second pass; so passes are kept small: a field without the word is left out, and so is a prefix that
+only the word itself begins with.
 
 Writes gather and are committed by a thread `commit_s` after the first of them or on `refresh`; queries run inline (0.1 to
-1 ms), those that count facets or are fuzzy on the thread. The index is derived data: a folder that cannot be opened is
-emptied, and `rebuilt` says so.
+1 ms), those that count facets, are fuzzy or end with a letter or two on the thread. The index is derived data: a folder that
+cannot be opened is emptied, and `rebuilt` says so.
 """
 
 import asyncio
@@ -27,10 +29,14 @@ from fourplane.foundation.blocking import Worker
 from fourplane.foundation.errors import Rejected
 from fourplane.state.contracts import Document, Found, Hit, Query
 from fourplane.state.embedded.words import (
+    SHORT_PREFIX,
+    SHORT_PREFIX_ENOUGH,
     WEIGHTS,
     SearchStatistics,
     check_documents,
     check_query,
+    heaviest,
+    may_be_short,
     typos_allowed,
     words_of,
 )
@@ -38,7 +44,6 @@ from fourplane.state.embedded.words import (
 TEXT_SLOTS, FACET_SLOTS, NUMBER_SLOTS = 8, 16, 16
 FACET_COUNT_MAX = 1_000
 FORMAT = 1
-PREFIX_LOOKED_UP = 3  # letters of a prefix whose words are few enough to look at
 
 
 class SearchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +103,7 @@ class TantivySearch:
         words = check_query(query)
         self._queries += 1
         fuzzy = self._absent(words)
-        if query.count_facets or fuzzy:
+        if query.count_facets or fuzzy or may_be_short(words):
             found = await self._worker.submit(self._search, words, query, fuzzy)
         else:
             found = self._search(words, query, fuzzy)
@@ -230,8 +235,17 @@ class TantivySearch:
         )
 
     def _search(self, words: list[str], query: Query, fuzzy: frozenset[str]) -> Found:
+        every = frozenset(self._fields.text)
+        if may_be_short(words) and (heavy := heaviest(every, self._settings.weights)) != every:
+            found = self._found(words, query, fuzzy, last_in=heavy)
+            if found.total >= SHORT_PREFIX_ENOUGH:
+                return found
+        return self._found(words, query, fuzzy, last_in=every)
+
+    def _found(self, words: list[str], query: Query, fuzzy: frozenset[str], *, last_in: frozenset[str]) -> Found:
+        """The answer, the last word looked for in these fields alone."""
         searcher = self._searcher
-        wanted = self._query(searcher, words, query, fuzzy)
+        wanted = self._query(searcher, words, query, fuzzy, last_in=last_in)
         if wanted is None:
             return Found((), 0, {name: {} for name in query.count_facets})
         order: dict[str, Any] = {}
@@ -252,7 +266,13 @@ class TantivySearch:
         return Found(hits, int(result.count or 0), self._counts(searcher, wanted, query))
 
     def _query(
-        self, searcher: tantivy.Searcher, words: list[str], query: Query, fuzzy: frozenset[str]
+        self,
+        searcher: tantivy.Searcher,
+        words: list[str],
+        query: Query,
+        fuzzy: frozenset[str],
+        *,
+        last_in: frozenset[str],
     ) -> tantivy.Query | None:
         """The whole query, None when it names a field that no document has."""
         must, fields = tantivy.Occur.Must, self._fields
@@ -263,7 +283,8 @@ class TantivySearch:
                 (tantivy.Occur.Should, tantivy.Query.boost_query(either, weight))
                 for name, slot in fields.text.items()
                 if (weight := self._settings.weights.get(name, 1.0)) > 0
-                and (either := self._word(searcher, f"text_{slot}", word, last, word in fuzzy)) is not None
+                and (not last or name in last_in)
+                and (either := self._word(searcher, f"text_{slot}", word, last=last, fuzzy=word in fuzzy)) is not None
             ]
             if not variants:
                 return None
@@ -293,8 +314,9 @@ class TantivySearch:
         searcher: tantivy.Searcher,
         field: str,
         word: str,
-        last: bool,  # noqa: FBT001 - private, short
-        fuzzy: bool,  # noqa: FBT001
+        *,
+        last: bool,
+        fuzzy: bool,
     ) -> tantivy.Query | None:
         """The documents with this word in a field; None where that has none."""
         if fuzzy:
@@ -302,15 +324,13 @@ class TantivySearch:
         exact = tantivy.Query.term_query(self._schema, field, word) if searcher.doc_freq(field, word) else None
         if not last:
             return exact
-        if len(word) >= PREFIX_LOOKED_UP and len(searcher.terms_with_prefix(field, word, limit=2)) <= (
-            exact is not None
-        ):
+        if len(word) > SHORT_PREFIX and len(searcher.terms_with_prefix(field, word, limit=2)) <= (exact is not None):
             return exact
         prefix = tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=0, prefix=True)
-        longer = tantivy.Query.const_score_query(prefix, 0.3)
+        beginning = tantivy.Query.const_score_query(prefix, 0.3)
         if exact is None:
-            return longer
-        return tantivy.Query.boolean_query([(tantivy.Occur.Should, exact), (tantivy.Occur.Should, longer)])
+            return beginning
+        return tantivy.Query.boolean_query([(tantivy.Occur.Should, exact), (tantivy.Occur.Should, beginning)])
 
     def _counts(self, searcher: tantivy.Searcher, wanted: tantivy.Query, query: Query) -> dict[str, dict[str, int]]:
         counts: dict[str, dict[str, int]] = {name: {} for name in query.count_facets}

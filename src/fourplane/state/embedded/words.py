@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,8 @@ DOCUMENT_CHARS_MAX = 1 << 20
 DOCUMENTS_MAX = 10_000
 RESULTS_MAX = 1_000
 FACET_VALUES_MAX = 100
+SHORT_PREFIX = 2  # letters; what begins with so few is looked for where it weighs most,
+SHORT_PREFIX_ENOUGH = 200  # unless fewer than these are found there
 WEIGHTS = {"title": 4.0, "name": 4.0, "brand": 2.0}
 _WORD = re.compile(r"\w+")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -43,6 +45,18 @@ def words_of(text: str) -> list[str]:
 def typos_allowed(word: str) -> int:
     """How many edits a word may be away where nothing matches exactly."""
     return 0 if len(word) < 4 else 1 if len(word) < 8 else 2
+
+
+def may_be_short(words: Sequence[str]) -> bool:
+    """Whether a query ends with so few letters that half of everything may begin with them."""
+    return bool(words) and len(words[-1]) <= SHORT_PREFIX
+
+
+def heaviest(fields: Iterable[str], weights: Mapping[str, float]) -> frozenset[str]:
+    """The fields that weigh most: where a short prefix is looked for first."""
+    known = {field: weights.get(field, 1.0) for field in fields}
+    most = max(known.values(), default=0.0)
+    return frozenset(field for field, weight in known.items() if weight == most)
 
 
 def check_documents(documents: Sequence[Document]) -> None:
