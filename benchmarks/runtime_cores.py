@@ -9,13 +9,14 @@ is in their caches, and the figure would be about that. So "one" is a deployment
 once, with as many users and messages in flight for each worker as two workers have that are one deployment: the same cores,
 the same generator, and the only difference is that they share their users. The two take turns, half a second each, so that a
 machine whose pace changes is the same for both; what a deployment puts off until it rests is counted where it was caused. Of two
-pairs of users whose messages go on together one is in two shards, so half of all messages change the worker. Two more stand
-beside it: two workers when no message changes the worker (`near`), and one worker alone (`alone`). Messages are archived for
-both people, as a deployment does unless it is told not to, and once more without: there a message costs a sixth, and its way to
-the other worker weighs most.
+pairs of users whose messages go on together one is in two shards, so half of all messages change the worker. Beside it stand
+two workers when no message changes the worker (`near`, by turns with the others once again), and one worker alone (`alone`).
+Messages are archived for both people, as a deployment does unless it is told not to, and once more without: there a message
+costs a sixth, and its way to the other worker weighs most.
 
 Requests are for two systems, with keep-alive connections that come in anywhere, counted in units of what each kind costs one
 worker, as the mix differs from run to run. Beside them stand the rate on the wall and per CPU second of the busiest worker.
+`python -m benchmarks.runtime_cores 1 archived_messages` is one round of one part (the others: see the end).
 """
 
 import asyncio
@@ -232,7 +233,7 @@ async def message_loads(ones, two, people, ledger, seconds):
 async def _take_turns(ledger, loads, seconds):
     """All have as much to do and as much rest, so that what they put off comes to the same."""
     for number in range(1 + round(seconds / WINDOW_S)):
-        for load in loads:
+        for load in loads[:: 1 if number % 2 else -1]:
             ledger.next(load)
             await load.run(WINDOW_S)
         if not number:  # nothing was in any cache yet
@@ -316,18 +317,43 @@ async def _measured(facts, counted, seconds):
 
 def two_cores(figures, *, seconds=3.0):
     """Both loads on one and on two workers."""
+    archived_messages(figures, seconds=2 * seconds)
+    unarchived_messages(figures, seconds=seconds)
+    requests(figures, seconds=seconds)
+
+
+def archived_messages(figures, *, seconds=6.0):
+    """Twice as long: what lies in a journal goes down 50,000 rows at a time, which costs, and happens a few times."""
+    _messages(figures, "messages", {"FOURPLANE_MESSAGING__ARCHIVE": "true"}, seconds)
+
+
+def unarchived_messages(figures, *, seconds=3.0):
+    """The same without."""
+    _messages(figures, "messages_unarchived", {"FOURPLANE_MESSAGING__ARCHIVE": "false"}, seconds)
+
+
+def _messages(figures, kind, extra, seconds):
+    with contextlib.ExitStack() as stack:
+        ones = [stack.enter_context(deployment("messaging", workers=1, extra=extra, core=core)) for core in (0, 1)]
+        two = stack.enter_context(deployment("messaging", workers=2, extra=extra))
+        shared = balanced(accounts(two, 2 * USERS))
+        people = [*(accounts(facts, len(shared) // 2) for facts in ones), shared]
+        ledger = Ledger([*ones, two])
+        loads = asyncio.run(message_loads(ones, two, people, ledger, seconds))
+    for name, load in loads.items():
+        figures.setdefault(f"{kind}_{name}_cpu_us", []).append(1e6 * load.cost_s)
+        figures.setdefault(f"{kind}_{name}_per_s", []).append(load.count / load.wall_s)
+    for name, one, both in (("", "1_workers", "2_workers"), ("_near", "1_workers_again", "2_workers_near")):
+        figures.setdefault(f"two_cores_{kind}{name}_ratio", []).append(2 * loads[one].cost_s / loads[both].cost_s)
+
+
+def requests(figures, *, seconds=3.0):
+    """Requests for two systems, on one worker and on one each."""
 
     def note(name, value):
         figures.setdefault(name, []).append(value)
 
     cost = {}  # CPU seconds of all workers per unit of work
-    for kind, archive in (("messages", "true"), ("messages_unarchived", "false")):
-        for name, load in _messages({"FOURPLANE_MESSAGING__ARCHIVE": archive}, seconds).items():
-            cost[kind, name] = load.cost_s
-            note(f"{kind}_{name}_cpu_us", 1e6 * load.cost_s)
-            note(f"{kind}_{name}_per_s", load.count / load.wall_s)
-        note(f"two_cores_{kind}_ratio", 2 * cost[kind, "1_workers"] / cost[kind, "2_workers"])
-        note(f"two_cores_{kind}_near_ratio", 2 * cost[kind, "1_workers_again"] / cost[kind, "2_workers_near"])
     costs = []
     for workers in (1, 2):
         placed = {"FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"} if workers == 2 else {}
@@ -340,24 +366,11 @@ def two_cores(figures, *, seconds=3.0):
                     count, used, wall = asyncio.run(request_load(facts, shares, seconds / 2))
                     costs.append((used[0] - idle * wall) / count[number])
             count, used, wall = asyncio.run(request_load(facts, [0.5, 0.5], seconds))
-            cost["requests", workers] = (sum(used) - idle * wall) / sum(
-                n * one for n, one in zip(count, costs, strict=True)
-            )
+            cost[workers] = (sum(used) - idle * wall) / sum(n * one for n, one in zip(count, costs, strict=True))
             note(f"requests_{workers}_workers_turned_away", turned_away(facts))
             note(f"requests_{workers}_workers_per_busiest_cpu_s", sum(count) / max(used))
             note(f"requests_{workers}_workers_per_s", sum(count) / wall)
-    note("two_cores_requests_ratio", 2 * cost["requests", 1] / cost["requests", 2])
-
-
-def _messages(extra, seconds):
-    """See message_loads."""
-    with contextlib.ExitStack() as stack:
-        ones = [stack.enter_context(deployment("messaging", workers=1, extra=extra, core=core)) for core in (0, 1)]
-        two = stack.enter_context(deployment("messaging", workers=2, extra=extra))
-        shared = balanced(accounts(two, 2 * USERS))
-        people = [*(accounts(facts, len(shared) // 2) for facts in ones), shared]
-        ledger = Ledger([*ones, two])
-        return asyncio.run(message_loads(ones, two, people, ledger, seconds))
+    note("two_cores_requests_ratio", 2 * cost[1] / cost[2])
 
 
 def idle_shares(deployments, seconds=2.0):
@@ -425,8 +438,9 @@ if __name__ == "__main__":
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    parts = {one.__name__: one for one in (archived_messages, unarchived_messages, requests, killed_shard)}
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1):
-        two_cores(found)
-    killed_shard(found)
+        for part in sys.argv[2:] or parts:
+            parts[part](found)
     for key, values in found.items():
         print(f"{key:45} {statistics.median(values):14,.2f}   {' '.join(f'{one:,.2f}' for one in values)}")
