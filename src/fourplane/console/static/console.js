@@ -135,7 +135,7 @@ function overview() {
   state.drawing = null;
   const main = $("main");
   main.replaceChildren(html`<h1>Four architectures, running</h1>
-    <p class="lead">Every box of the case studies is a piece of this process. Open a system to see its diagram with the traffic in it, stop a box and watch what depends on it.</p>
+    <p class="lead">Every box of the case studies is a piece of what runs here. Open a system to see its diagram with the traffic in it, stop a box and watch what depends on it.</p>
     <div class="cards" id="cards"></div>
     <div class="planes">${{ raw: Object.entries(COLOUR).slice(0, 4).map(([plane, colour]) => `<span><i style="background:${colour}"></i>${plane} plane</span>`).join("") }}<span><i style="border:1.5px dashed var(--muted)"></i>not built yet</span></div>`);
   for (const [id, system] of Object.entries(SYSTEMS)) {
