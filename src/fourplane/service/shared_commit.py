@@ -51,6 +51,11 @@ class Template(msgspec.Struct, frozen=True, eq=False):
     counted: bool = True
     label: str = ""
 
+    @property
+    def plain(self) -> bool:
+        """An INSERT of just its rows: it writes all of them or fails."""
+        return self.head.endswith(" VALUES ") and not self.tail
+
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One row of a template; `count` table rows are changed by it."""
@@ -253,7 +258,7 @@ def rendered(works: Sequence[Work], *, far: bool = False) -> list[Statement]:
 
 def _render(template: Template, rows: Sequence[Row], statements: list[Statement]) -> None:
     at, left = 0, len(rows)
-    counted, label = template.counted, template.label
+    counted, label, sure = template.counted, template.label, template.plain
     for size in SIZES:
         while left >= size:
             part = rows[at : at + size]
@@ -264,7 +269,7 @@ def _render(template: Template, rows: Sequence[Row], statements: list[Statement]
                 values += row.values
                 expected += row.count
             text = _text(template.head, template.row, template.tail, size)
-            statements.append(Statement(text, tuple(values), expected if counted else None, label))
+            statements.append(Statement(text, tuple(values), expected if counted else None, label, sure))
 
 
 def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
@@ -278,7 +283,8 @@ def _whole(template: Template, rows: Sequence[Row]) -> Statement | None:
         return None
     text = _far_text(template.head, template.row, template.tail, kinds)
     values = tuple(array(column, kind) for column, kind in zip(columns, kinds, strict=True))
-    return Statement(text, values, sum(row.count for row in rows) if template.counted else None, template.label)
+    expected = sum(row.count for row in rows) if template.counted else None
+    return Statement(text, values, expected, template.label, template.plain)
 
 
 _ITEM = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")

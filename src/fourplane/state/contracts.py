@@ -27,13 +27,15 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     """One SQL statement with numbered parameters (`?1`, `?2`) in the dialect both SQLite and PostgreSQL read.
 
     `expect_rows`: the number of rows it must change (or return); any other number undoes the whole commit with `Conflict`,
-    whose `fields` name the statement's position and `label`.
+    whose `fields` name the statement's position and `label`. `sure`: no other number is possible (an INSERT of just these rows),
+    so an engine need not pay for counting.
     """
 
     sql: str
     parameters: tuple[SqlValue, ...] = ()
     expect_rows: int | None = None
     label: str = ""
+    sure: bool = False
 
 
 class Sql(Protocol):

@@ -166,6 +166,13 @@ def test_equal_counters_become_one_row_and_uncounted_rows_expect_nothing():
     assert (statement.sql, statement.expect_rows) == ("DELETE FROM thing WHERE id IN (?1)", None)
 
 
+def test_only_an_insert_of_just_its_rows_is_sure_to_write_them_all():
+    keep = Template(PUT.head, PUT.row, " ON CONFLICT DO NOTHING")
+    for far in (False, True):
+        works = [Row(one, (number, 1)) for one in (PUT, keep, TAKE) for number in (1, 2)]
+        assert [one.sure for one in rendered(works, far=far)] == [True, False, False]
+
+
 def test_far_away_any_number_of_rows_is_one_statement_of_one_text():
     few, many = (
         rendered(

@@ -230,7 +230,8 @@ class _Plan:
     """A commit's statements as they are asked.
 
     An expectation travels with its statement, which fails on the server where it is not met: so the commit need not wait for
-    somebody to look. Of statements that give rows of what they change the answers are looked at.
+    somebody to look. Counting costs the server as much as a few rows, so what is `sure` is not counted. Of statements that give
+    rows of what they change the answers are looked at.
     """
 
     __slots__ = ("_guarded", "_statements", "asks", "check")
@@ -242,13 +243,13 @@ class _Plan:
         self.check: Check | None = None
         for position, each in enumerate(statements):
             text, expected = translated(each.sql), each.expect_rows
-            sure = None if expected is None else guarded(text, len(each.parameters))
-            self._guarded.append(sure is not None)
-            if sure is not None:
-                self.asks.append(Ask(sure, (*each.parameters, expected, position)))
+            counting = None if expected is None or each.sure else guarded(text, len(each.parameters))
+            self._guarded.append(counting is not None)
+            if counting is not None:
+                self.asks.append(Ask(counting, (*each.parameters, expected, position)))
                 continue
             self.asks.append(Ask(text, each.parameters))
-            if expected is not None:
+            if expected is not None and not each.sure:
                 self.check = self._look
 
     def rows(self, answers: Sequence[Answer]) -> list[list[Row]]:
