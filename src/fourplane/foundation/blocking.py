@@ -9,12 +9,14 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from fourplane.foundation.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
-Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+Tell = Callable[[Any, BaseException | None], object]
+Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, Tell]
 
 
 class InlineLoop(Protocol):
@@ -40,15 +42,31 @@ class Worker:
         inline = getattr(loop, "blocking_inline", None)
         if inline is not None:
             return cast("InlineLoop", loop).blocking_inline(self._name, lambda: work(*args))
+        future: asyncio.Future[T] = loop.create_future()
+        self._put((work, args, loop, partial(_settle, future)))
+        return future
+
+    def call(self, then: Callable[[BaseException | None], object], work: Callable[..., object], *args: object) -> None:
+        """Queue one job; `then` hears how it ended in the very turn of the loop that learns of it.
+
+        A future tells a turn later, and under load a turn is milliseconds. Raises Overloaded like `submit`.
+        """
+        if self._closed:
+            raise Unavailable(f"worker {self._name} is closed")
+        loop = asyncio.get_running_loop()
+        if getattr(loop, "blocking_inline", None) is not None:
+            self.submit(work, *args).add_done_callback(lambda done: then(_error_of(done)))
+            return
+        self._put((work, args, loop, lambda _, error: then(error)))
+
+    def _put(self, job: Job) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        future: asyncio.Future[T] = loop.create_future()
         try:
-            self._jobs.put_nowait((work, args, loop, future))
+            self._jobs.put_nowait(job)
         except queue.Full:
             raise Overloaded(f"worker {self._name} has {self._jobs.maxsize} jobs waiting") from None
-        return future
 
     def close(self) -> None:
         """Finish what is queued, then end the thread; waits for it."""
@@ -61,21 +79,23 @@ class Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            work, args, loop, future = job
+            work, args, loop, tell = job
             try:
                 result = work(*args)
             except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
-                _deliver(loop, future, None, error)
+                _deliver(loop, tell, None, error)
             else:
-                _deliver(loop, future, result, None)
+                _deliver(loop, tell, result, None)
 
 
-def _deliver(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object, error: BaseException | None
-) -> None:
+def _deliver(loop: asyncio.AbstractEventLoop, tell: Tell, result: object, error: BaseException | None) -> None:
     if loop.is_closed():
         return
-    loop.call_soon_threadsafe(_settle, future, result, error)
+    loop.call_soon_threadsafe(tell, result, error)
+
+
+def _error_of(done: "asyncio.Future[Any]") -> BaseException | None:
+    return asyncio.CancelledError() if done.cancelled() else done.exception()
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

@@ -23,8 +23,9 @@ Source: group commit (DeWitt et al. 1984), escrow-style summing (O'Neil 1986).
 import asyncio
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -90,6 +91,18 @@ class SharedCommitStatistics(msgspec.Struct, frozen=True):
     waiting: int
 
 
+@runtime_checkable
+class CommitsSoon(Protocol):
+    """A store that begins a commit at once and tells of its end in the turn of the loop that learns of it.
+
+    An order that is placed in a crowd waits for turns, not for the disk: each is full of the work of others. Awaiting a commit
+    takes two of them more than this.
+    """
+
+    def commit_soon(self, statements: Sequence[Statement], told: Callable[[BaseException | None], None]) -> None:
+        """`Sql.commit` of these; `told` hears None or the error."""
+
+
 class _Caller:
     __slots__ = ("fences", "future", "works")
 
@@ -104,6 +117,7 @@ class SharedCommit:
 
     def __init__(self, sql: Sql, settings: SharedCommitSettings | None = None) -> None:
         self._sql = sql
+        self._soon = sql if isinstance(sql, CommitsSoon) else None
         self._far = sql.dialect == "postgresql"
         self._settings = settings = settings or SharedCommitSettings()
         self._pace_s = settings.far_pace_s if self._far else settings.pace_s
@@ -208,7 +222,12 @@ class SharedCommit:
             fences += [fence for fence in caller.fences if fence not in fences]
             works += caller.works
         try:
-            await self._sql.commit([*fences, *rendered(works, far=self._far)])
+            statements = [*fences, *rendered(works, far=self._far)]
+            if self._soon is not None:
+                await self._write_soon(self._soon, batch, statements)
+            else:
+                await self._sql.commit(statements)
+                _tell(batch)
         except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
             if len(batch) > 1 and (isinstance(error, Conflict | Rejected) or not isinstance(error, FourplaneError)):
                 self._alone += len(batch)
@@ -216,10 +235,21 @@ class SharedCommit:
                 return
             for caller in batch:
                 _fail(caller.future, error)
-        else:
-            for caller in batch:
-                if not caller.future.done():
-                    caller.future.set_result(None)
+
+    async def _write_soon(self, store: CommitsSoon, batch: list[_Caller], statements: list[Statement]) -> None:
+        """The same where the callers hear of it before this line does, in one turn."""
+        ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+        def told(error: BaseException | None) -> None:
+            if error is None:
+                _tell(batch)
+            if not ended.done():
+                ended.set_result(error)
+
+        store.commit_soon(statements, told)
+        error = await ended
+        if error is not None:
+            raise error
 
     async def _write_alone(self, caller: _Caller) -> None:
         try:
@@ -330,6 +360,13 @@ def _text(head: str, row: str, tail: str, count: int) -> str:
 def _wake(future: "asyncio.Future[None] | None") -> None:
     if future is not None and not future.done():
         future.set_result(None)
+
+
+def _tell(batch: Sequence[_Caller]) -> None:
+    """What they wrote is durable."""
+    for caller in batch:
+        if not caller.future.done():
+            caller.future.set_result(None)
 
 
 def _fail(future: "asyncio.Future[None]", error: Exception) -> None:

@@ -106,3 +106,23 @@ def test_a_loop_with_inline_work_gets_no_thread():
     assert loop.run_until_complete(main()) == before
     assert loop.seen == "disk"
     loop.close()
+
+
+def test_a_call_tells_on_the_loop_how_it_ended():
+    async def main():
+        worker, told, ended = Worker("writer", queue_max=4), [], asyncio.get_running_loop().create_future()
+
+        def hear(error):
+            told.append((type(error), threading.current_thread() is threading.main_thread()))
+            if len(told) == 2:
+                ended.set_result(None)
+
+        worker.call(hear, int, "7")
+        worker.call(hear, int, "seven")
+        await ended
+        worker.close()
+        with pytest.raises(Unavailable):
+            worker.call(hear, int, "8")
+        return told
+
+    assert asyncio.run(main()) == [(type(None), True), (ValueError, True)]

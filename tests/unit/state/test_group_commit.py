@@ -81,3 +81,26 @@ def test_two_statements_in_one_text_are_not_taken_for_one(tmp_path):
         assert await sql.read("SELECT count(*) FROM t") == [(3,)]
 
     with_sql(body, tmp_path)
+
+
+def test_a_commit_that_is_told_is_durable_and_seen_when_it_is_told(tmp_path):
+    async def body(sql):
+        loop, told = asyncio.get_running_loop(), []
+        ended = loop.create_future()
+
+        def hear(error):
+            told.append((error, list(sql.database.read("SELECT id FROM t ORDER BY id"))))
+            if len(told) == 3:
+                ended.set_result(None)
+
+        sql.commit_soon([Statement(INSERT, (1, "a"))], hear)
+        assert sql.statistics().waiting == 0, "begun at once"
+        sql.commit_soon([Statement(INSERT, (2, "b")), Statement(INSERT, (3, "c"))], hear)
+        sql.commit_soon([Statement(INSERT, (4, "d")), Statement(INSERT, (1, "again"))], hear)
+        assert sql.statistics().waiting == 2, "together, behind the one under way"
+        await ended
+        assert told[:2] == [(None, [(1,)]), (None, [(1,), (2,), (3,)])]
+        assert isinstance(told[2][0], Conflict)
+        assert told[2][1] == [(1,), (2,), (3,)], "what failed left nothing"
+
+    with_sql(body, tmp_path)

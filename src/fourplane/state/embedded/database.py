@@ -73,10 +73,28 @@ class DatabaseStatistics(msgspec.Struct, frozen=True):
     failed: str
 
 
+class _Told:
+    """A caller without a future: it hears in the turn in which its group ends, not in the one after."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[BaseException | None], None]) -> None:
+        self._tell = tell
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _result: object) -> None:
+        self._tell(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._tell(error)
+
+
 class _Entry(msgspec.Struct, Generic[T], gc=False):
     """One caller's part of a group: a function, or (without one) a statement that returns no rows."""
 
-    future: "asyncio.Future[T]"
+    future: "asyncio.Future[T] | _Told"
     work: Work[T] | None = None
     weight: int = 1
     savepoint: bool = False
@@ -142,6 +160,16 @@ class Database:
         future: asyncio.Future[T] = loop.create_future()
         self._queue.append(_Entry(future, work, weight, savepoint, lasting))
         return future
+
+    def transact_soon(self, work: Work[T], told: Callable[[BaseException | None], None], *, weight: int = 1) -> None:
+        """`transact` for one who has gathered others already: its group begins at once unless one is under way.
+
+        `told` hears in the very turn in which the group is durable or has failed, before anybody who awaits.
+        """
+        self._admitted()
+        self._queue.append(_Entry(_Told(told), work, weight, savepoint=True))
+        if not self._busy:
+            self._flush()
 
     def append(self, sql: str, parameters: tuple[SqlValue, ...], answer: T) -> "asyncio.Future[T]":
         """Run one statement that returns no rows inside the next group; `answer` when it is durable.
@@ -321,14 +349,13 @@ class Database:
         if self._stale:
             self._refresh()
         if weight > self._settings.inline_weight_max:
-            done = self._worker.submit(self._execute_and_sync, group)
+            self._worker.call(partial(self._synced, group, began), self._execute_and_sync, group)
         else:
             error = self._execute(group)
             if error is not None or not file.log_grew or not any(entry.lasting for entry in group):
                 self._settle(group, began, error)
                 return
-            done = self._worker.submit(file.sync_log)
-        done.add_done_callback(partial(self._synced, group, began))
+            self._worker.call(partial(self._synced, group, began), file.sync_log)
 
     def _next_group(self) -> tuple[list[_Entry[Any]], int]:
         queue, most = self._queue, self._settings.group_weight_max
@@ -373,12 +400,11 @@ class Database:
         assert self._file is not None
         self._file.sync_log()
 
-    def _synced(self, group: list[_Entry[Any]], began: float, done: "asyncio.Future[None]") -> None:
-        error = None if done.cancelled() else done.exception()
+    def _synced(self, group: list[_Entry[Any]], began: float, error: BaseException | None) -> None:
         if isinstance(error, _Undone):
             self._settle(group, began, error.__cause__)
             return
-        if error is not None or done.cancelled():
+        if error is not None:
             told = f"{self.name} could not be synced ({error!r}); open it again"
             self._failed = Unavailable(told, code="sync_failed", file=self.name)
             self._settle(group, began, self._failed)

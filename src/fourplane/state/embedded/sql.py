@@ -1,7 +1,7 @@
 """Relational rows on SQLite: the `Sql` contract over one `Database`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import apsw
 import msgspec
@@ -51,16 +51,22 @@ class EmbeddedSql:
             if rowless:
                 return await self.database.append(sql, only.parameters, [[]])
             return await self.database.transact(lambda writer: [run(writer, only, 0)], savepoint=False)
+        return await self.database.transact(self._together(statements), weight=max(1, count))
+
+    def commit_soon(self, statements: Sequence[Statement], told: Callable[[BaseException | None], None]) -> None:
+        """`commit` for one who has gathered others already: begun at once, `told` in the turn in which it is durable."""
+        self.database.transact_soon(self._together(statements), told, weight=max(1, len(statements)))
+
+    def _together(self, statements: Sequence[Statement]) -> Callable[[apsw.Connection], list[list[Row]]]:
+        """What runs them one after the other; raises for what may not be run."""
         for statement in statements:
             if statement.sql not in self._allowed:
                 self._allow(statement.sql)
-        if count > self._settings.statements_max:
-            raise TooLarge(f"{count} statements in one commit, {self._settings.statements_max} are allowed")
+        count, most = len(statements), self._settings.statements_max
+        if count > most:
+            raise TooLarge(f"{count} statements in one commit, {most} are allowed")
         given = tuple(statements)
-        return await self.database.transact(
-            lambda writer: [run(writer, statement, position) for position, statement in enumerate(given)],
-            weight=max(1, count),
-        )
+        return lambda writer: [run(writer, statement, position) for position, statement in enumerate(given)]
 
     def _allow(self, sql: str) -> bool:
         """Remember texts that passed, so that each is looked at once; whether this one never returns rows."""
