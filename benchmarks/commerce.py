@@ -36,6 +36,7 @@ from fourplane.commerce.app import Commerce, CommerceSettings
 from fourplane.commerce.catalog import Product, Variant, for_all, shared_from
 from fourplane.commerce.inventory import Adjustment
 from fourplane.commerce.promotions import Promotion
+from fourplane.commerce.snapshot import write
 from fourplane.control.fleet import COLLECT_AFTER
 from fourplane.edge.gateway import Gateway, GatewaySettings
 from fourplane.edge.http_server import HttpServer, HttpServerSettings
@@ -353,39 +354,52 @@ async def pages(facts, seconds, count):
     return done
 
 
-def reads(products=100_000, looks=200_000):
+def reads(products=100_000, looks=200_000, rounds=5):
     """One product by id, Zipf 1.1 over all: from the decoded objects of a process, and from the machine's shared snapshot.
 
-    A name is new for every read, as one out of a request is. `clock alone` is the same without a read: what the figures
-    above it include of the two looks at the clock and of what interrupts them.
+    A name is new for every read, as one out of a request is. Medians of rounds that take turns, and the p99 of each. `one
+    product` is the shared read of a single one, without the memory that is far away; `clock alone` no read at all: what the
+    figures include of the two looks at the clock and of what interrupts them. Nothing is subtracted.
     """
-    from fourplane.commerce.snapshot import write
-
     numbers = np.minimum(np.random.default_rng(1).zipf(1.1, looks) - 1, products - 1).tolist()
     product = Product(
         1, "x", "x", "A plain thing", "What it is.", "things", "plain", (Variant("x", {}, {"EUR": 1_000}),)
     )
     names = (f"product-{number:06d}" for number in range(products))
     decoded = {name: msgspec.structs.replace(product, id=name) for name in names}
-    figures = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "products.snapshot"
         write(path, ((one.id, for_all(one)) for one in decoded.values()))
         with shared_from(path) as snapshot:
-            for title, find in (
-                ("in process", decoded.get),
-                ("shared", snapshot.find),
-                ("clock alone", lambda name: name),
-            ):
-                spent = array("q", bytes(8 * looks))
-                for at, number in enumerate(numbers):
-                    name = f"product-{number:06d}"
-                    began = time.perf_counter_ns()
-                    find(name)
-                    spent[at] = time.perf_counter_ns() - began
-                late = np.sort(np.frombuffer(spent, dtype=np.int64))
-                figures[title] = {"p50 us": late[looks // 2] / 1e3, "p99 us": late[int(looks * 0.99)] / 1e3}
-    return figures
+            kinds = {
+                "in process": (decoded.get, numbers),
+                "shared": (snapshot.find, numbers),
+                "shared, one product": (snapshot.find, [1] * looks),
+                "clock alone": (lambda name: name, numbers),
+            }
+            spent = {title: [] for title in kinds}
+            for _ in range(rounds):
+                for title, (find, asked) in kinds.items():
+                    spent[title].append(spent_us(find, asked))
+    return {
+        title: {
+            "p50 us": statistics.median(p50 for p50, _ in each),
+            "p99 us": statistics.median(p99 for _, p99 in each),
+            "p99 us of rounds": [p99 for _, p99 in each],
+        }
+        for title, each in spent.items()
+    }
+
+
+def spent_us(find, numbers):
+    """p50 and p99 of one read after the other."""
+    spent = array("q", bytes(8 * len(numbers)))
+    for at, number in enumerate(numbers):
+        name = f"product-{number:06d}"
+        began = time.perf_counter_ns()
+        find(name)
+        spent[at] = time.perf_counter_ns() - began
+    return [float(one) / 1e3 for one in np.percentile(np.frombuffer(spent, dtype=np.int64), (50, 99))]
 
 
 def quantile(sorted_values, share):
@@ -494,6 +508,8 @@ def main() -> None:
         verdict = "" if bar is None else f"  (bar {bar:,}: {'held' if result['passed'][key] else 'MISSED'})"
         print(f"{key:>18}  {value:12,.2f}{verdict}")
     print(f"{'probe ns':>18}  {result['probe ns']:12,.2f}  (a turn of a bare loop; the machine's speed at the moment)")
+    for title, read in result["read"].items():
+        print(f"{title:>20}  p50 {read['p50 us']:.2f} us, p99 {read['p99 us']:.2f} us")
     print(f"{'race':>18}  {result['race']}")
     print(f"{'books':>18}  {result['books']}")
 
