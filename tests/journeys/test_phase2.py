@@ -56,6 +56,7 @@ def phase2(tmp_path_factory, postgres, redis, s3):
         "FOURPLANE_STORES__CACHE": redis.url,
         "FOURPLANE_STORES__BLOBS": s3,
         "FOURPLANE_GATEWAY__RATE_PER_S": "100000",
+        "FOURPLANE_FLEET__WORKERS": "4",  # the file's own number, also where all journeys run with two workers
         "FOURPLANE_MESSAGING__TLS_REQUIRED": "false",
         **SHORT_FILM,
     }

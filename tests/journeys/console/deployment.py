@@ -39,7 +39,9 @@ def deployment(folder, *systems, settings=None, extra=()):
         ready, _, _ = select.select([process.stdout], [], [], READY_S)
         line = process.stdout.readline() if ready else ""
         assert line, f"not up within {READY_S} s: {stopped(process)}"
-        yield {**json.loads(line), "pid": process.pid}
+        facts = json.loads(line)
+        assert "error" not in facts, facts
+        yield {**facts, "pid": process.pid}
     finally:
         stopped(process)
 
