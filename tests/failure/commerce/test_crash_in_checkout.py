@@ -38,6 +38,8 @@ class Fused:
 
     def __getattr__(self, name: str):
         found = getattr(self._store, name)
+        if name == "commit_soon":
+            return self._guarded_soon(found)
         return found if name not in ("commit", "write", "read", "get", "scan") else self._guarded(name, found)
 
     def _guarded(self, name: str, work):
@@ -55,6 +57,22 @@ class Fused:
                 fuse.blown.set()
                 await asyncio.Event().wait()
             return await work(*args, **kwargs)
+
+        return guarded
+
+    def _guarded_soon(self, work):
+        fuse = self._fuse
+
+        def guarded(statements, told):
+            if fuse.blown.is_set():
+                return
+            fuse.count += 1
+            if not 0 <= fuse.left < fuse.count:
+                work(statements, told)
+            elif fuse.after:
+                work(statements, lambda _: fuse.blown.set())
+            else:
+                fuse.blown.set()
 
         return guarded
 
