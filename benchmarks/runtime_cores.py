@@ -1,21 +1,23 @@
 """Two cores against one, and what a killed worker costs, on whole deployments started as a person starts them.
 
 What counts for two cores is CPU per unit of work, of all workers together, with one and with two: twice the first by the second
-is what two full cores carry against one. What the workers use when nobody asks for anything (figures, probes) is measured before
-and taken off, because it does not grow with the work. Workers are pinned, one to a core.
+is what two full cores carry against one. Workers are pinned, one to a core.
 
 Messages. One worker alone would have the load generator on the other core, two have it on theirs: it takes their turns and what
 is in their caches, and the figure would be about that. So "one" is a deployment of one worker on either core, both under load at
 once, with as many users and messages in flight for each worker as two workers have that are one deployment: the same cores,
-the same generator, and the only difference is that they share their users. The two take turns, half a second each, so that a
-machine whose pace changes is the same for both; what a deployment puts off until it rests is counted where it was caused. Of two
+the same generator, and the only difference is that they share their users. The two take turns of as many messages each, so that
+a machine whose pace changes is the same for both, and stores that grow dearer (what lies in a journal goes down 50,000 rows at a
+time) do so for both alike; what a deployment puts off until it rests is counted where it was caused. Of two
 pairs of users whose messages go on together one is in two shards, so half of all messages change the worker. Beside it stand
 two workers when no message changes the worker (`near`, by turns with the others once again), and one worker alone (`alone`).
 Messages are archived for both people, as a deployment does unless it is told not to, and once more without: there a message
 costs a sixth, and its way to the other worker weighs most.
 
 Requests are for two systems, with keep-alive connections that come in anywhere, counted in units of what each kind costs one
-worker, as the mix differs from run to run. Beside them stand the rate on the wall and per CPU second of the busiest worker.
+worker, as the mix differs from run to run; what the workers use when nobody asks for anything (figures, probes) is measured
+before and taken off, because it does not grow with the work. Beside them stand the rate on the wall and per CPU second of the
+busiest worker.
 `python -m benchmarks.runtime_cores 1 archived_messages` is one round of one part (the others: see the end).
 """
 
@@ -39,7 +41,8 @@ from fourplane.service.shards import ShardMap
 from fourplane.simulator.crowds.messaging_client import XmppClient, body_of
 
 USERS = 60  # of each worker
-WINDOW_S = 0.5
+WINDOW = 12_000  # messages of a turn
+WINDOW_S_MAX = 60.0
 REST_S = 0.3
 BATCH = 16
 SHARDS = ShardMap(2, 2)
@@ -117,9 +120,11 @@ class Turn:
         self.coming = 0
 
     def go(self):
-        if not self.load.going:
+        load = self.load
+        if load.unsent <= 0:
             return
         self.coming = len(self.batches)
+        load.unsent -= self.coming * BATCH
         for sender, receiver, batch in self.batches:
             receiver.turn = self
             sender.transport.write(batch)
@@ -172,7 +177,7 @@ class Load:
                 to = f"{receiver.name}@localhost/crowd"
                 one = f"<message to='{to}' type='chat' id='m'><body>As people write them.</body></message>".encode()
                 turn.batches.append((sender, receiver, one * BATCH))
-        self.going = False
+        self.unsent = 0
         self.clear()
 
     @property
@@ -184,58 +189,57 @@ class Load:
         """Measure from here on."""
         self.count = self.used_s = self.wall_s = 0
 
-    async def run(self, seconds):
-        """Go on for so long, and until everything has arrived."""
-        began, self.going = time.perf_counter(), True
-        for turn in self.turns:
-            turn.go()
-        await asyncio.sleep(seconds)
-        self.going = False
-        while any(turn.coming for turn in self.turns):
-            await asyncio.sleep(0.002)
+    async def run(self):
+        """One turn: send a window's messages and wait until all have arrived."""
+        began, self.unsent = time.perf_counter(), WINDOW
+        async with asyncio.timeout(WINDOW_S_MAX):
+            for turn in self.turns:
+                turn.go()
+            while self.unsent > 0 or any(turn.coming for turn in self.turns):
+                await asyncio.sleep(0.002)
         self.wall_s += time.perf_counter() - began
 
 
 class Ledger:
-    """Whose CPU it was: a deployment's, less what it uses at rest, belongs to the load that was there last."""
+    """Whose CPU it was: all a deployment used belongs to the load that was there last."""
 
     def __init__(self, deployments):
-        self._idle = list(zip(deployments, idle_shares(deployments), strict=True))
+        self._deployments = deployments
         self._marks = {}
 
     def next(self, load=None):
         """From now on the CPU of its deployments is `load`'s; without one all is settled."""
-        for facts, idle in self._idle:
+        for facts in self._deployments:
             if load is None or facts in load.deployments:
-                used_s, at = sum(map(cpu_s, facts["workers"])), time.perf_counter()
-                owner, used_before_s, since = self._marks.get(facts["http_port"], (None, 0.0, 0.0))
+                used_s = sum(map(cpu_s, facts["workers"]))
+                owner, used_before_s = self._marks.get(facts["http_port"], (None, 0.0))
                 if owner is not None:
-                    owner.used_s += used_s - used_before_s - idle * (at - since)
-                self._marks[facts["http_port"]] = (load, used_s, at)
+                    owner.used_s += used_s - used_before_s
+                self._marks[facts["http_port"]] = (load, used_s)
 
 
-async def message_loads(ones, two, people, ledger, seconds):
+async def message_loads(ones, two, people, ledger, windows):
     """Loads that took turns: a worker on each core; two workers, half or none of the messages change it; one alone."""
     *own, shared = [await logged_in(*each) for each in zip((*ones, two), people, strict=True)]
     count = len(shared) // 2
     rings = [shared[:count], shared[count:]]
     apart, half, near = Load(ones, _rings(*own)), Load([two], _half_across(*rings)), Load([two], _rings(*rings))
-    await _take_turns(ledger, [apart, half], seconds)
+    await _take_turns(ledger, [apart, half], windows)
     again = Load(ones, _rings(*own))
-    await _take_turns(ledger, [again, near], seconds)
+    await _take_turns(ledger, [again, near], windows)
     alone = Load(ones[:1], _rings(own[0][: count // 2], own[0][count // 2 :]))
-    await _take_turns(ledger, [alone], seconds / 2)
+    await _take_turns(ledger, [alone], windows // 4)
     for receiver in (*shared, *own[0], *own[1]):
         receiver.transport.abort()
     return {"1_workers": apart, "2_workers": half, "1_workers_again": again, "2_workers_near": near, "1_alone": alone}
 
 
-async def _take_turns(ledger, loads, seconds):
+async def _take_turns(ledger, loads, windows):
     """All have as much to do and as much rest, so that what they put off comes to the same."""
-    for number in range(1 + round(seconds / WINDOW_S)):
+    for number in range(1 + windows):
         for load in loads[:: 1 if number % 2 else -1]:
             ledger.next(load)
-            await load.run(WINDOW_S)
+            await load.run()
         if not number:  # nothing was in any cache yet
             ledger.next()
             for load in loads:
@@ -317,29 +321,29 @@ async def _measured(facts, counted, seconds):
 
 def two_cores(figures, *, seconds=3.0):
     """Both loads on one and on two workers."""
-    archived_messages(figures, seconds=2 * seconds)
-    unarchived_messages(figures, seconds=seconds)
+    archived_messages(figures)
+    unarchived_messages(figures)
     requests(figures, seconds=seconds)
 
 
-def archived_messages(figures, *, seconds=6.0):
-    """Twice as long: what lies in a journal goes down 50,000 rows at a time, which costs, and happens a few times."""
-    _messages(figures, "messages", {"FOURPLANE_MESSAGING__ARCHIVE": "true"}, seconds)
+def archived_messages(figures, *, windows=8):
+    """Messages that are kept for both people."""
+    _messages(figures, "messages", {"FOURPLANE_MESSAGING__ARCHIVE": "true"}, windows)
 
 
-def unarchived_messages(figures, *, seconds=3.0):
-    """The same without."""
-    _messages(figures, "messages_unarchived", {"FOURPLANE_MESSAGING__ARCHIVE": "false"}, seconds)
+def unarchived_messages(figures, *, windows=16):
+    """The same without an archive: a sixth of the work."""
+    _messages(figures, "messages_unarchived", {"FOURPLANE_MESSAGING__ARCHIVE": "false"}, windows)
 
 
-def _messages(figures, kind, extra, seconds):
+def _messages(figures, kind, extra, windows):
     with contextlib.ExitStack() as stack:
         ones = [stack.enter_context(deployment("messaging", workers=1, extra=extra, core=core)) for core in (0, 1)]
         two = stack.enter_context(deployment("messaging", workers=2, extra=extra))
         shared = balanced(accounts(two, 2 * USERS))
         people = [*(accounts(facts, len(shared) // 2) for facts in ones), shared]
         ledger = Ledger([*ones, two])
-        loads = asyncio.run(message_loads(ones, two, people, ledger, seconds))
+        loads = asyncio.run(message_loads(ones, two, people, ledger, windows))
     for name, load in loads.items():
         figures.setdefault(f"{kind}_{name}_cpu_us", []).append(1e6 * load.cost_s)
         figures.setdefault(f"{kind}_{name}_per_s", []).append(load.count / load.wall_s)
@@ -358,7 +362,7 @@ def requests(figures, *, seconds=3.0):
     for workers in (1, 2):
         placed = {"FOURPLANE_FLEET__PLACEMENT": "{commerce = 1, messaging = 0}"} if workers == 2 else {}
         with deployment("commerce", "messaging", workers=workers, extra=placed) as facts:
-            (idle,) = idle_shares([facts])
+            idle = idle_share(facts)
             note(f"idle_{workers}_workers_cpu_share", idle)
             if workers == 1:
                 for number in range(len(PATHS)):
@@ -373,12 +377,14 @@ def requests(figures, *, seconds=3.0):
     note("two_cores_requests_ratio", 2 * cost[1] / cost[2])
 
 
-def idle_shares(deployments, seconds=2.0):
-    """Cores that all workers of each use together while nobody asks for anything, once they have settled."""
-    time.sleep(1.0)
-    before = [sum(map(cpu_s, facts["workers"])) for facts in deployments]
-    time.sleep(seconds)
-    return [(sum(map(cpu_s, facts["workers"])) - was) / seconds for facts, was in zip(deployments, before, strict=True)]
+def idle_share(facts):
+    """Cores that all workers use together while nobody asks for anything: the least of some seconds, as they settle."""
+    shares = []
+    for _ in range(5):
+        before = sum(map(cpu_s, facts["workers"]))
+        time.sleep(1.0)
+        shares.append(sum(map(cpu_s, facts["workers"])) - before)
+    return min(shares)
 
 
 def turned_away(facts):

@@ -44,12 +44,8 @@ class Address:
         return f"Address({self.full!r})"
 
 
-_seen: dict[str, Address] = {}
-
-
-def seen(text: str | None) -> Address | None:
-    """The prepared address if `text` was prepared before: the hot path's first look."""
-    return _seen.get(text) if text is not None else None
+_seen: dict[str | None, Address] = {}
+seen = _seen.get  # the prepared address if a text was prepared before: the hot path's first look
 
 
 def parse(text: str) -> Address:

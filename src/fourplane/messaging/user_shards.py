@@ -189,6 +189,7 @@ class UserShards:
         self.forwarded = self.received_count = 0
         self.courier = Courier(spread.slot, spread.peers, self)
         self._slots: dict[str, int] = {}
+        self._ways = {slot: self.courier.way(slot) for slot in spread.peers}
         self.far_rooms: list[FarRooms] = [
             remote(Rooms, peer, ROOMS, only=frozenset(("public_rooms",))) for peer in spread.peers.values()
         ]
@@ -230,7 +231,7 @@ class UserShards:
         else:
             told = (stanza.name, attributes, stanza.children, raw, number, to.full, delivery.sender.full)
         try:
-            self.courier.send(slot, told, len(raw) + HEAD_BYTES, source)
+            self._ways[slot](told, len(raw) + HEAD_BYTES, source)
         except FourplaneError as error:
             self._router.bounce(delivery, "resource-constraint", error.public)
 
@@ -275,7 +276,7 @@ class UserShards:
 
     def received(self, boot: str, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
         """Stanzas from another worker."""
-        router, parse, route = self._router, addresses.parse, self._router.route
+        router, parse, seen, route = self._router, addresses.parse, addresses.seen, self._router.route
         self.received_count += len(batch.groups)
         owners, origin = _decode_owners(batch.owners), Origin(boot, batch.again)
         sources: dict[int, FarSource] = {}
@@ -288,7 +289,8 @@ class UserShards:
                 name, managed = owners[group - 1]
                 source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
             sender = source.address if source is not None and not told.sender else parse(told.sender)
-            to = parse(told.to or told.attributes["to"])
+            whom = told.to or told.attributes["to"]
+            to = seen(whom) or parse(whom)
             route(Delivery(told, told.raw, sender, to, source))  # type: ignore[arg-type] # as a session
         longer: set[int] = set()
         for group, source in sources.items():

@@ -123,6 +123,10 @@ class Courier:
         """
         self._lanes[slot].send(message, size, owner)
 
+    def way(self, slot: int) -> Callable[[object, int, object | None], None]:
+        """`send` to one slot, for whoever sends there again and again."""
+        return self._lanes[slot].send
+
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work of a lane."""
         if self._tasks is not None:
