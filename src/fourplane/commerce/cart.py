@@ -61,13 +61,14 @@ class HybridClock:
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """One living operation on one line. `price` is what the buyer saw, in minor units, to tell of a change."""
+    """One living operation on one line. `price` is what the buyer saw, in minor units of `currency`, to tell of a change."""
 
     stamp: Stamp
     sku: str
     kind: Kind
     quantity: int
     price: int = 0
+    currency: str = ""  # older releases did not say
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -85,12 +86,12 @@ class Cart(msgspec.Struct):
     gone: dict[str, Stamp] = {}
     codes: dict[str, Choice] = {}
 
-    def add(self, sku: str, quantity: int, *, operation: str, stamp: Stamp, price: int = 0) -> bool:
+    def add(self, sku: str, quantity: int, *, operation: str, stamp: Stamp, price: int = 0, currency: str = "") -> bool:
         """Put `quantity` more of `sku` in; False when this operation is already known."""
         _check(quantity, operation, least=1)
-        return self._enter(operation, Entry(stamp, sku, "add", quantity, price))
+        return self._enter(operation, Entry(stamp, sku, "add", quantity, price, currency))
 
-    def set(self, sku: str, quantity: int, *, operation: str, stamp: Stamp, price: int = 0) -> bool:
+    def set(self, sku: str, quantity: int, *, operation: str, stamp: Stamp, price: int = 0, currency: str = "") -> bool:
         """Make the line `quantity`, in place of everything seen on it; 0 removes it. False when already known."""
         _check(quantity, operation, least=0)
         if operation in self.entries or operation in self.gone:
@@ -99,7 +100,7 @@ class Cart(msgspec.Struct):
         if quantity == 0:
             self.gone[operation] = stamp
             return True
-        return self._enter(operation, Entry(stamp, sku, "set", quantity, price))
+        return self._enter(operation, Entry(stamp, sku, "set", quantity, price, currency))
 
     def remove(self, sku: str, *, operation: str = "", stamp: Stamp) -> bool:
         """Take away what is seen of `sku`; doing it again, or for a line that is not there, changes nothing."""
@@ -145,10 +146,10 @@ class Cart(msgspec.Struct):
         """Codes that are entered now, oldest first."""
         return [code for code, choice in sorted(self.codes.items(), key=lambda item: item[1]) if choice.on]
 
-    def seen_price(self, sku: str) -> int:
-        """The price the buyer saw last on this line, or 0."""
+    def seen_price(self, sku: str, currency: str) -> int:
+        """The price the buyer saw last on this line, or 0 where that was in another currency."""
         last = max((entry for entry in self.entries.values() if entry.sku == sku), default=None)
-        return last.price if last is not None else 0
+        return last.price if last is not None and last.currency in {"", currency} else 0
 
     def merge(self, other: "Cart") -> "Cart":
         """Both carts as one; neither changes."""

@@ -355,12 +355,7 @@ class Checkout:
             if available < item.quantity:
                 text = f"{item.name}: only {available} left" if available else f"{item.name} is sold out"
                 notices.append(Notice(sku, "few_left", text))
-            seen = cart.seen_price(sku)
-            if seen not in (
-                0,
-                item.unit,
-                *product.variant(sku).prices.values(),
-            ):  # seen in another country: the same price
+            if cart.seen_price(sku, market.currency) not in {0, item.unit}:
                 notices.append(Notice(sku, "price_changed", f"{item.name} has a new price"))
             lines.append(
                 CartLine(

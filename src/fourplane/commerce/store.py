@@ -220,10 +220,10 @@ class Store:
         """Put so many more in; the same operation counts once. Raises NotFound for a sku that is not sold."""
         if not 1 <= quantity <= ADD_MAX:
             raise Rejected(f"a quantity is 1 to {ADD_MAX}, not {quantity}", code="bad_quantity")
-        unit = await self._unit(sku, country)
+        unit, currency = await self._unit(sku, country)
 
         def edit(cart: Cart, stamp: Stamp) -> None:
-            cart.add(sku, quantity, operation=operation, stamp=stamp, price=unit)
+            cart.add(sku, quantity, operation=operation, stamp=stamp, price=unit, currency=currency)
 
         return await self._change(cart_id, edit)
 
@@ -231,10 +231,10 @@ class Store:
         """Make a line so many; 0 removes it, also one that is no longer sold."""
         if not 0 <= quantity <= ADD_MAX:
             raise Rejected(f"a quantity is 0 to {ADD_MAX}, not {quantity}", code="bad_quantity")
-        unit = await self._unit(sku, country) if quantity else 0
+        unit, currency = await self._unit(sku, country) if quantity else (0, "")
 
         def edit(cart: Cart, stamp: Stamp) -> None:
-            cart.set(sku, quantity, operation=operation, stamp=stamp, price=unit)
+            cart.set(sku, quantity, operation=operation, stamp=stamp, price=unit, currency=currency)
 
         return await self._change(cart_id, edit)
 
@@ -342,9 +342,9 @@ class Store:
                 levels |= await self.inventory.available_of([piece.sku for piece in pieces])
         await self.catalog.stock_changed(levels)
 
-    async def _unit(self, sku: str, country: str) -> int:
-        product = await self.sold_product(sku)
-        return product.item(sku, 1, market_of(country)).unit
+    async def _unit(self, sku: str, country: str) -> tuple[int, str]:
+        product, market = await self.sold_product(sku), market_of(country)
+        return product.item(sku, 1, market).unit, market.currency
 
     async def _change(self, cart_id: str, edit: Callable[[Cart, Stamp], object]) -> Cart:
         began = self.boxes.cart.enter()

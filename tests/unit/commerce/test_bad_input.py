@@ -139,6 +139,10 @@ def test_another_country_shows_its_own_price_and_calls_none_of_them_new():
         for country in ("US", "GB", "DE"):
             _, view = await s.call("GET", f"/commerce/api/carts/{cart}?country={country}")
             assert view["notices"] == [], country
+        product = await s.commerce.catalog.find_by_sku(sku)
+        await s.commerce.catalog.change_price(sku, "EUR", product.variant(sku).prices["USD"])
+        _, view = await s.call("GET", f"/commerce/api/carts/{cart}?country=PT")
+        assert [notice["kind"] for notice in view["notices"]] == ["price_changed"], "also to what it costs elsewhere"
 
     in_a_shop(body)
 
