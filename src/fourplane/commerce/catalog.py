@@ -36,7 +36,6 @@ SORTS = {
 }
 PRICE_MAX = 100_000_000
 SNAPSHOT_S = 10.0
-IDS_A_TURN = 100
 SYNONYMS = (
     ("sneaker", "trainer", "running shoe"),
     ("sofa", "couch"),
@@ -333,20 +332,11 @@ class Catalog:
         return [self._decode(row[0]) for row in rows]
 
     async def ids(self, after: str, limit: int) -> list[str]:
-        """The same, their ids alone: a tenth of the time, and not `limit` of them in one turn of the loop."""
-        found: list[str] = []
-        after = after[:200]
-        while len(found) < limit:
-            most = min(IDS_A_TURN, limit - len(found))
-            rows = await self._sql.read(
-                "SELECT id FROM products WHERE id > ?1 AND active = 1 ORDER BY id LIMIT ?2", after, most
-            )
-            found += [str(row[0]) for row in rows]
-            if len(rows) < most:
-                break
-            after = found[-1]
-            await clock.sleep(0)
-        return found
+        """The same, their ids alone: a tenth of the time."""
+        rows = await self._sql.read(
+            "SELECT id FROM products WHERE id > ?1 AND active = 1 ORDER BY id LIMIT ?2", after[:200], limit
+        )
+        return [str(row[0]) for row in rows]
 
     async def put(self, products: Sequence[Product]) -> None:
         """Add or replace products durably, then let search know. At most `batch` at once."""
