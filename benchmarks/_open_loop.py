@@ -94,6 +94,11 @@ class Crowd:
             for wire in wires:
                 await loop.create_connection(lambda wire=wire: wire, "127.0.0.1", self.port)
 
+    def close(self):
+        """Everybody goes."""
+        for wire in (wire for wires in self.wires.values() for wire in wires if wire.transport is not None):
+            wire.transport.close()
+
     def plan(self, rates, seconds):
         """Every request of the loop, written out beforehand: when, class, bytes."""
         found = []
