@@ -145,6 +145,33 @@ def test_a_letter_or_two_are_looked_for_where_they_weigh_most(opener, engine, ti
     opener("search", engine)(body)
 
 
+@ENGINES
+@pytest.mark.parametrize(
+    ("short", "typed", "total"),
+    [
+        (50, "7", 50),  # enough of them
+        (49, "7", 109),
+        (50, "70", 50),
+        (50, "lamp 7", 50),
+        (50, "700", 70),  # no longer short
+        (50, "3", 110),  # a word like any other: it is one, and it begins one
+        (50, "8", 0),
+    ],
+)
+def test_a_digit_or_two_are_looked_for_in_shorter_numbers_first(opener, engine, short, typed, total):
+    first = [Document(f"a{n}", {"title": f"Lamp {7000 + n} 3d"}) for n in range(short)]
+    others = [Document(f"b{n}", {"title": f"Lamp {7000000 + n} 3"}) for n in range(60)]
+
+    async def body(search):
+        await search.index([*first, *others])
+        await search.refresh()
+        found = await search.find(Query(typed, limit=400))
+        assert (found.total, len(found.hits)) == (total, total)
+        assert ids(await search.find(Query(typed, limit=10, offset=20))) == ids(found)[20:30]
+
+    opener("search", engine)(body)
+
+
 def test_facets_filter_and_count(on):
     async def body(search):
         assert sorted(ids(await search.find(Query(facets={"colour": ["red"]})))) == ["1", "3"]

@@ -207,13 +207,13 @@ class Query(msgspec.Struct, frozen=True):
     count_facets: Sequence[str] = ()
 
 
-class Hit(msgspec.Struct, frozen=True):
+class Hit(msgspec.Struct, frozen=True, gc=False):
     id: str
     score: float
     payload: bytes = b""
 
 
-class Found(msgspec.Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True, gc=False):
     """Hits in order, how many there are in all, and how often each value of the asked facets occurs."""
 
     hits: Sequence[Hit]

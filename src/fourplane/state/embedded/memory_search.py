@@ -1,23 +1,24 @@
 """The plain twin of the search engine: the same answers in one thread and without a file, for the simulator and small sets.
 
 An inverted index of dictionaries scored by BM25 (k1 1.2, b 0.75) per field, field weights multiplied in. The last word of a
-query also matches as a prefix (a short one where it weighs most, if that finds enough). A word that no document has may be one
-or two edits away, and where nothing has all the words every word may. Cost: proportional to the postings of the query's words;
-a prefix or a typo walks the vocabulary.
+query also matches as a prefix (a short one where it weighs most, a digit or two in shorter words, if that finds enough). A word
+that no document has may be one or two edits away, and where nothing has all the words every word may. Cost: proportional to the
+postings of the query's words; a prefix or a typo walks the vocabulary.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 from fourplane.state.contracts import Document, Found, Hit, Query
 from fourplane.state.embedded.words import (
-    SHORT_PREFIX_ENOUGH,
     WEIGHTS,
     SearchStatistics,
     check_documents,
     check_query,
     heaviest,
+    longest_first,
     may_be_short,
     typos_allowed,
     words_of,
@@ -117,15 +118,18 @@ class MemorySearch:
     def _matching(self, words: list[str], query: Query, fuzzy: frozenset[str]) -> tuple[dict[str, float], list[str]]:
         """The scores of documents with all the words, and those of them that pass the filters."""
         if may_be_short(words):
-            scores = self._scored(words, fuzzy, last_in=heaviest(self._postings, self._weights))
+            heavy, (longest, enough) = heaviest(self._postings, self._weights), longest_first(words)
+            scores = self._scored(words, fuzzy, last_in=heavy, longest=longest)
             found = self._filtered(scores, query)
-            if len(found) >= SHORT_PREFIX_ENOUGH:
+            if len(found) >= enough:
                 return scores, found
         scores = self._scored(words, fuzzy, last_in=frozenset(self._postings))
         return scores, self._filtered(scores, query)
 
-    def _scored(self, words: list[str], fuzzy: frozenset[str], *, last_in: frozenset[str]) -> dict[str, float]:
-        """Every document that has all the words, with its score; the last word in these fields."""
+    def _scored(
+        self, words: list[str], fuzzy: frozenset[str], *, last_in: frozenset[str], longest: int | None = None
+    ) -> dict[str, float]:
+        """Every document that has all the words, with its score; the last word in these fields, begun words as long as this."""
         if not words:
             return dict.fromkeys(self._documents, 1.0)
         result: dict[str, float] | None = None
@@ -133,7 +137,7 @@ class MemorySearch:
             last = position == len(words) - 1
             fields = [field for field in self._postings if not last or field in last_in]
             scores: dict[str, float] = {}
-            for variant in self._variants(word, prefix=last, fuzzy=word in fuzzy):
+            for variant in self._variants(word, prefix=last, fuzzy=word in fuzzy, longest=longest if last else None):
                 for field in fields:
                     self._add_scores(field, variant, scores)
             if result is None:
@@ -154,7 +158,7 @@ class MemorySearch:
             share = count * (K1 + 1) / (count + K1 * (1 - B + B * lengths[document] / average))
             scores[document] = scores.get(document, 0.0) + weight * share
 
-    def _variants(self, word: str, *, prefix: bool, fuzzy: bool) -> Iterable[str]:
+    def _variants(self, word: str, *, prefix: bool, fuzzy: bool, longest: int | None) -> Iterable[str]:
         if fuzzy:
             most = typos_allowed(word)
             return [
@@ -162,16 +166,19 @@ class MemorySearch:
                 for known in self._words()
                 if abs(len(known) - len(word)) <= most and _edits(word, known, most) <= most
             ]
-        return self._beginning(word, only_itself=not prefix)
+        return self._beginning(word, only_itself=not prefix, longest=longest)
 
-    def _beginning(self, word: str, *, only_itself: bool) -> Sequence[str]:
-        """The known words that begin like this, or the word alone if it is known."""
+    def _beginning(self, word: str, *, only_itself: bool, longest: int | None = None) -> Sequence[str]:
+        """The known words that begin like this (up to a length), or the word alone if it is known."""
         vocabulary = self._words()
         start = bisect_left(vocabulary, word)
         if only_itself:
             return vocabulary[start : start + 1] if vocabulary[start : start + 1] == [word] else []
         stop = bisect_left(vocabulary, word + "\U0010ffff", lo=start)
-        return vocabulary[start : min(stop, start + PREFIX_WORDS_MAX)]
+        if longest is None:
+            return vocabulary[start : min(stop, start + PREFIX_WORDS_MAX)]
+        short = (known for known in islice(vocabulary, start, stop) if len(known) <= longest)
+        return list(islice(short, PREFIX_WORDS_MAX))
 
     def _words(self) -> list[str]:
         if self._vocabulary is None:

@@ -6,8 +6,10 @@ to plain lower-case words by our own rule first, so that queries and the simulat
 string is ever syntax.
 
 Words must all occur (in any field, weighted); the last one also as a prefix. Half of all documents may have a word that begins
-with one letter or two: so few at the end are looked for in the fields that weigh most, as long as enough is found there. A word
-that no document has may be one or two edits away, and where nothing has all the words every word may. Facets count by
+with one letter or two: so few at the end are looked for in the fields that weigh most, as long as enough is found there. Where
+names hold numbers, a digit begins as many words as there are documents, each of them read on its own: so a digit or two are
+looked for among the shorter numbers first, again as long as enough is found. A word that no document has may be one or two
+edits away, and where nothing has all the words every word may. Facets count by
 aggregation, which is a second pass; so passes are kept small: a field without the word is left out, and so is a prefix that
 only the word itself begins with.
 
@@ -20,7 +22,7 @@ import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import tantivy
@@ -30,12 +32,12 @@ from fourplane.foundation.errors import Rejected
 from fourplane.state.contracts import Document, Found, Hit, Query
 from fourplane.state.embedded.words import (
     SHORT_PREFIX,
-    SHORT_PREFIX_ENOUGH,
     WEIGHTS,
     SearchStatistics,
     check_documents,
     check_query,
     heaviest,
+    longest_first,
     may_be_short,
     typos_allowed,
     words_of,
@@ -62,6 +64,13 @@ class _Fields(msgspec.Struct):
     text: dict[str, int] = {}
     facets: dict[str, int] = {}
     numbers: dict[str, int] = {}
+
+
+class _Last(NamedTuple):
+    """Where the last word of a query is looked for as a beginning, and how long a word may be that begins so."""
+
+    fields: frozenset[str]
+    longest: int | None = None
 
 
 class TantivySearch:
@@ -236,16 +245,18 @@ class TantivySearch:
 
     def _search(self, words: list[str], query: Query, fuzzy: frozenset[str]) -> Found:
         every = frozenset(self._fields.text)
-        if may_be_short(words) and (heavy := heaviest(every, self._settings.weights)) != every:
-            found = self._found(words, query, fuzzy, last_in=heavy)
-            if found.total >= SHORT_PREFIX_ENOUGH:
-                return found
-        return self._found(words, query, fuzzy, last_in=every)
+        if may_be_short(words):
+            heavy, (longest, enough) = heaviest(every, self._settings.weights), longest_first(words)
+            if heavy != every or longest is not None:
+                found = self._found(words, query, fuzzy, _Last(heavy, longest))
+                if found.total >= enough:
+                    return found
+        return self._found(words, query, fuzzy, _Last(every))
 
-    def _found(self, words: list[str], query: Query, fuzzy: frozenset[str], *, last_in: frozenset[str]) -> Found:
-        """The answer, the last word looked for in these fields alone."""
+    def _found(self, words: list[str], query: Query, fuzzy: frozenset[str], last: "_Last") -> Found:
+        """The answer, the last word looked for like this."""
         searcher = self._searcher
-        wanted = self._query(searcher, words, query, fuzzy, last_in=last_in)
+        wanted = self._query(searcher, words, query, fuzzy, last)
         if wanted is None:
             return Found((), 0, {name: {} for name in query.count_facets})
         order: dict[str, Any] = {}
@@ -271,20 +282,19 @@ class TantivySearch:
         words: list[str],
         query: Query,
         fuzzy: frozenset[str],
-        *,
-        last_in: frozenset[str],
+        last: "_Last",
     ) -> tantivy.Query | None:
         """The whole query, None when it names a field that no document has."""
         must, fields = tantivy.Occur.Must, self._fields
         parts = []
         for position, word in enumerate(words):
-            last = position == len(words) - 1
+            ends = last if position == len(words) - 1 else None
             variants = [
                 (tantivy.Occur.Should, tantivy.Query.boost_query(either, weight))
                 for name, slot in fields.text.items()
                 if (weight := self._settings.weights.get(name, 1.0)) > 0
-                and (not last or name in last_in)
-                and (either := self._word(searcher, f"text_{slot}", word, last=last, fuzzy=word in fuzzy)) is not None
+                and (ends is None or name in ends.fields)
+                and (either := self._word(searcher, f"text_{slot}", word, ends, fuzzy=word in fuzzy)) is not None
             ]
             if not variants:
                 return None
@@ -314,19 +324,22 @@ class TantivySearch:
         searcher: tantivy.Searcher,
         field: str,
         word: str,
+        last: "_Last | None",
         *,
-        last: bool,
         fuzzy: bool,
     ) -> tantivy.Query | None:
-        """The documents with this word in a field; None where that has none."""
+        """The documents with this word in a field, the last one as a beginning too; None where that has none."""
         if fuzzy:
             return tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=typos_allowed(word))
         exact = tantivy.Query.term_query(self._schema, field, word) if searcher.doc_freq(field, word) else None
-        if not last:
+        if last is None:
             return exact
         if len(word) > SHORT_PREFIX and len(searcher.terms_with_prefix(field, word, limit=2)) <= (exact is not None):
             return exact
-        prefix = tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=0, prefix=True)
+        if last.longest is None:
+            prefix = tantivy.Query.fuzzy_term_query(self._schema, field, word, distance=0, prefix=True)
+        else:  # decimal digits, so nothing in it is syntax
+            prefix = tantivy.Query.regex_query(self._schema, field, f"{word}.{{0,{last.longest - len(word)}}}")
         beginning = tantivy.Query.const_score_query(prefix, 0.3)
         if exact is None:
             return beginning

@@ -19,6 +19,10 @@ RESULTS_MAX = 1_000
 FACET_VALUES_MAX = 100
 SHORT_PREFIX = 2  # letters; what begins with so few is looked for where it weighs most,
 SHORT_PREFIX_ENOUGH = 200  # unless fewer than these are found there
+NUMBER_MORE = (
+    3  # a digit or two: of the 111,111 numbers below a million that begin with 1, those with so many digits more,
+)
+NUMBER_ENOUGH = 50  # unless fewer than these are found so
 WEIGHTS = {"title": 4.0, "name": 4.0, "brand": 2.0}
 _WORD = re.compile(r"\w+")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -50,6 +54,14 @@ def typos_allowed(word: str) -> int:
 def may_be_short(words: Sequence[str]) -> bool:
     """Whether a query ends with so few letters that half of everything may begin with them."""
     return bool(words) and len(words[-1]) <= SHORT_PREFIX
+
+
+def longest_first(words: Sequence[str]) -> tuple[int | None, int]:
+    """How long a word may be that begins like a short last one while it is looked for where it weighs most (None: as long as it
+    likes), and how many documents are enough then.
+    """
+    last = words[-1]
+    return (len(last) + NUMBER_MORE, NUMBER_ENOUGH) if last.isdecimal() else (None, SHORT_PREFIX_ENOUGH)
 
 
 def heaviest(fields: Iterable[str], weights: Mapping[str, float]) -> frozenset[str]:
