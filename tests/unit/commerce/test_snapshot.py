@@ -1,5 +1,6 @@
 """The table that processes share."""
 
+import mmap
 from struct import Struct
 from zlib import crc32
 
@@ -52,7 +53,7 @@ def test_no_slot_lies_across_two_cache_lines_and_every_entry_begins_one(tmp_path
     content, slot = path.read_bytes(), Struct("<III4x")
     _, base, slots = Struct("<8sQQ").unpack_from(content)
     places = [at for _, at, _ in slot.iter_unpack(content[base:]) if at]
-    assert (len(places), slots & (slots - 1), base % LINE, LINE % slot.size) == (99, 0, 0, 0)
+    assert (len(places), slots & (slots - 1), base % mmap.ALLOCATIONGRANULARITY, LINE % slot.size) == (99, 0, 0, 0)
     assert all(at % LINE == 0 for at in places)
 
 
@@ -75,22 +76,34 @@ def test_what_has_no_room_is_not_found(tmp_path, monkeypatch):
         assert (table.find("a").value, table.find("b").value, table.find("c")) == (1, 2, None)
 
 
+def test_what_is_written_in_several_pieces_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "_HUGE", snapshot._PAGE)
+    path = tmp_path / "t"
+    write(path, entries(**{f"name-{number}": number for number in range(3_000)}))
+    _, base, slots = Struct("<8sQQ").unpack_from(path.read_bytes())
+    assert base > 2 * snapshot._PAGE
+    assert slots * 16 > snapshot._PAGE
+    with opened(path) as table:
+        assert all(table.find(f"name-{number}") == Thing(f"name-{number}", number) for number in range(3_000))
+
+
 def test_an_empty_table_answers(tmp_path):
     write(tmp_path / "t", [])
     with opened(tmp_path / "t") as table:
         assert table.find("a") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 500, b"FPSNAP02" + bytes(16)])
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 500, b"FPSNAP03" + bytes(16), b"FPSNAP03" + bytes(56)])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(Corrupt):
         opened(tmp_path / "t")
 
 
-def test_a_table_of_an_older_release_is_refused(tmp_path):
-    slots = Struct("<IIQQ").pack(0, 0, 0, 0) * 8
-    (tmp_path / "t").write_bytes(Struct("<8sQQ").pack(b"FPSNAP01", 24, 8) + slots)
+@pytest.mark.parametrize(("magic", "base", "slot"), [(b"FPSNAP01", 24, "<IIQQ"), (b"FPSNAP02", 64, "<III4x")])
+def test_a_table_of_an_older_release_is_refused(tmp_path, magic, base, slot):
+    slots = bytes(Struct(slot).size * 8)
+    (tmp_path / "t").write_bytes(Struct("<8sQQ").pack(magic, base, 8).ljust(base, b"\0") + slots)
     with pytest.raises(Corrupt):
         opened(tmp_path / "t")
 
