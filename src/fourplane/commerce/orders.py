@@ -36,6 +36,9 @@ NEXT: dict[State, tuple[State, ...]] = {
     "cancelled": (),
     "failed": (),
 }
+OPEN: tuple[State, ...] = ("placing", "paid", "packed", "shipped")
+# As the index `orders_open` says it: a state that is given later proves nothing to a plan.
+_AMONG_OPEN = "AND state IN ('placing', 'paid', 'packed', 'shipped') "
 _SELECT = "SELECT id, attempt, cart, claim, account, state, reason, created_us, changed_us, body FROM orders "
 
 _FIELDS = (
@@ -344,8 +347,9 @@ class Orders:
         return [placed, *(OrderEvent(str(state), int(at_us or 0), str(note)) for state, at_us, note in rows)]
 
     async def in_state(self, state: State, *, limit: int = 100) -> list[Order]:
-        """Orders in a state, oldest first."""
-        rows = await self._sql.read(_SELECT + "WHERE state = ?1 ORDER BY id LIMIT ?2", state, limit)
+        """Orders in a state, oldest first; an open one finds them in the index of those that are under way."""
+        among = _AMONG_OPEN if state in OPEN else ""
+        rows = await self._sql.read(_SELECT + f"WHERE state = ?1 {among}ORDER BY id LIMIT ?2", state, limit)
         return [self._order(row) for row in rows]
 
     async def last(self, limit: int) -> list[Order]:

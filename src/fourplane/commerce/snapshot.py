@@ -17,7 +17,7 @@ It is written beside and renamed, so a reader has the old table or the new one, 
 open keeps it until it looks again (`renewed`). The table is derived data: one that cannot be read, or that has the form of an
 older release, is as good as none. Opening maps all pages at once, so that no reader waits for one: open a large one on a thread.
 A large table is written in pieces of 2 MiB, each where such a page begins: where the file system keeps a piece together (ext4
-since Linux 6.16), it is one page of the processor too, and a name asked for rarely is found without a walk through tables of pages.
+since Linux 6.16), it is one page of the processor too, and a rare name is found without a walk through tables of pages.
 Cost: a look-up about 0.4 us, decoding a product 0.7 us more; `./fourplane bench commerce` measures both together.
 """
 
