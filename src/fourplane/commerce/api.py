@@ -1,15 +1,16 @@
 """The JSON API of the shop: `/commerce/api/...`, typed, with ETags, cursors and idempotency keys.
 
-A cart is named by an id that `POST /commerce/api/carts` hands out (a capability). Changes carry `operation` (any id of the
-client's choice), orders the header `Idempotency-Key`; sending either again does nothing twice.
+A cart is named by an id that `POST /commerce/api/carts` hands out (a capability; other forms are refused). Changes carry
+`operation` (any id of the client's choice), orders the header `Idempotency-Key`; sending either again does nothing twice.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
+from fourplane.commerce.cart_store import ACCOUNT, CART_ID
 from fourplane.commerce.catalog import FACETS, SORTS, Product, plain
 from fourplane.commerce.checkout import CartView, PlaceOrder
 from fourplane.commerce.orders import Order, OrderEvent
@@ -26,10 +27,20 @@ NEWEST = (1 << 63) - 1
 B = TypeVar("B")
 
 
-class NewCart(msgspec.Struct, frozen=True):
-    """A cart's id; whoever knows it may change the cart."""
+CartId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=f"^(?:{CART_ID.pattern})$",
+        description="128 random bits as 32 hexadecimal digits in lower case; a cart of another form is refused (bad_cart_id)",
+        examples=["ee8cdd0c777c1689eb6c88951fa2a8ba"],
+    ),
+]
 
-    id: str
+
+class NewCart(msgspec.Struct, frozen=True):
+    """A cart's id; whoever knows it may read and change the cart, so keep it like a password."""
+
+    id: CartId
 
 
 class AddLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -316,8 +327,8 @@ class Api:
 
 def _cart_id(call: Call[B]) -> str:
     cart_id = call.params["cart_id"]
-    if cart_id.startswith("account-"):
-        mine = f"account-{call.identity.account_id:012d}" if call.identity else ""
+    if cart_id.startswith(ACCOUNT):
+        mine = f"{ACCOUNT}{call.identity.account_id:012d}" if call.identity else ""
         if cart_id != mine:
             raise Forbidden("this cart belongs to an account", code="not_your_cart")
     return cart_id

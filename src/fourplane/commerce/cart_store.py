@@ -4,8 +4,12 @@ A change applies to the cart as it was last written here (a cart never seen is t
 version. When somebody else wrote meanwhile, the two copies
 are merged and written again; after `attempts_max` lost races the caller hears Conflict. A cart that nobody
 touches for `keep_days` is forgotten. What was ordered is gone from a cart at once (`ahead`), also before that is written.
+
+Whoever knows a guest's cart may read and fill it, and see its orders. So its id is 128 random bits in the one form in which they
+are given out: a short or speaking id ("cart-17", an address), which a stranger could guess, is refused.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +21,8 @@ from fourplane.foundation.errors import Conflict, Rejected
 from fourplane.state.contracts import Put, Records
 
 SORT = b"cart"
+ACCOUNT = "account-"
+CART_ID = re.compile(rf"[0-9a-f]{{32}}|{ACCOUNT}[0-9]{{12,19}}")  # 128 random bits, or the cart of an account
 
 
 class CartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +135,9 @@ class CartStore:
 
 
 def _partition(cart_id: str) -> bytes:
-    if not (8 <= len(cart_id) <= 64 and cart_id.isascii() and cart_id.replace("_", "").replace("-", "").isalnum()):
-        raise Rejected("not a cart id", code="bad_cart_id")
+    if CART_ID.fullmatch(cart_id) is None:
+        raise Rejected(
+            "a cart's id is 32 hexadecimal digits in lower case, as POST /commerce/api/carts gives them",
+            code="bad_cart_id",
+        )
     return b"cart:" + cart_id.encode()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from fourplane.commerce.cart import Cart, Stamp
-from fourplane.commerce.cart_store import CartStore
+from fourplane.commerce.cart_store import ACCOUNT, CartStore
 from fourplane.commerce.catalog import Catalog, Product
 from fourplane.commerce.checkout import CartView, Checkout, PlaceOrder
 from fourplane.commerce.credits import Credit, Credits, taken_from
@@ -251,7 +251,7 @@ class Store:
 
     async def account_cart(self, account: int, guest: str) -> str:
         """The cart of an account; what a guest put in before logging in is merged once."""
-        mine = f"account-{account:012d}"
+        mine = f"{ACCOUNT}{account:012d}"
         if guest and guest != mine:
             before = await self.carts.find(guest)
             if before.entries or before.codes:
@@ -280,7 +280,10 @@ class Store:
         return order
 
     async def order(self, order_id: str, cart_id: str, identity: Identity | None) -> Order:
-        """An order for whoever made it: the same cart, the same account, or an operator. Raises NotFound for all others."""
+        """An order for whoever made it: the same guest's cart, the same account, or an operator. Raises NotFound for all others.
+
+        The cart of an account has a number for a name, so it proves nothing.
+        """
         try:
             number = ids.decode("order", order_id)
         except Rejected:
@@ -288,7 +291,7 @@ class Store:
         if number >= 1 << 63:
             raise NotFound("no such order", code="no_such_order")
         order = await self.orders.fetch(number)
-        mine = order.cart == cart_id or (
+        mine = (order.cart == cart_id and not cart_id.startswith(ACCOUNT)) or (
             identity is not None and (order.account == identity.account_id or "operator" in identity.roles)
         )
         if not mine or order.state in ("placing", "failed"):

@@ -1,12 +1,16 @@
 """What people and programs send by mistake or on purpose: a clear answer, the right status, nothing lost, nothing charged."""
 
 import asyncio
+import re
 from urllib.parse import quote, urlencode
 
+import msgspec
 import pytest
 from tests.journeys.commerce.rig import ADDRESS, COLD, shop
 
 from fourplane.commerce.app import CommerceSettings
+from fourplane.commerce.checkout import PlaceOrder
+from fourplane.edge.routes import Identity
 from fourplane.foundation import ids
 from fourplane.state.contracts import Statement
 
@@ -107,6 +111,66 @@ def test_stock_that_went_between_two_pages_is_told_and_the_cart_stays():
         assert "only 1 left" in answer["error"]["message"]
         _, view = await s.call("GET", f"/commerce/api/carts/{mine}?country=PT")
         assert [line["quantity"] for line in view["lines"]] == [3]
+
+    in_a_shop(body)
+
+
+GUESSES = (
+    "cart-0017",
+    "1",
+    "ada@example.org",
+    "0" * 31,
+    "0" * 33,
+    "F" * 32,
+    "g" * 32,
+    "a" * 31 + "\n",
+    "account-000000000001",
+)
+
+
+def test_a_cart_that_could_be_guessed_is_not_filled_shown_or_ordered():
+    async def body(s, sku):
+        for guess in GUESSES:
+            mine = guess.startswith("account-")
+            expected = (403, "not_your_cart") if mine else (400, "bad_cart_id")
+            for method, rest, said in (
+                ("GET", "", None),
+                ("POST", "/lines?country=PT", {"sku": sku, "quantity": 1}),
+                ("PUT", f"/lines/{sku}", {"quantity": 1}),
+                ("DELETE", f"/lines/{sku}", None),
+                ("POST", "/codes", {"code": "WELCOME"}),
+                ("POST", "/orders", {"address": ADDRESS}),
+            ):
+                path = f"/commerce/api/carts/{quote(guess, safe='')}{rest}"
+                status, answer = await s.call(method, path, said, idempotency_key="attempt-1")
+                assert (status, answer["error"]["code"]) == expected, (method, path, answer)
+            assert await s.commerce.carts._records.get(b"cart:" + guess.encode(), b"cart") is None
+
+    in_a_shop(body)
+
+
+def test_a_cart_is_given_out_in_the_form_the_description_tells():
+    async def main():
+        async with shop(settings=ONE, described=True) as s:
+            told = (await s.call("GET", "/openapi.json"))[1]["components"]["schemas"]["NewCart"]["properties"]["id"]
+            given = [(await s.call("POST", "/commerce/api/carts"))[1]["id"] for _ in range(20)]
+            assert all(re.match(told["pattern"], cart) for cart in given)
+            assert len(set(given)) == len(given)
+
+    asyncio.run(main())
+
+
+def test_the_name_of_an_accounts_cart_proves_nothing():
+    async def body(s, sku):
+        store, cart = s.commerce.store, "account-000000000007"
+        await store.add(cart, sku, 1, operation="once", country="PT")
+        order = await store.place(cart, "attempt-1", msgspec.convert({"address": ADDRESS}, PlaceOrder), account=7)
+        for method, path in (("GET", ""), ("POST", "/cancel")):
+            status, answer = await s.call(method, f"/commerce/api/orders/{order.id}{path}", x_cart=cart)
+            assert (status, answer["error"]["code"]) == (404, "no_such_order")
+        answer = await s.client.request("GET", f"/commerce/orders/{order.id}", headers={"cookie": f"fp_cart={cart}"})
+        assert answer.status == 404
+        assert (await store.order(order.id, "", Identity(7, "ada"))).id == order.id
 
     in_a_shop(body)
 
