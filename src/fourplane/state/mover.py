@@ -47,12 +47,17 @@ class _Share:
 
     def add(self, count: int) -> None:
         self._done += count
-        share = min(1.0, self._done / self._total)
-        spent = clock.monotonic_s() - self._began
-        told = f"{self._what}: {self._done:,} of {self._total:,}"
-        if share >= TELLING and (rest := spent / share - spent) >= 1.0:
-            told += f", about {rest:.0f} s left"
-        self._show(share, told)
+        spent_s = clock.monotonic_s() - self._began
+        self._show(min(1.0, self._done / self._total), progress(self._what, self._done, self._total, spent_s))
+
+
+def progress(what: str, done: int, total: int, spent_s: float) -> str:
+    """How far a pass is; how long the rest takes too, once enough is done to tell and while it is a second or more."""
+    share = done / total
+    told = f"{what}: {done:,} of {total:,}"
+    if share < TELLING or (left_s := spent_s / share - spent_s) < 1.0:
+        return told
+    return f"{told}, about {left_s:.0f} s left"
 
 
 class RowsMover:

@@ -4,6 +4,7 @@ import asyncio
 import struct
 import zlib
 
+import msgspec
 import pytest
 
 from fourplane.commerce.media import WIDTHS, Media, MediaSettings, _found_ffmpeg
@@ -120,5 +121,21 @@ def test_an_operator_uploads_a_picture_and_visitors_see_it(tmp_path):
             assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
             assert "immutable" in picture.headers["cache-control"]
             assert width_of(picture.body) == 300
+
+            catalog = s.commerce.catalog  # the next one comes to a product as processes share it
+            catalog._snapshot_path = tmp_path / "products.snapshot"
+            await catalog.renew_snapshot()
+            catalog._decoded.clear()
+            told = await s.client.request("GET", f"/commerce/api/products/{product.id}")
+            answer = await s.client.request("POST", where, body=png(200, 300), headers=bearer)
+            names = msgspec.json.decode(answer.body)["images"]
+            assert (answer.status, names[1:]) == (200, [address.partition("/")[0]])
+            assert catalog.statistics().shared_hits > 0
+            after = await s.client.request("GET", f"/commerce/api/products/{product.id}")
+            assert msgspec.json.decode(after.body)["product"]["images"] == names
+            assert after.headers["etag"] != told.headers["etag"]
+            again = await s.client.request("GET", f"/commerce/media/{names[0]}/480.jpg")
+            assert (again.status, width_of(again.body)) == (200, 200)
+            assert (await s.client.request("GET", f"/commerce/media/{address}")).body == picture.body
 
     asyncio.run(main())

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
 from tests.journeys.commerce.rig import build, shop
@@ -223,6 +224,41 @@ def test_a_product_of_the_shared_table_is_told_and_changed_like_any_other(tmp_pa
             assert await s.call("GET", path) == before
             changed = await catalog.change_price(product.variants[0].sku, "USD", 4_242)
             assert changed == (await catalog.page("", 1))[0] == plain(changed)
+
+    asyncio.run(main())
+
+
+def test_a_shared_product_of_another_colour_has_another_picture_and_another_tag(tmp_path):
+    async def main():
+        async with shop() as s:
+            catalog = s.commerce.catalog
+            product = (await catalog.page("", 1))[0]
+            catalog._snapshot_path = tmp_path / "products.snapshot"
+            await catalog.renew_snapshot()
+            catalog._decoded.clear()
+            assert (await catalog.fetch(product.id)).image() == product.image()
+            assert catalog.statistics().shared_hits == 1
+            page, path = f"/commerce/p/{product.id}", f"/commerce/api/products/{product.id}"
+            told, shown = await s.client.request("GET", path), await s.client.request("GET", page)
+            drawn = await s.client.request("GET", product.image())
+            assert product.image().encode() in shown.body
+
+            painted = "red" if product.attributes.get("color") != "red" else "blue"
+            changed = msgspec.structs.replace(product, attributes=product.attributes | {"color": painted})
+            await catalog.put([changed])
+            s.commerce.store.changed(changed)
+
+            assert changed.image() != product.image()
+            again = await s.client.request("GET", path, headers={"if-none-match": told.headers["etag"]})
+            assert (again.status, again.headers["etag"] != told.headers["etag"]) == (200, True)
+            assert msgspec.json.decode(again.body)["product"]["attributes"]["color"] == painted
+            seen = await s.client.request("GET", page)
+            assert changed.image().encode() in seen.body
+            assert product.image().encode() not in seen.body
+            fresh = await s.client.request("GET", changed.image())
+            assert (fresh.status, fresh.headers["content-type"]) == (200, "image/svg+xml")
+            assert fresh.body != drawn.body
+            assert (await s.client.request("GET", product.image())).body == drawn.body, "an address keeps its picture"
 
     asyncio.run(main())
 
