@@ -121,7 +121,7 @@ def test_a_shop_killed_again_and_again_keeps_its_books(tmp_path: Path, rounds: i
                 pid, port = await shops.start()
                 buying = asyncio.gather(
                     *(
-                        buy_on(port, f"{number}x{buyer}x", [rare, common], acknowledged, tried)
+                        buy_on(port, f"{number}a{buyer}b", [rare, common], acknowledged, tried)
                         for buyer in range(buyers)
                     )
                 )
