@@ -109,8 +109,9 @@ class Commerce:
         self.webhooks = Webhooks(settings.webhooks, sql=sql, ids=ids)
         self.orders = Orders(sql=sql, announce=self.webhooks.announce)
         self.payments = Payments(
-            settings.payment, sql=sql, gateway=payments, switch=boxes.payment.switch, placed=self.orders.placed
-        )
+            settings.payment, sql=sql, records=records, gateway=payments, switch=boxes.payment.switch,
+            placed=self.orders.placed,
+        )  # fmt: skip
         self._clearing = clearing = CartClearing(carts=self.carts, orders=self.orders)
         carrier = BuiltInCarrier(settings.shipping)
         participants = {f"inventory-{number}": shard for number, shard in enumerate(self.inventory.shards)}

@@ -3,12 +3,12 @@
 A buyer hears of the order when it is decided and the money is held; the capture follows at once, together with those of the other
 checkouts of the moment (`commit_many`). Whoever gives money back before that captures it first, under the same key.
 
-Keys name this shop (`mark`) and the transaction. Where cards are charged with the order nothing is written down before the
-gateway is asked: after a crash, and once a minute, the gateway tells what it holds for this shop (`held`); what no order stands
-for and nobody drives is let go. Where cards are charged at the shipment every order waits among what is held, so there an
-intent is written first (in a commit before the card is asked) and removed later. A lost answer is asked for once more with
-the same key. Where an abort cannot learn whether the money is held (the gateway is away), that is noted as `void_wanted` and
-`sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
+Keys name this shop (`mark`, kept twice) and the transaction. Where cards are charged with the order nothing is written down
+before the gateway is asked: after a crash, and once a minute, the gateway tells what it holds for this shop (`held`); what no
+order stands for and nobody drives is let go. Where cards are charged at the shipment every order waits among what is held, so
+there an intent is written first (in a commit before the card is asked) and removed later. A lost answer is asked for once more
+with the same key. Where an abort cannot learn whether the money is held (the gateway is away), that is noted as `void_wanted`
+and `sweep` asks until it knows: the buyer need not wait for that, and no hold on a card is forgotten.
 While the gateway does not answer at all the breaker is open: a checkout hears so before anything is held for it (`ready`).
 
 What outlived its capture is found in doubt after a crash and aborted: the gateway says `captured`, and nothing happens.
@@ -19,6 +19,7 @@ what an order stands for is never let go by an abort.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -39,7 +40,7 @@ from fourplane.service.circuit_breaker import BreakerSettings, CircuitBreaker
 from fourplane.service.participants import Transaction
 from fourplane.service.payment_gateway import Authorisation, Capture, Notice, Payment, PaymentGateway
 from fourplane.service.shared_commit import Row, Template, Work
-from fourplane.state.contracts import Sql, Statement
+from fourplane.state.contracts import Put, Records, Sql, Statement
 
 
 class PaymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +68,7 @@ _WANT_VOID = (
     "INSERT INTO payment_intents (transaction_id, coordinator, epoch, currency, amount, method, state, asked_us) "
     "VALUES (?1, ?2, ?3, '', 0, '', 'void_wanted', ?4) ON CONFLICT (transaction_id) DO UPDATE SET state = 'void_wanted'"
 )
+_COPY = (b"payments", b"mark")  # partition and sort key
 OVER_MAX = 20
 SWEEP_MAX = 5_000
 
@@ -95,6 +97,7 @@ class Payments:
         settings: PaymentSettings,
         *,
         sql: Sql,
+        records: Records,
         gateway: PaymentGateway,
         switch: Switch,
         placed: Callable[[Sequence[int]], Awaitable[set[int]]],
@@ -104,6 +107,7 @@ class Payments:
         self._mark = ""
         self._looked = False
         self._sql = sql
+        self._records = records
         self._gateway = gateway
         self._switch = switch
         self.breaker = CircuitBreaker(settings.breaker)
@@ -117,11 +121,34 @@ class Payments:
         return self._settings.capture == "shipment"
 
     async def open(self) -> bool:
-        """Learn what this shop's keys begin with; whether it had none before and has made one up."""
-        put = "INSERT INTO payment_mark (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING RETURNING 1"
-        [new] = await self._sql.commit([Statement(put, (ids.capability(5),))])
-        self._mark = str((await self._sql.read("SELECT mark FROM payment_mark"))[0][0])
-        return bool(new)
+        """Learn what this shop's keys begin with; whether that was not written down here yet.
+
+        Without its mark a shop would find none of its payments. So there are two: the row, and a record in another store, each
+        made again from the other. While neither can be read the shop does not open.
+        """
+        self._mark = await self._marked()
+        if self._mark:
+            with suppress(FourplaneError):  # the next start sees to the copy
+                await self._keep_copy(await self._copied())
+            return False
+        copied = await self._copied()
+        put = "INSERT INTO payment_mark (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING"
+        await self._sql.commit([Statement(put, (copied or ids.capability(5),))])
+        self._mark = await self._marked()
+        await self._keep_copy(copied)
+        return True
+
+    async def _marked(self) -> str:
+        rows = await self._sql.read("SELECT mark FROM payment_mark")
+        return str(rows[0][0]) if rows else ""
+
+    async def _copied(self) -> str:
+        record = await self._records.get(*_COPY)
+        return "" if record is None else record.value.decode()
+
+    async def _keep_copy(self, copied: str) -> None:
+        if copied != self._mark:
+            await self._records.write(_COPY[0], [Put(_COPY[1], self._mark.encode())])
 
     def intent(self, charge: Charge) -> Callable[[Transaction], Sequence[Work]]:
         """What must be durable before `prepare` may ask the gateway; written one wave earlier. Nothing where `held` will tell.

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 from tests.journeys.commerce.rig import COLD, build, shop
 
 from fourplane.commerce.app import CommerceSettings
@@ -12,9 +13,15 @@ from fourplane.foundation import ids
 from fourplane.foundation.errors import Unavailable
 from fourplane.foundation.money import Money
 from fourplane.service.decision_log import DecisionLog
+from fourplane.state.contracts import Delete, Statement
 
 SMALL = CommerceSettings(generated_products=2, pages=COLD, standing_offers=False)
 AT_SHIPMENT = msgspec.structs.replace(SMALL, payment=PaymentSettings(capture="shipment"))
+
+
+class AwayRecords:
+    async def get(self, partition, sort):
+        raise Unavailable("away")
 
 
 async def bought(s) -> int:
@@ -37,6 +44,54 @@ def test_a_hold_that_became_no_order_is_let_go_by_the_next_start_and_by_the_swee
             await s.cards.authorise(late, Money(600, "EUR"), "card_ok")
             await s.commerce.coordinator.resolve()
             assert (await s.money())["EUR"]["held"] == 70
+
+    asyncio.run(main())
+
+
+async def marks(s) -> tuple[str, str]:
+    """What the shop's payments are named by: the row and its copy, empty where there is none."""
+    rows = await s.commerce.orders._sql.read("SELECT mark FROM payment_mark")
+    copy = await s.commerce.carts._records.get(b"payments", b"mark")
+    return rows[0][0] if rows else "", "" if copy is None else copy.value.decode()
+
+
+@pytest.mark.parametrize("lost", ["row", "copy"])
+def test_a_lost_mark_hides_no_payment(tmp_path: Path, lost: str):
+    async def main():
+        async with shop(data=tmp_path, settings=SMALL, shards=0) as s:
+            number = await bought(s)
+            await s.commerce.coordinator.settle()
+            held = s.commerce.payments._key(ids.IdGenerator().next())
+            await s.cards.authorise(held, Money(500, "EUR"), "card_ok")
+            before = await marks(s)
+            assert before[0] == before[1] != ""
+            if lost == "row":
+                await s.commerce.orders._sql.commit([Statement("DELETE FROM payment_mark")])
+            else:
+                await s.commerce.carts._records.write(b"payments", [Delete(b"mark")])
+        async with shop(data=tmp_path, settings=SMALL, shards=0) as s:
+            assert await marks(s) == before
+            payment = await s.commerce.payments.of_order(number)
+            assert payment.state == "captured"
+            await s.commerce.payments.cancel(number, payment.captured)
+            assert (await s.money())["EUR"] == {"card": 0, "held": 0, "merchant": 0}, "found, given back, let go"
+
+    asyncio.run(main())
+
+
+def test_no_mark_is_made_up_while_the_copy_cannot_be_read(tmp_path: Path):
+    async def main():
+        async with shop(data=tmp_path, settings=SMALL, shards=0) as s:
+            payments = s.commerce.payments
+            before = await marks(s)
+            await s.commerce.orders._sql.commit([Statement("DELETE FROM payment_mark")])
+            payments._records = AwayRecords()
+            with pytest.raises(Unavailable):
+                await payments.open()
+            assert (await marks(s))[0] == ""
+            payments._records = s.commerce.carts._records
+            await payments.open()
+            assert await marks(s) == before
 
     asyncio.run(main())
 
