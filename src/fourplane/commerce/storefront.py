@@ -18,6 +18,7 @@ from fourplane.commerce.media import Media
 from fourplane.commerce.orders import Address
 from fourplane.commerce.page_cache import PageCache
 from fourplane.commerce.pricing import MARKETS, market_of
+from fourplane.commerce.sitemap import Sitemap
 from fourplane.commerce.store import Store
 from fourplane.commerce.tiles import tile
 from fourplane.edge.routes import Call, Door, Priority, Reply, Route, StaticFolder
@@ -26,7 +27,7 @@ from fourplane.foundation.errors import Conflict, FourplaneError, NotFound, Over
 from fourplane.state.contracts import Query
 
 PAGE = 24
-SITEMAP = 1_000
+CRAWLER_S = 10
 COOKIE_S = 60 * 86_400
 FIELD_MAX = 200
 Page = Callable[[Call[bytes]], Awaitable[Reply]]
@@ -39,6 +40,7 @@ class Storefront:
         self._store = store
         self._media = media
         self.kept = kept
+        self._sitemap = Sitemap(store.catalog.ids)
         self._rendering: dict[str, asyncio.Future[bytes | None]] = {}
         self.shown = self.degraded = self.shared = 0
 
@@ -141,11 +143,12 @@ class Storefront:
         return self._show(call, frame, page)
 
     async def sitemap(self, call: Call[bytes]) -> Reply:
-        """One address a line, `SITEMAP` at a time; `?after=` an id goes on."""
-        products = await self._store.catalog.ids(call.query.get("after", ""), SITEMAP)
-        host = call.headers.get("host", "")
-        lines = [f"http://{host}{pages.path_of(product)}\n" for product in products]
-        return Reply("".join(lines).encode(), media_type="text/plain; charset=utf-8")
+        """One address a line, a thousand at a time; `?after=` an id goes on."""
+        found = await self._sitemap.find(call.query.get("after", ""), call.headers.get("host", ""))
+        headers = {"etag": found.tag, "cache-control": f"public, max-age={CRAWLER_S}"}
+        if found.tag in call.headers.get("if-none-match", ""):
+            return Reply(status=304, headers=headers)
+        return Reply(found.body, media_type="text/plain; charset=utf-8", headers=headers)
 
     async def search(self, call: Call[bytes]) -> Reply:
         """Words, facets, sort, pages; every combination is a plain address."""
