@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fourplane.foundation.errors import Corrupt, Unavailable
@@ -77,19 +77,26 @@ def test_a_killed_log_reads_back_whole(copy):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.integers(0, 100), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@example(which=0, share=0.997, bit=0)
+@example(which=1, share=0.997, bit=0)
+@example(which=2, share=0.997, bit=0)
+@example(which=3, share=0.997, bit=0)
 def test_a_flipped_bit_is_corrupt_with_file_and_byte(copy, which, share, bit):
     path = copy()
     files = segments(path)
     file = files[which % len(files)]
-    frames = written(file)
     content = bytearray(file.read_bytes())
-    at = int(len(content) * share)
+    at, frames = int(len(content) * share), written(file)
     content[at] ^= 1 << bit
     file.write_bytes(content)
-    if at >= frames or (file != files[-1] and at >= len(content) - 24):
-        assert (
-            asyncio.run(everything(path)) == RIGHT
-        )  # behind the frames, and in the end frame of a segment, are no events
+    # There are no events behind the frames of the last segment, nor in the end frames of others; but the end frame before the
+    # last segment is read, because what is not indexed begins in front of it.
+    if file == files[-1]:
+        no_events = at >= frames
+    else:
+        no_events = file != files[-2] and at >= len(content) - 24
+    if no_events:
+        assert asyncio.run(everything(path)) == RIGHT
         return
     with pytest.raises(Corrupt) as told:
         asyncio.run(everything(path))
