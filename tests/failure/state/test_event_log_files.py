@@ -91,10 +91,7 @@ def test_a_flipped_bit_is_corrupt_with_file_and_byte(copy, which, share, bit):
     file.write_bytes(content)
     # There are no events behind the frames of the last segment, nor in the end frames of others; but the end frame before the
     # last segment is read, because what is not indexed begins in front of it.
-    if file == files[-1]:
-        no_events = at >= frames
-    else:
-        no_events = file != files[-2] and at >= len(content) - 24
+    no_events = at >= frames if file == files[-1] else file != files[-2] and at >= len(content) - 24
     if no_events:
         assert asyncio.run(everything(path)) == RIGHT
         return
