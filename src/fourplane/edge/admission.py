@@ -5,14 +5,15 @@ under way than is allowed, an operator closed its class. While none of them is n
 comparison; while one is, a plain request is turned away by its first line, with one prebuilt 503 and Retry-After, before
 anything of it becomes an object.
 
-The lines. Once several requests are under way new ones stand in line, one line per class, and begin a few per turn of the
-loop, the highest class first, each class in its order (`overload` says how many). Work of the highest class therefore never
-stands behind a crowd of the others, and a class is turned away only when its own line stands: where the capacity ends. A
-line may be as long as what began of its class within `line_s_max` lately, and its oldest not older; after a short stall it
-may have all its places, because what such a stall leaves behind is soon done. Both are told in CPU
-time of this process, because a machine that is busy with something else is slow but not full of our work; and what does
-not stand in a line adds nothing: a long stream, an idle WebSocket, a feed beside the requests. What has waited longer
-than its class may (`age_s_max`, of the clock) is turned away, because its answer would come when nobody waits any more.
+The lines. Once several requests are under way new ones stand in line, one line per class, and begin a few per turn of
+the loop, the highest class first, each class in its order (`overload` says how many). While nobody of the highest class stands
+there and the turn has room for more of it, one that comes begins at once, a turn earlier. Work of the highest class never
+stands behind a crowd of the others, and a class is turned away only when its own line stands: where the capacity ends. A line
+may be as long as what began of its class within `line_s_max` lately, and its oldest not older; after a short stall it may
+have all its places, because what such a stall leaves behind is soon done. Both are told in CPU time of this process, because
+a machine that is busy with something else is slow but not full of our work; and what does not stand in a line adds
+nothing: a long stream, an idle WebSocket, a feed beside the requests. What has waited longer than its class may
+(`age_s_max`, of the clock) is turned away, because its answer would come when nobody waits any more.
 Invariant: `in_flight` equals the exchanges that stand in line or have begun, and are not finished.
 """
 
@@ -79,6 +80,7 @@ class Admission:
     __slots__ = (
         "_admitted",
         "_asked",
+        "_at_once",
         "_batch_cpu_s",
         "_began",
         "_bounds",
@@ -138,6 +140,7 @@ class Admission:
         self._shed = [0] * CLASSES
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
         self._admitted = self._finished = self._stale = self.waiting = 0
+        self._at_once = 0  # of the highest class may still begin in this turn
         self._stood = 0  # windows in a row in which some stood in line
         self._rest = 0  # turns that finish what has begun before the next batch
         self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._owed_s = self._window_cpu_s = (
@@ -225,6 +228,10 @@ class Admission:
     def stands(self, priority: Priority, exchange: object, scope: object) -> bool:
         """The same for a request whose class is known."""
         if self.in_flight <= self._busy_min:
+            return False
+        if self._at_once and not priority and not self._lines[0]:
+            self._at_once -= 1
+            self._began[0] += 1
             return False
         assert self._loop is not None
         if not self.waiting:
@@ -321,6 +328,8 @@ class Admission:
         now_s = clock.monotonic_s()
         full = self._rest <= 0 or cpu_s - self._batch_cpu_s > 2.0 * self._settings.overload.turn_s
         left_s, spent = self._begin_of(0, pace.turn_s, now_s)
+        room = pace.running_max * ROOM[0] - self.in_flight + self.waiting
+        self._at_once = max(0, min(int(left_s / pace.cost_s(0)), room)) if not self._lines[0] else 0
         if full:
             left_s += self._owed_s
             for number in range(1, CLASSES):

@@ -24,7 +24,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -128,10 +128,15 @@ class SharedCommit:
         self._began_s = self._came = self._span_s = 0.0
         self._crowd = 1 << 62  # with so many in line the next commit waits no longer
         self._patient: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: list[_Caller] = []
+        self._beginning = False
 
     def open(self, tasks: Tasks) -> None:
         """From now on commits run among these tasks."""
         self._tasks = tasks
+        if self._soon is not None:
+            tasks.start(self._until_stopped(), "shared commits")
 
     def close(self) -> None:
         """Whoever still waits hears Unavailable: its rows may or may not be written."""
@@ -151,7 +156,9 @@ class SharedCommit:
             raise Overloaded(f"{len(self._waiting)} commits wait", retry_after_s=0.2)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Caller(fences, works, future))
-        if not self._running:
+        if self._soon is not None:
+            self._arrived()
+        elif not self._running:
             self._running = True
             self._tasks.start(self._run(), "shared commits")
         elif len(self._waiting) >= self._crowd:
@@ -184,11 +191,8 @@ class SharedCommit:
 
     async def _patience(self) -> None:
         """Let more callers come, until the pace is over or a crowd has come."""
-        settings = self._settings
-        left_s = self._began_s + self._pace_s - clock.monotonic_s()
-        lately = self._came * self._pace_s / self._span_s if self._span_s else 0.0
-        crowd = max(settings.pace_from, int(settings.crowd_share * lately))
-        if left_s > 0.0 and len(self._waiting) < crowd:
+        left_s, crowd = self._pace()
+        if left_s > 0.0:
             loop = asyncio.get_running_loop()
             self._patient, self._crowd = loop.create_future(), crowd
             timer = loop.call_later(left_s, _wake, self._patient)
@@ -197,6 +201,14 @@ class SharedCommit:
             finally:
                 timer.cancel()
                 self._patient, self._crowd = None, 1 << 62
+
+    def _pace(self) -> tuple[float, int]:
+        """How long the next commit may wait for more callers, and with how many it does not."""
+        settings = self._settings
+        lately = self._came * self._pace_s / self._span_s if self._span_s else 0.0
+        crowd = max(settings.pace_from, int(settings.crowd_share * lately))
+        left_s = self._began_s + self._pace_s - clock.monotonic_s()
+        return (left_s if len(self._waiting) < crowd else 0.0), crowd
 
     def _begins(self) -> None:
         """Learn how many come in which time: the last ten commits count, a long silence no more than a short one."""
@@ -214,6 +226,18 @@ class SharedCommit:
             await clock.sleep(0)
 
     async def _write(self, batch: list[_Caller]) -> None:
+        try:
+            await self._sql.commit(self._statements(batch))
+            _tell(batch)
+        except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
+            if self._each_alone(batch, error):
+                await asyncio.gather(*(self._write_alone(caller) for caller in batch))
+                return
+            for caller in batch:
+                _fail(caller.future, error)
+
+    def _statements(self, batch: list[_Caller]) -> list[Statement]:
+        """What these callers write, the conditions first."""
         self._commits += 1
         self._callers += len(batch)
         fences: list[Statement] = []
@@ -221,35 +245,104 @@ class SharedCommit:
         for caller in batch:
             fences += [fence for fence in caller.fences if fence not in fences]
             works += caller.works
-        try:
-            statements = [*fences, *rendered(works, far=self._far)]
-            if self._soon is not None:
-                await self._write_soon(self._soon, batch, statements)
+        return [*fences, *rendered(works, far=self._far)]
+
+    def _each_alone(self, batch: list[_Caller], error: BaseException) -> bool:
+        """Whether one of several may have spoiled it for the others; counts them."""
+        if len(batch) == 1 or (isinstance(error, FourplaneError) and not isinstance(error, Conflict | Rejected)):
+            return False
+        self._alone += len(batch)
+        return True
+
+    # -- the same where the store begins at once: no task of the line's own, so no turn of the loop is spent on waking it
+
+    def _arrived(self) -> None:
+        """One more waits."""
+        if not self._running:
+            self._running = True
+            asyncio.get_running_loop().call_soon(self._next)
+        elif self._timer is not None and len(self._waiting) >= self._crowd:
+            self._timer.cancel()
+            self._timer = None
+            asyncio.get_running_loop().call_soon(self._begin)  # behind those who come in this very turn
+
+    def _next(self) -> None:
+        """Begin the next commit, or see when."""
+        if not self._waiting:
+            self._running = False
+        elif self._last >= self._settings.pace_from:
+            left_s, self._crowd = self._pace()
+            if left_s > 0.0:
+                self._timer = asyncio.get_running_loop().call_later(left_s, self._begin)
             else:
-                await self._sql.commit(statements)
-                _tell(batch)
-        except Exception as error:  # noqa: BLE001 - also somebody's bug must not reach those who share with him
-            if len(batch) > 1 and (isinstance(error, Conflict | Rejected) or not isinstance(error, FourplaneError)):
-                self._alone += len(batch)
-                await asyncio.gather(*(self._write_alone(caller) for caller in batch))
-                return
+                self._begin()
+        elif self._last >= self._settings.gather_from:
+            self._gathered(0, 0)
+        else:
+            self._begin()
+
+    def _gathered(self, seen: int, turns: int) -> None:
+        """Let more callers come, turn by turn, while each turn brings some."""
+        count = len(self._waiting)
+        if seen < count < self._settings.batch_max and turns < self._settings.gather_turns_max:
+            asyncio.get_running_loop().call_soon(self._gathered, count, turns + 1)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._timer = None
+        if not self._waiting:  # the line was closed
+            self._running = False
+            return
+        assert self._soon is not None
+        self._begins()
+        batch = self._writing = [
+            self._waiting.popleft() for _ in range(min(len(self._waiting), self._settings.batch_max))
+        ]
+        self._last = len(batch)
+        self._beginning = True
+        try:
+            self._soon.commit_soon(self._statements(batch), partial(self._written, batch))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._written(batch, error)
+        finally:
+            self._beginning = False
+
+    def _written(self, batch: list[_Caller], error: BaseException | None) -> None:
+        """The store is through with these."""
+        if batch is not self._writing:  # they were told that the line has stopped
+            return
+        if error is None:
+            _tell(batch)
+        elif self._tasks is not None and self._each_alone(batch, error):
+            self._tasks.start(self._alone_then_next(batch), "commits alone")
+            return
+        else:
             for caller in batch:
                 _fail(caller.future, error)
+        self._writing = []
+        if self._beginning:  # the store told of it in the call: others first
+            asyncio.get_running_loop().call_soon(self._next)
+        else:
+            self._next()
 
-    async def _write_soon(self, store: CommitsSoon, batch: list[_Caller], statements: list[Statement]) -> None:
-        """The same where the callers hear of it before this line does, in one turn."""
-        ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    async def _alone_then_next(self, batch: list[_Caller]) -> None:
+        await asyncio.gather(*(self._write_alone(caller) for caller in batch))
+        self._writing = []
+        self._next()
 
-        def told(error: BaseException | None) -> None:
-            if error is None:
-                _tell(batch)
-            if not ended.done():
-                ended.set_result(error)
-
-        store.commit_soon(statements, told)
-        error = await ended
-        if error is not None:
-            raise error
+    async def _until_stopped(self) -> None:
+        """The line's end: whoever it is writing for hears of it."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            batch, self._writing, self._running = self._writing, [], False
+            stopped = Unavailable("the writer of this commit was stopped", code="writer_stopped")
+            for caller in batch:
+                _fail(caller.future, stopped)
 
     async def _write_alone(self, caller: _Caller) -> None:
         try:
@@ -369,7 +462,7 @@ def _tell(batch: Sequence[_Caller]) -> None:
             caller.future.set_result(None)
 
 
-def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
+def _fail(future: "asyncio.Future[None]", error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # the caller may have gone

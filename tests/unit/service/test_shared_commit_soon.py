@@ -7,7 +7,7 @@ from tests.unit.service.running import run_with_sql
 
 from fourplane.foundation.errors import Conflict, Overloaded, Unavailable
 from fourplane.foundation.lifecycle import Tasks
-from fourplane.service.shared_commit import CommitsSoon, Row, SharedCommit, Template
+from fourplane.service.shared_commit import CommitsSoon, Row, SharedCommit, SharedCommitSettings, Template
 from fourplane.state.contracts import Statement
 
 PUT = Template("INSERT INTO thing (id, name) VALUES ", "({}, {})", label="put")
@@ -104,3 +104,63 @@ def test_on_the_embedded_store_a_conflict_hurts_only_its_caller():
         await tasks.cancel()
 
     run_with_sql(main)
+
+
+def test_who_came_meanwhile_is_written_in_the_turn_in_which_the_one_before_was_durable():
+    held = Held()
+
+    async def body(line, _tasks):
+        first = asyncio.ensure_future(line.commit([Row(PUT, (1, "x"))]))
+        await turns()
+        rest = [asyncio.ensure_future(line.commit([Row(PUT, (number, "x"))])) for number in range(2, 5)]
+        await turns()
+        assert len(held.told) == 1, "one commit at a time"
+        held.told[0][1](None)
+        assert len(held.told) == 2
+        assert len(held.told[1][0][0].parameters) == 6, "all three"
+        held.told[1][1](None)
+        await asyncio.gather(first, *rest)
+        assert line.statistics().commits == 2
+
+    with_line(held, body)
+
+
+def test_a_store_that_is_through_at_once_serves_any_number_of_commits_in_a_row():
+    class Memory(Held):
+        def commit_soon(self, statements, told):
+            self.told.append(statements)
+            told(None)
+
+    async def main():
+        memory = Memory()
+        line = SharedCommit(memory, SharedCommitSettings(batch_max=1, gather_from=2, pace_from=2))
+        tasks = Tasks("test", asyncio.get_running_loop().create_future())
+        line.open(tasks)
+        await asyncio.gather(*(line.commit([Row(PUT, (number, "x"))]) for number in range(2_000)))
+        assert len(memory.told) == 2_000
+        await tasks.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_line_that_was_closed_while_it_waited_for_its_pace_writes_nothing():
+    held = Held()
+
+    async def main():
+        line = SharedCommit(held, SharedCommitSettings(pace_s=3_600.0))
+        tasks = Tasks("test", asyncio.get_running_loop().create_future())
+        line.open(tasks)
+        first = [asyncio.ensure_future(line.commit([Row(PUT, (number, "x"))])) for number in range(4)]
+        await turns()
+        held.told[0][1](None)
+        late = asyncio.ensure_future(line.commit([Row(PUT, (9, "x"))]))
+        await turns()
+        await asyncio.gather(*first)
+        assert len(held.told) == 1, "it waits for the pace"
+        line.close()
+        await tasks.cancel()
+        with pytest.raises(Unavailable):
+            await late
+        assert len(held.told) == 1
+
+    asyncio.run(main())
