@@ -7,7 +7,8 @@ writes. Filtering by person reads up to `SCAN_MAX` records a page.
 """
 
 import struct
-from functools import partial
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,11 +20,15 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.server_queries import Request, ServerQueries
 from fourplane.messaging.stanzas import escape
-from fourplane.messaging.user import User, origin_of, worth_storing
+from fourplane.messaging.user import BODY, User, worth_storing
+from fourplane.messaging.user_session import NO_ORIGIN
 from fourplane.messaging.user_store import Unless
 from fourplane.messaging.xml_stream import CLIENT, Stanza
 from fourplane.service.stored_order import ID_MAX
 from fourplane.state.contracts import Put
+
+if TYPE_CHECKING:
+    from fourplane.messaging.user_session import UserSession
 
 MAM = "urn:xmpp:mam:2"
 RSM = "http://jabber.org/protocol/rsm"
@@ -32,6 +37,10 @@ STANZA_ID = "urn:xmpp:sid:0 stanza-id"
 PAGE_MAX = 100
 SCAN_MAX = 2_000
 SCHEMA, SCHEMA_FAR = 1, 2  # the second with the origin of a message from another worker
+_CONVERSATIONS = frozenset({None, "chat", "normal"})
+_ONLY_BODY = [BODY]
+_KEY = struct.Struct(">2sQ").pack
+_HEAD, _HEAD_FAR = struct.Struct(">BQH").pack, struct.Struct(">BQHB").pack
 AGAIN_S = 180.0  # so far back one that is told again may have been archived: longer than another worker tries
 
 
@@ -55,6 +64,32 @@ class ArchivedMessage(msgspec.Struct, frozen=True):
     origin: bytes = b""  # what names it if it came from another worker
 
 
+class _Sent(msgspec.Struct, eq=False):
+    """What is done when the copy of a sender is durable or failed. One object, as thousands wait for a commit."""
+
+    archive: "MessageArchive"
+    source: "UserSession | None"
+    hold: int
+
+    def __call__(self, failure: FourplaneError | None) -> None:
+        if failure is not None:
+            self.archive.complain(failure)
+        if self.source is not None:
+            self.source.release(self.hold)
+
+
+class _Received(msgspec.Struct, eq=False):
+    """The same for the copy of a receiver, who gets the message then."""
+
+    archive: "MessageArchive"
+    user: User
+    delivery: Delivery
+    hold: int
+
+    def __call__(self, failure: FourplaneError | None) -> None:
+        self.archive.deliver(self.user, self.delivery, self.hold, failure)
+
+
 class MessageArchive:
     """Writes copies and answers queries; registers itself with the router."""
 
@@ -70,38 +105,35 @@ class MessageArchive:
             return
         source = delivery.source
         hold = source.hold() if source is not None else 0
-
-        def kept(failure: FourplaneError | None) -> None:
-            if failure is not None:
-                self._complain(failure)
-            if source is not None:
-                source.release(hold)
-
         put = self._record(user.next_id(), delivery.to.full, delivery.raw)
-        self._router.store.write(user.address.bare, [put], kept)
+        self._router.store.write(user.address.bare, (put,), _Sent(self, source, hold))
 
     def received(self, user: User, delivery: Delivery) -> bool:
         """Keep a copy for the receiver and deliver it then; False when this message is not kept."""
         if not _is_conversation(delivery.stanza):
             return False
-        hold = delivery.source.hold() if delivery.source is not None else 0
-        ident, raw = user.next_id(), delivery.raw
-        origin, again = origin_of(delivery)
+        source = delivery.source
+        if source is None:
+            hold, (origin, again) = 0, NO_ORIGIN
+        else:
+            hold, (origin, again) = source.hold(), source.origin_of(delivery.stanza)
+        ident = user.next_id()
+        unless = self._unless(user, delivery, hold, origin) if again and origin else None
         self._mark(user, delivery, ident)
         put = self._record(ident, delivery.sender.full, delivery.raw, origin)
-        unless = None
-        if origin and again:  # a process before this one may have archived it and have said nothing
-
-            def there(earlier: bytes) -> None:
-                delivery.raw = raw
-                self._mark(user, delivery, int.from_bytes(earlier, "big"))
-                self._received(user, delivery, hold, None)
-
-            unless = Unless(partial(self._id_of, user.address.bare, origin), 1, there)
-        self._router.store.write(
-            user.address.bare, [put], lambda failure: self._received(user, delivery, hold, failure), unless=unless
-        )
+        self._router.store.write(user.address.bare, (put,), _Received(self, user, delivery, hold), unless=unless)
         return True
+
+    def _unless(self, user: User, delivery: Delivery, hold: int, origin: bytes) -> Unless:
+        """A process before this one may have archived it and have said nothing: then it is delivered as archived there."""
+        raw = delivery.raw
+
+        def there(earlier: bytes) -> None:
+            delivery.raw = raw
+            self._mark(user, delivery, int.from_bytes(earlier, "big"))
+            self.deliver(user, delivery, hold, None)
+
+        return Unless(partial(self._id_of, user.address.bare, origin), 1, there)
 
     async def _id_of(self, bare: str, origin: bytes) -> bytes | None:
         """Under which id a message of another worker is archived, if it is; looks at the last `AGAIN_S` and `SCAN_MAX`."""
@@ -125,14 +157,13 @@ class MessageArchive:
         raw = delivery.raw
         if STANZA_ID in delivery.stanza.children:
             raw = _without_claims(raw, user.address.bare)
-        mark = f"<stanza-id xmlns='urn:xmpp:sid:0' by='{escape(user.address.bare)}' id='{ident}'/>"
-        delivery.raw = stanzas.with_child(raw, mark.encode())
+        delivery.raw = stanzas.with_child(raw, _mark_of(user.address.bare) + b"%d'/>" % ident)
 
-    def _received(self, user: User, delivery: Delivery, hold: int, failure: FourplaneError | None) -> None:
+    def deliver(self, user: User, delivery: Delivery, hold: int, failure: FourplaneError | None) -> None:
         """The archive has the message, or could not take it."""
         source = delivery.source
         if failure is not None:
-            self._complain(failure)
+            self.complain(failure)
             self._router.bounce(delivery, "internal-server-error", "the message could not be stored")
         else:
             if source is not None:
@@ -144,12 +175,13 @@ class MessageArchive:
     def _record(self, ident: int, peer: str, raw: bytes, origin: bytes = b"") -> Put:
         name, now_us = peer.encode(), clock.now_us()
         if origin:
-            value = struct.pack(">BQHB", SCHEMA_FAR, now_us, len(name), len(origin)) + name + origin + raw
+            value = _HEAD_FAR(SCHEMA_FAR, now_us, len(name), len(origin)) + name + origin + raw
         else:
-            value = struct.pack(">BQH", SCHEMA, now_us, len(name)) + name + raw
-        return Put(b"a/" + struct.pack(">Q", ident), value, ttl_s=self._router.settings.archive_s)
+            value = _HEAD(SCHEMA, now_us, len(name)) + name + raw
+        return Put(_KEY(b"a/", ident), value, None, self._router.settings.archive_s)
 
-    def _complain(self, failure: FourplaneError) -> None:
+    def complain(self, failure: FourplaneError) -> None:
+        """Tell an operator that a message could not be kept."""
         self._router.registry.event("error", "messaging", "the archive cannot be written", error=failure.reason)
 
     def _query(self, request: Request) -> None:
@@ -247,7 +279,15 @@ def _answer_form(request: Request) -> None:
 
 
 def _is_conversation(stanza: Stanza) -> bool:
-    return stanza.attributes.get("type") in {None, "chat", "normal"} and worth_storing(stanza)
+    if stanza.attributes.get("type") not in _CONVERSATIONS:
+        return False
+    return stanza.children == _ONLY_BODY or worth_storing(stanza)
+
+
+@lru_cache(maxsize=10_000)
+def _mark_of(bare: str) -> bytes:
+    """The mark of a message in the archive of an account, up to the id."""
+    return f"<stanza-id xmlns='urn:xmpp:sid:0' by='{escape(bare)}' id='".encode()
 
 
 def _is_with(peer: str, wanted: str) -> bool:

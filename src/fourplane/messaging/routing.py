@@ -190,7 +190,9 @@ class Router:
         if to.domain in self.domains:
             if to.local:
                 if shards is not None and user is None and self.switches.router.on:
-                    slot = shards.slot_of(to)
+                    slot = shards.slots.get(to.bare)
+                    if slot is None:
+                        slot = shards.slot_of(to)
                     if slot != shards.slot:
                         shards.forward(delivery, slot)
                         return

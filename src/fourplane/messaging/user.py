@@ -30,6 +30,7 @@ BODY = "jabber:client body"
 EVENT = ["http://jabber.org/protocol/pubsub#event event"]
 _EVENT_NODE = re.compile(rb"<(?:items|delete|purge) node=['\"]([^'\"]*)['\"]")
 HINTS = "urn:xmpp:hints "
+NO_STORE, NO_PERMANENT_STORE, STORE = f"{HINTS}no-store", f"{HINTS}no-permanent-store", f"{HINTS}store"
 CARBONS = "urn:xmpp:carbons:2"
 UNKEPT = frozenset({"groupchat", "headline", "error"})
 FLUSH_PAGE = 100
@@ -464,8 +465,8 @@ def _wants_carbon(stanza: Stanza) -> bool:
 def worth_storing(stanza: Stanza) -> bool:
     """XEP-0160 and XEP-0334: anything with content, but no chat states, and nothing that says no."""
     children = stanza.children
-    if f"{HINTS}no-store" in children or f"{HINTS}no-permanent-store" in children:
+    if NO_STORE in children or NO_PERMANENT_STORE in children:
         return False
-    if BODY in children or f"{HINTS}store" in children:
+    if BODY in children or STORE in children:
         return True
     return any(not child.startswith((CHAT_STATES, "jabber:client thread")) for child in children)

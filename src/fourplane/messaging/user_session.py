@@ -141,11 +141,12 @@ class UserSession:
         """A stanza of this client waits for the disk: keep answers and acknowledgements back until `release`."""
         if self._holds is None:
             self._holds = {}
-        self._hold_next += 1
-        self._holds[self._hold_next] = self._number()
+        token = self._hold_next = self._hold_next + 1
+        management = self.management
+        self._holds[token] = self._belongs or (management.handled if management is not None else 1)  # as `_number` says
         if len(self._holds) > HOLDS_MAX and self.stream is not None:
             self.stream.pause("disk")
-        return self._hold_next
+        return token
 
     def origin_of(self, stanza: Stanza) -> tuple[bytes, bool]:  # noqa: ARG002 - see FarSource
         """What its own client sends needs no name: nobody tells it again."""

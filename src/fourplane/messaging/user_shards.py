@@ -87,25 +87,23 @@ class Rooms:
         return await self._groups.public_rooms()
 
 
-class Origin(msgspec.Struct, frozen=True):
-    """The process a batch comes from, and whether another one in this slot may have had it before."""
-
-    boot: str
-    again: bool
+Origin = tuple[
+    bytes, bool
+]  # the process a batch comes from, and whether another one in this slot may have had it before
 
 
 class FarSource:
     """Somebody connected to another worker who has stanzas in a batch; stands in for a `UserSession`."""
 
-    __slots__ = ("_brake", "_count", "_held", "_holds", "_origin", "_router", "address", "management", "safe")
+    __slots__ = ("_again", "_boot", "_brake", "_count", "_held", "_holds", "_router", "address", "management", "safe")
 
     def __init__(self, router: Router, address: Address, origin: Origin, *, managed: bool) -> None:
         self.address = address
-        self._origin = origin
+        self._boot, self._again = origin
         self.management: object | None = self if managed else None
         self.safe: Safe | None = None  # whom to tell when nothing holds it any more
         self._router = router
-        self._holds: set[int] | None = None
+        self._holds: set[int] = set()
         self._held: list[bytes] | None = None
         self._count = self._brake = 0
 
@@ -121,11 +119,9 @@ class FarSource:
 
     def hold(self) -> int:
         """See `UserSession.hold`."""
-        if self._holds is None:
-            self._holds = set()
-        self._count += 1
-        self._holds.add(self._count)
-        return self._count
+        token = self._count = self._count + 1
+        self._holds.add(token)
+        return token
 
     owe = hold
 
@@ -133,17 +129,16 @@ class FarSource:
         """What names a stanza, whoever tells it again, and whether it may have been told to a process before this one."""
         if not isinstance(stanza, Forwarded):
             return NO_ORIGIN
-        return f"{self._origin.boot}{stanza.end}".encode(), self._origin.again
+        return b"%b%d" % (self._boot, stanza.end), self._again
 
     def go_on(self, hold: int) -> None:
         """See `UserSession.go_on`; here nothing is counted."""
 
     def release(self, token: int) -> None:
         """See `UserSession.release`."""
-        if self._holds is None:
-            return
-        self._holds.discard(token)
-        if self._holds:
+        holds = self._holds
+        holds.discard(token)
+        if holds:
             return
         held, self._held = self._held, None
         for data in held or ():
@@ -188,7 +183,7 @@ class UserShards:
         self.slot = spread.slot
         self.forwarded = self.received_count = 0
         self.courier = Courier(spread.slot, spread.peers, self)
-        self._slots: dict[str, int] = {}
+        self.slots: dict[str, int] = {}  # of bare addresses, as far as known
         self._ways = {slot: self.courier.way(slot) for slot in spread.peers}
         self.far_rooms: list[FarRooms] = [
             remote(Rooms, peer, ROOMS, only=frozenset(("public_rooms",))) for peer in spread.peers.values()
@@ -198,12 +193,12 @@ class UserShards:
 
     def slot_of(self, address: Address) -> int:
         """Where the actor of a user or a room is; domains are at home."""
-        slot = self._slots.get(address.bare)
+        slot = self.slots.get(address.bare)
         if slot is None:
-            if len(self._slots) >= REMEMBERED_MAX:
-                self._slots.clear()
+            if len(self.slots) >= REMEMBERED_MAX:
+                self.slots.clear()
             slot = self.shards.slot_of(partition_of(address.bare)) if address.local else self.shards.home
-            self._slots[address.bare] = slot
+            self.slots[address.bare] = slot
         return slot
 
     def is_far(self, address: Address) -> bool:
@@ -278,7 +273,7 @@ class UserShards:
         """Stanzas from another worker."""
         router, parse, seen, route = self._router, addresses.parse, addresses.seen, self._router.route
         self.received_count += len(batch.groups)
-        owners, origin = _decode_owners(batch.owners), Origin(boot, batch.again)
+        owners, origin = _decode_owners(batch.owners), (boot.encode(), batch.again)
         sources: dict[int, FarSource] = {}
         for told, group in zip(_decode_all(batch.messages), batch.groups, strict=True):
             if told.name == PUSHED:
@@ -288,10 +283,9 @@ class UserShards:
             if source is None and group != NOBODY:
                 name, managed = owners[group - 1]
                 source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
-            sender = source.address if source is not None and not told.sender else parse(told.sender)
-            whom = told.to or told.attributes["to"]
-            to = seen(whom) or parse(whom)
-            route(Delivery(told, told.raw, sender, to, source))  # type: ignore[arg-type] # as a session
+            whom, name = told.to or told.attributes["to"], told.sender
+            sender = parse(name) if name or source is None else source.address
+            route(Delivery(told, told.raw, sender, seen(whom) or parse(whom), source))  # type: ignore[arg-type] # as a session
         longer: set[int] = set()
         for group, source in sources.items():
             if source.waits:

@@ -73,7 +73,7 @@ class Unless(msgspec.Struct, frozen=True):
     left_out: Callable[[bytes], None]
 
 
-Waiting = tuple[Change | None, Done | None, Unless | None]
+Waiting = tuple[Change | None, Done | None, Unless | None]  # the last of what was given together has the `Done`
 
 
 class _NotWritten(Exception):
@@ -90,8 +90,8 @@ class UserStore:
     def __init__(self, records: Records, offline_s: float) -> None:
         self.records = records
         self._offline_s = offline_s
-        self._waiting: dict[bytes, deque[Waiting]] = {}
-        self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by the number of users with waiting writes
+        self._waiting: dict[str, deque[Waiting]] = {}  # of each owner
+        self._ready: asyncio.Queue[str] = asyncio.Queue()  # bounded by the number of users with waiting writes
         self.waiting_count = 0
         self.failed_count = 0
         self.dropped_count = 0  # told again by another worker, and here already
@@ -224,8 +224,7 @@ class UserStore:
         self, bare: str, changes: Sequence[Change], done: Done | None = None, *, unless: Unless | None = None
     ) -> None:
         """Queue changes of one user in order; `done` after the last of them, and after all earlier ones."""
-        partition = partition_of(bare)
-        waiting = self._waiting.get(partition)
+        waiting = self._waiting.get(bare)
         if not changes:
             if waiting is not None:
                 waiting.append((None, done, None))
@@ -234,26 +233,30 @@ class UserStore:
                 done(None)
             return
         if waiting is None:
-            waiting = self._waiting[partition] = deque()
-            self._ready.put_nowait(partition)
-        last = len(changes) - 1
-        for index, change in enumerate(changes):
-            waiting.append((change, done if index == last else None, unless if index == 0 else None))
-        self.waiting_count += len(changes)
+            waiting = self._waiting[bare] = deque()
+            self._ready.put_nowait(bare)
+        count = len(changes)
+        self.waiting_count += count
+        if count == 1:
+            waiting.append((changes[0], done, unless))
+            return
+        part, last = _in_parts(done) if done is not None and count > BATCH_MAX - BATCH_SOFT else (None, done)
+        for index, change in enumerate(changes, 1):
+            waiting.append((change, last if index == count else part, unless if index == 1 else None))
 
     async def _write_loop(self) -> None:
         while True:
-            partition = await self._ready.get()
-            waiting = self._waiting[partition]
+            bare = await self._ready.get()
+            waiting = self._waiting[bare]
             try:
-                batch, failure = await self._write_next(partition, waiting), None
+                batch, failure = await self._write_next(partition_of(bare), waiting), None
             except _NotWritten as error:
                 batch, failure = error.batch, error.failure
                 self.failed_count += 1
             if waiting:
-                self._ready.put_nowait(partition)
+                self._ready.put_nowait(bare)
             else:
-                del self._waiting[partition]
+                del self._waiting[bare]
             self.waiting_count -= len(batch)
             for _, done, _ in batch:
                 if done is not None:
@@ -293,8 +296,24 @@ def partition_of(bare: str) -> bytes:
     return b"xmpp/" + raw if len(raw) <= 480 else b"xmpp#" + hashlib.sha256(raw).digest()
 
 
+def _in_parts(done: Done) -> tuple[Done, Done]:
+    """For changes that may need two writes: what hears of all but the last, and of the last; `done` hears the first failure."""
+    failures: list[FourplaneError] = []
+
+    def part(failure: FourplaneError | None) -> None:
+        if failure is not None:
+            failures.append(failure)
+
+    return part, lambda failure: done(failures[0] if failures else failure)
+
+
 def _next_batch(waiting: deque[Waiting]) -> list[Waiting]:
-    batch: list[Waiting] = []
+    if len(waiting) <= BATCH_SOFT:  # nearly always all of it: changes of different keys, and nothing to look for
+        batch = list(waiting)
+        if len({change.sort for change, _, unless in batch if unless is None and change is not None}) == len(batch):
+            waiting.clear()
+            return batch
+    batch = []
     seen: set[bytes] = set()
     while waiting and (len(batch) < BATCH_SOFT or (batch[-1][1] is None and len(batch) < BATCH_MAX)):
         change, _, unless = waiting[0]

@@ -37,7 +37,8 @@ NOBODY = 0  # the group of messages that nobody waits for
 
 NONE = msgspec.Raw(b"\x90")  # an empty array
 Safe = Callable[[], None]
-_encode = msgspec.msgpack.Encoder().encode
+_encoder = msgspec.msgpack.Encoder()
+_encode, _encode_behind = _encoder.encode, _encoder.encode_into
 _each = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
@@ -119,7 +120,7 @@ class Courier:
     def send(self, slot: int, message: object, size: int, owner: object | None = None) -> None:
         """Tell the worker in a slot one value of about `size` bytes; `owner` waits until it is safe there.
 
-        It is written at the end of the tick and must not change before. May raise Overloaded.
+        It leaves at the end of the tick. May raise Overloaded.
         """
         self._lanes[slot].send(message, size, owner)
 
@@ -217,14 +218,19 @@ class Courier:
 METHODS = frozenset(("take", "hello", "settle"))
 
 
+def _array(count: int, written: bytearray) -> msgspec.Raw:
+    """So many values, one behind the other, as the array they are in msgpack."""
+    return msgspec.Raw(b"\xdc" + count.to_bytes(2, "big") + written)
+
+
 class _Load:
     """A batch on the sender's side, from its first message until all its owners' waits are over."""
 
-    __slots__ = ("again", "groups", "messages", "number", "owners", "size", "taken", "tokens", "told", "tried", "waits")
+    __slots__ = ("again", "groups", "number", "owners", "size", "taken", "tokens", "told", "tried", "waits", "written")
 
     def __init__(self) -> None:
         self.number = self.size = 0
-        self.messages: list[object] = []  # while it is filled
+        self.written = bytearray()  # while it is filled: its messages, one behind the other
         self.owners: list[object] = []
         self.told = (NONE, NONE)  # then: the messages and the owners as they travel
         self.again = False
@@ -274,8 +280,15 @@ class _Lane:
     def send(self, message: object, size: int, owner: object | None) -> None:
         """See `Courier.send`."""
         load = self._fresh
-        if load is None or len(load.messages) >= BATCH_MAX or load.size >= BATCH_BYTES_MAX:
+        if load is None or len(load.groups) >= BATCH_MAX or load.size >= BATCH_BYTES_MAX:
             load = self._load()
+        written = load.written
+        before = len(written)
+        try:
+            _encode_behind(message, written, -1)  # while it is in the caches; later it costs four times as much
+        except Exception:
+            del written[before:]  # what others sent goes on
+            raise
         if owner is None:
             group = NOBODY
         else:
@@ -287,7 +300,6 @@ class _Lane:
                 load.owners.append(office.introduce(owner))
             else:
                 group = found
-        load.messages.append(message)
         load.groups.append(group)
         load.size += size
 
@@ -326,8 +338,8 @@ class _Lane:
         load, self._fresh = self._fresh, None
         if load is None:
             return
-        load.told = (msgspec.Raw(_encode(load.messages)), msgspec.Raw(_encode(load.owners)))
-        load.messages, load.owners, load.tokens = [], [], {}
+        load.told = (_array(len(load.groups), load.written), msgspec.Raw(_encode(load.owners)))
+        load.written, load.owners, load.tokens = bytearray(), [], {}
         self._enter(load)
         self._fly_next()
 

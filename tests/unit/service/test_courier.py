@@ -122,3 +122,15 @@ def test_a_batch_of_large_messages_ends_at_its_bytes_and_all_arrive():
         assert max(sum(map(len, batch)) for batch in handed) < 2 << 20
 
     with_two(main)
+
+
+def test_a_message_that_cannot_be_written_leaves_what_travels_with_it_whole():
+    async def main(send, gate, all_taken, handed):
+        gate.set()
+        with pytest.raises(UnicodeEncodeError):
+            await send("before", ["half of it", "\ud800"])
+        await send(*range(40))
+        await all_taken()
+        assert [message for batch in handed for message in batch] == ["before", *range(40)]
+
+    with_two(main)
