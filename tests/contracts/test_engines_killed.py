@@ -29,11 +29,15 @@ def test_redis_comes_back(redis_server):
         redis_server.kill()
         with pytest.raises(Unavailable):
             await cache.get("a")
+        with pytest.raises(Unavailable):  # the first one learned that the connection is gone
+            await cache.get("a")
+        assert cache.statistics().unanswered
         redis_server.start()
         assert await eventually(lambda: cache.get("a")) is None
         await cache.set("a", b"2", ttl_s=60)
         assert await cache.get("a") == b"2"
         assert cache.statistics().connects >= 2
+        assert cache.statistics().unanswered == 0
         await cache.close()
         with pytest.raises(Unavailable):
             await cache.get("a")
@@ -102,9 +106,11 @@ def test_records_on_postgres_come_back_with_every_acknowledged_version(postgres_
         postgres_server.kill()
         with pytest.raises(Unavailable):
             await records.write(b"p", [Put(b"t", b"x")])
+        assert records.statistics().unanswered
         postgres_server.start()
         assert (await eventually(lambda: records.get(b"p", b"s"))).version == 3
         await eventually(lambda: records.write(b"p", [Put(b"s", b"y", expect_version=3)]))
+        assert records.statistics().unanswered == 0
         await records.close()
 
     asyncio.run(body())
@@ -119,8 +125,10 @@ def test_s3_comes_back_with_every_object(s3_server):
         for work in (blobs.put("a/c", b"2"), blobs.get("a/b"), blobs.info("a/b"), blobs.keys("")):
             with pytest.raises(Unavailable):
                 await work
+        assert blobs.statistics().unanswered == 4
         s3_server.start()
         assert await eventually(lambda: blobs.get("a/b")) == b"1" * 3_000_000
+        assert blobs.statistics().unanswered == 0
         await eventually(lambda: blobs.put("a/c", b"3"))
         assert await blobs.keys("") == ["a/b", "a/c"]
         await blobs.close()

@@ -1,4 +1,5 @@
-"""The part that looks after the workers: reads from the metrics store how long each has been up, keeps the heartbeat file.
+"""The part that looks after workers and their stores: reads from the metrics store how long each worker has been up and which
+servers of stores do not answer, keeps the heartbeat file.
 
 It finds at the start whether the process before was killed; then that is a condition like any death, and the time nobody was
 there is booked as failed probes: users were not served, and nobody was there to ask.
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from fourplane.control.alerts.book import Condition
+from fourplane.control.alerts.stores import StoreWatch
 from fourplane.control.alerts.workers import Heartbeat, WorkerWatch
 from fourplane.control.metrics.store import MetricsStore
 from fourplane.foundation import clock
@@ -17,6 +19,7 @@ from fourplane.foundation.telemetry import Registry
 
 TICK_S = 1.0
 UP = "fourplane_control_up_seconds"
+UNANSWERED = "fourplane_state_unanswered"
 
 
 def tell_uptime(registry: Registry) -> None:
@@ -40,6 +43,7 @@ class Lookout:
         outage: Callable[[float], object],
     ) -> None:
         self.watch = WorkerWatch(systems)
+        self.stores = StoreWatch()
         self._store = store
         self._heartbeat = heartbeat
         self._registry = registry
@@ -65,8 +69,9 @@ class Lookout:
         self._heartbeat.rest()
 
     def conditions(self, now_s: float) -> Iterator[Condition]:
-        """Workers that are down or were."""
-        return self.watch.conditions(now_s)
+        """Workers that are down or were, and stores whose server is away."""
+        yield from self.watch.conditions(now_s)
+        yield from self.stores.conditions(now_s)
 
     def look(self, now_s: float) -> None:
         """Take in the newest closed step of the store."""
@@ -81,6 +86,10 @@ class Lookout:
         ids = ids[ids < len(values)]
         found = values[ids]
         workers = table.texts(ids, "worker")
+        asked = table.select(UNANSWERED)
+        asked = asked[asked < len(values)]
+        places = zip(table.texts(asked, "store"), table.texts(asked, "worker"), strict=True)
+        self.stores.seen(now_s, dict(zip(places, values[asked].tolist(), strict=True)))
         self.watch.seen(
             now_s,
             {

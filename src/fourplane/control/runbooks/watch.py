@@ -100,7 +100,13 @@ class Watch:
         for zone in dict.fromkeys(self._zones):
             slots = [slot for slot, own in enumerate(self._zones) if own == zone]
             if self._down.issuperset(slots):
-                yield Condition("ZoneDark", "fleet", "page", f"no worker of zone {zone} is there", {"zone": zone})
+                yield Condition(
+                    "ZoneDark",
+                    "fleet",
+                    "page",
+                    f"every worker of zone {zone} is down or died a moment ago",
+                    {"zone": zone},
+                )
         if now_s - self._changed_s < CHANGE_S:
             for system in self._before:
                 ratio = self.slowness(system)

@@ -37,6 +37,7 @@ from fourplane.state.engines.postgres_line import Answer, Ask, Check, Line, is_o
 from fourplane.state.engines.postgres_lines import Lines
 
 _PLACES = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|\?(\d+)")
+_UNREACHABLE = "postgres_unreachable"
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -88,6 +89,7 @@ class PostgresStatistics(msgspec.Struct, frozen=True):
     reads: int
     repeated: int
     lost: int
+    unanswered: int  # calls that the server was away for, since it last answered one
 
 
 class PostgresSql:
@@ -100,7 +102,7 @@ class PostgresSql:
         self._readers = readers
         self._schema = schema
         self._settings = settings
-        self._commits = self._reads = self._repeated = self._lost = 0
+        self._commits = self._reads = self._repeated = self._lost = self._unanswered = 0
 
     @classmethod
     async def open(cls, url: str, *, schema: str, settings: PostgresSettings | None = None) -> "PostgresSql":
@@ -134,6 +136,7 @@ class PostgresSql:
         for attempt in (1, 2):
             try:
                 [(rows, _)] = await (await self._readers.shared()).run((ask,))
+                self._unanswered = 0
                 break
             except Exception as error:
                 if attempt == 1 and (isinstance(error, _LOST) or is_outdated(error)):
@@ -151,6 +154,7 @@ class PostgresSql:
             try:
                 answers = await (await self._writers.idle()).run(plan.asks, check=plan.check)
                 self._commits += 1
+                self._unanswered = 0
                 return plan.rows(answers)
             except Exception as error:
                 plan.refuse_unexpected(error)
@@ -172,6 +176,7 @@ class PostgresSql:
             reads=self._reads,
             repeated=self._repeated,
             lost=self._lost,
+            unanswered=self._unanswered,
         )
 
     async def close(self) -> None:
@@ -184,6 +189,7 @@ class PostgresSql:
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, FourplaneError):
+            self._unanswered += error.reason == _UNREACHABLE
             return error
         for kind, rule in _RULES:
             if isinstance(error, kind):
@@ -199,6 +205,7 @@ class PostgresSql:
             return Rejected(f"the statement cannot run: {error}", code="bad_statement")
         if isinstance(error, _LOST):
             self._lost += 1
+            self._unanswered += 1
             return Unavailable(f"the connection to PostgreSQL is lost: {type(error).__name__}", code="postgres_lost")
         if isinstance(error, asyncpg.PostgresError):
             return Rejected(f"the statement cannot run: {error}", code="bad_statement")
@@ -221,7 +228,7 @@ async def _connected(url: str, session: dict[str, str], bounds: PostgresSettings
             "PostgreSQL refused the user, password or database of the URL", code="postgres_login"
         ) from error
     except (*_LOST, TimeoutError) as error:
-        raise Unavailable("PostgreSQL cannot be reached", code="postgres_unreachable") from error
+        raise Unavailable("PostgreSQL cannot be reached", code=_UNREACHABLE) from error
     except ValueError as error:
         raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
 

@@ -50,6 +50,7 @@ class RedisStatistics(msgspec.Struct, frozen=True):
     in_flight: int
     hits: int
     misses: int
+    unanswered: int  # calls that the server was away for, since it last let us in
 
 
 class RedisCache:
@@ -77,7 +78,7 @@ class RedisCache:
         self._pause_s = 0.0
         self._not_before_s = 0.0
         self._closed = False
-        self._connects = self._commands = self._writes = self._hits = self._misses = 0
+        self._connects = self._commands = self._writes = self._hits = self._misses = self._unanswered = 0
 
     @classmethod
     async def open(cls, url: str, *, prefix: str = "", settings: RedisSettings | None = None) -> "RedisCache":
@@ -139,6 +140,7 @@ class RedisCache:
             in_flight=pipe.in_flight if pipe else 0,
             hits=self._hits,
             misses=self._misses,
+            unanswered=self._unanswered,
         )
 
     async def _call(self, *command: Part) -> Reply:
@@ -164,12 +166,15 @@ class RedisCache:
                 await asyncio.shield(self._opening)
                 continue
             if clock.monotonic_s() < self._not_before_s:
+                self._unanswered += 1
                 raise Unavailable(f"Redis at {self._host}:{self._port} was lost a moment ago", code="redis_lost")
             self._opening = asyncio.get_running_loop().create_future()
             try:
                 await self._connect()
                 self._pause_s = 0.0
+                self._unanswered = 0
             except Unavailable:
+                self._unanswered += 1
                 self._pause_s = min(self._settings.pause_s_max, max(self._settings.pause_s_min, self._pause_s * 2))
                 self._not_before_s = clock.monotonic_s() + self._pause_s
                 raise

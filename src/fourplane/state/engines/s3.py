@@ -71,6 +71,7 @@ class S3Statistics(msgspec.Struct, frozen=True):
     written_bytes: int
     in_flight: int
     failed: int
+    unanswered: int  # requests that the server was away for, since it last answered one
 
 
 class S3Blobs:
@@ -82,6 +83,7 @@ class S3Blobs:
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
         self._puts = self._gets = self._read_bytes = self._written_bytes = self._in_flight = self._failed = 0
+        self._unanswered = 0
 
     @classmethod
     async def open(cls, url: str, *, name: str, settings: S3Settings | None = None) -> "S3Blobs":
@@ -184,6 +186,7 @@ class S3Blobs:
             written_bytes=self._written_bytes,
             in_flight=self._in_flight,
             failed=self._failed,
+            unanswered=self._unanswered,
         )
 
     async def close(self) -> None:
@@ -237,6 +240,8 @@ class S3Blobs:
     def finish(self, error: BaseException | None, key: str) -> None:
         """Count it off, and raise its error in our words."""
         self._in_flight -= 1
+        if error is None:
+            self._unanswered = 0
         if error is None or isinstance(error, FourplaneError):
             return
         said = str(error)
@@ -257,6 +262,7 @@ class S3Blobs:
             raise Misconfigured(told, code="certificate") from error
         if isinstance(error, BaseError | OSError | TimeoutError):
             self._failed += 1
+            self._unanswered += 1
             raise Unavailable(
                 f"S3 cannot be reached or failed: {self._bucket}", code="s3_unreachable", key=key
             ) from error
