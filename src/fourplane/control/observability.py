@@ -232,9 +232,10 @@ def _pages() -> list[Door]:
 
 
 async def _guest(accounts: Accounts, secrets: Path) -> Guest:
-    """The account of the probes, made on first use; its password lies in data/secrets."""
+    """The account of the probes, made on first use; its password lies in data/secrets, and is another one where that is new."""
     file = secrets / "probe"
-    if not file.exists():
+    fresh = not file.exists()
+    if fresh:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.touch(mode=0o600)
         file.write_text(ids.capability(), encoding="ascii")
@@ -243,6 +244,8 @@ async def _guest(accounts: Accounts, secrets: Path) -> Guest:
     if account is None:
         keys = await accounts.derive_keys(password)
         (account,) = await accounts.create_many([NewAccount(PROBE_ACCOUNT, keys=keys)])
+    elif fresh:  # a database that came without its folder
+        await accounts.set_password(account, password)
     return Guest(PROBE_ACCOUNT, password, await accounts.open_session(account))
 
 
