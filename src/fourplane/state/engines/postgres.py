@@ -228,7 +228,7 @@ async def _connected(url: str, session: dict[str, str], bounds: PostgresSettings
             "PostgreSQL refused the user, password or database of the URL", code="postgres_login"
         ) from error
     except (*_LOST, TimeoutError) as error:
-        raise Unavailable("PostgreSQL cannot be reached", code=_UNREACHABLE) from error
+        raise Unavailable("PostgreSQL cannot be reached", code="postgres_unreachable") from error
     except ValueError as error:
         raise Misconfigured("not a PostgreSQL URL", code="store_url") from error
 
