@@ -41,7 +41,10 @@ _CONVERSATIONS = frozenset({None, "chat", "normal"})
 _ONLY_BODY = [BODY]
 _KEY = struct.Struct(">2sQ").pack
 _HEAD, _HEAD_FAR = struct.Struct(">BQH").pack, struct.Struct(">BQHB").pack
-AGAIN_S = 180.0  # so far back one that is told again may have been archived: longer than another worker tries
+AGAIN_S = (
+    180.0  # before its last record an earlier process may have archived what is told again: longer than others try
+)
+AGAIN_MAX = 20_000  # records of one account that are read for that, and origins that are remembered of all
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -95,6 +98,8 @@ class MessageArchive:
 
     def __init__(self, router: Router, queries: ServerQueries) -> None:
         self._router = router
+        self._earlier: dict[str, dict[bytes, int]] = {}  # of accounts that were told something again: see _id_of
+        self._earlier_count = 0
         queries.own(f"{MAM} query", get=_answer_form, put=self._query)
         queries.account_features += [MAM, f"{MAM}#extended", "urn:xmpp:sid:0"]
         router.archive = self
@@ -133,24 +138,42 @@ class MessageArchive:
             self._mark(user, delivery, int.from_bytes(earlier, "big"))
             self.deliver(user, delivery, hold, None)
 
-        return Unless(partial(self._id_of, user.address.bare, origin), 1, there)
+        return Unless(partial(self._id_of, user, origin), 1, there)
 
-    async def _id_of(self, bare: str, origin: bytes) -> bytes | None:
-        """Under which id a message of another worker is archived, if it is; looks at the last `AGAIN_S` and `SCAN_MAX`."""
-        last, read, since_us = ID_MAX, 0, clock.now_us() - int(AGAIN_S * 1e6)
-        while read < SCAN_MAX:
+    async def _id_of(self, user: User, origin: bytes) -> bytes | None:
+        """Under which id an earlier process archived a message of another worker, if it did.
+
+        What was there when the account was loaded is read once; what has come since, however much, is this process's own.
+        """
+        bare = user.address.bare
+        found = self._earlier.get(bare)
+        if found is None:
+            found = await self._read_earlier(bare, user.earlier_id)
+            while self._earlier and self._earlier_count + len(found) > AGAIN_MAX:
+                self._earlier_count -= len(self._earlier.pop(next(iter(self._earlier))))
+            self._earlier[bare] = found
+            self._earlier_count += len(found)
+        ident = found.get(origin)
+        return None if ident is None else ident.to_bytes(8, "big")
+
+    async def _read_earlier(self, bare: str, last: int) -> dict[bytes, int]:
+        """Ids by origin, of records up to this id; `AGAIN_S` are counted by the records, as a clock may be set meanwhile."""
+        found: dict[bytes, int] = {}
+        read, newest_us = 0, 0
+        while read < AGAIN_MAX:
             records = await self._router.store.archived(bare, 0, last, PAGE_MAX, backwards=True)
             for sort, value in records:
                 message = _read(sort, value)
-                if message.origin == origin:
-                    return message.id.to_bytes(8, "big")
-                if message.at_us < since_us:
-                    return None
+                newest_us = newest_us or message.at_us
+                if message.at_us < newest_us - AGAIN_S * 1e6:
+                    return found
+                if message.origin:
+                    found[message.origin] = message.id
                 last = message.id - 1
             read += len(records)
             if len(records) < PAGE_MAX:
                 break
-        return None
+        return found
 
     def _mark(self, user: User, delivery: Delivery, ident: int) -> None:
         """Say in the message under which id it is archived."""

@@ -57,6 +57,7 @@ class User:
         "blocked",
         "carbon_count",
         "contacts",
+        "earlier_id",
         "flushing",
         "last_id",
         "mailbox",
@@ -76,6 +77,7 @@ class User:
         self.version = 0
         self.blocked = NOBODY
         self.last_id = 0  # of what is stored, see service/stored_order.py
+        self.earlier_id = 0  # what it was when this user was loaded
         self.offline_count = 0
         self.spooling = 0  # messages on their way to the disk
         self.carbon_count = 0
@@ -90,6 +92,7 @@ class User:
         self.blocked = stored.blocked
         self.offline_count = stored.offline_count
         self.last_id = max(self.last_id, stored.last_id)
+        self.earlier_id = stored.last_id
         waiting, self.mailbox = self.mailbox, None
         return waiting or []
 

@@ -17,6 +17,7 @@ from fourplane.service.accounts import Accounts, NewAccount
 from fourplane.service.courier import Batch, Greeting
 from fourplane.service.shards import ShardMap
 from fourplane.simulator import loop as simulator
+from fourplane.simulator.sequenced import LOCAL_HOST
 from fourplane.state.stores import Stores
 
 SHARDS = ShardMap(2, 2)
@@ -39,7 +40,7 @@ class Receivers:
     """The worker of bob; what it stored stays when it dies."""
 
     def __init__(self, *, archive):
-        self.settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=archive)
+        self.settings = MessagingSettings(port=0, tls_port=0, tls_required=False, archive=archive, offline_max=5_000)
         self.told_safe = 0
 
     async def open(self):
@@ -78,8 +79,8 @@ class Receivers:
         """Bodies that wait for bob, and that are in his archive."""
         store = self.messaging.store
         await store.wait_written()
-        waiting = [text_of(one.raw) for one in await store.offline("bob@localhost", 100)]
-        archived = await store.archived("bob@localhost", 0, (1 << 63) - 1, 100, backwards=False)
+        waiting = [text_of(one.raw) for one in await store.offline("bob@localhost", 5_000)]
+        archived = await store.archived("bob@localhost", 0, (1 << 63) - 1, 5_000, backwards=False)
         return waiting, [text_of(value) for _, value in archived]
 
     async def close(self):
@@ -97,8 +98,9 @@ def text_of(raw):
 
 
 def run(work, *, archive):
-    async def main(_):
+    async def main(world):
         receivers = Receivers(archive=archive)
+        receivers.world = world
         await receivers.open()
         await receivers.begin()
         await work(receivers)
@@ -154,3 +156,22 @@ def test_what_was_read_before_it_is_told_again_stays_read():
         await receivers.tell("one", again=True)
 
     assert run(work, archive=False)[0] == []
+
+
+@pytest.mark.parametrize("set_forward_s", [0.0, 300.0])
+def test_what_is_told_again_late_is_kept_once_however_much_came_before_it(set_forward_s):
+    others = [f"of another worker {number}" for number in range(2_100)]
+
+    async def work(receivers):
+        await receivers.tell("one", "two")
+        await receivers.working.stop()
+        receivers.world.skew(LOCAL_HOST, set_forward_s)
+        await receivers.begin()
+        for begin in range(0, len(others), 700):
+            await receivers.tell(*others[begin : begin + 700], first=1_000 + begin)
+        await receivers.tell("one", "two", "three", again=True)
+
+    waiting, archived, dropped = run(work, archive=True)
+    assert archived == ["one", "two", *others, "three"], "what was there stays in its place"
+    assert waiting == archived
+    assert dropped == 4
