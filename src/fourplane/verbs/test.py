@@ -1,7 +1,8 @@
 """Run the checks and all tests, section by section, each with a budget of seconds that is told but never red.
 
-A section is two pytests side by side, one for each core, with the section's files dealt out by size; a crash of one leaves
-the others standing. The checks run beside the unit tests, which share nothing with them. The last line counts everything.
+A section is two pytests side by side, one for each core, with the section's files dealt out by how long they take
+(`tests/seconds.json` names the long ones, the others say it by their size); a crash of one leaves the others standing. The
+checks run beside the unit tests, which share nothing with them. The last line counts everything.
 """
 
 import argparse
@@ -24,7 +25,8 @@ RESULTS = Path(".tools") / "results"
 TEST_S = 60  # past this a single test tells where it stands
 NO_TESTS = 5  # pytest's exit code when it collected nothing
 LANES = 2
-HEAVY = {"chromium": (8_000, 1), "kill": (2_000, 6), "subprocess": (1_000, 3)}  # bytes a word weighs, at most so often
+LONG = Path("tests") / "seconds.json"  # what the long files took when somebody looked
+BYTES_A_SECOND = 15_000  # of files that are not named there
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -141,21 +143,17 @@ async def _pytest(folder: Path, section: Section, options: argparse.Namespace, s
 
 
 def dealt(folder: Path, paths: list[str]) -> list[list[str]]:
-    """The test files under `paths` in as many hands as there are lanes: the heaviest first, each to the lightest hand."""
+    """The test files under `paths` in as many hands as there are lanes, the longest first, each to the hand done first."""
     found = [folder / path for path in paths]
     files = {file for path in found for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
-    hands: list[tuple[int, list[str]]] = [(0, []) for _ in range(LANES)]
-    weights = {file: _weight(file) for file in files}
-    for file in sorted(files, key=lambda file: (-weights[file], str(file))):
-        weight, hand = min(hands, key=lambda one: one[0])
-        hands[hands.index((weight, hand))] = (weight + weights[file], [*hand, str(file.relative_to(folder))])
+    hands: list[tuple[float, list[str]]] = [(0.0, []) for _ in range(LANES)]
+    long = msgspec.json.decode((folder / LONG).read_bytes(), type=dict[str, float]) if (folder / LONG).exists() else {}
+    names = {str(file.relative_to(folder)): file for file in files}
+    seconds = {name: long.get(name) or file.stat().st_size / BYTES_A_SECOND for name, file in names.items()}
+    for name in sorted(names, key=lambda name: (-seconds[name], name)):
+        taken, hand = min(hands, key=lambda one: one[0])
+        hands[hands.index((taken, hand))] = (taken + seconds[name], [*hand, name])
     return [sorted(hand) for _, hand in hands if hand]
-
-
-def _weight(file: Path) -> int:
-    """Bytes, and as much again for a browser, a deployment and what is killed as that many bytes of other tests take."""
-    text = file.read_text(encoding="utf-8")
-    return len(text) + sum(bytes_ * min(times, text.count(word)) for word, (bytes_, times) in HEAVY.items())
 
 
 async def _lane(

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,25 @@ def test_a_program_gets_the_sections(capsys, monkeypatch):
     assert verb.report([Outcome("a", 60, passed=1)], 1.0, as_json=True) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["passed"], said["sections"][0]["section"]) == (1, "a")
+
+
+def test_the_longest_files_are_dealt_first_each_to_the_hand_that_is_done_first(tmp_path):
+    (tmp_path / "tests").mkdir()
+    for name in "abcde":
+        (tmp_path / "tests" / f"test_{name}.py").write_text("#" * 1_500)  # a tenth of a second
+    (tmp_path / "tests" / "seconds.json").write_text(
+        '{"tests/test_b.py": 9, "tests/test_d.py": 5, "tests/test_e.py": 4}'
+    )
+    dealt = verb.dealt(tmp_path, ["tests"])
+    assert dealt == [[f"tests/test_{name}.py" for name in names] for names in ("ab", "cde")]
+    (tmp_path / "tests" / "seconds.json").unlink()
+    assert sorted(map(len, verb.dealt(tmp_path, ["tests"]))) == [2, 3]
+
+
+def test_every_file_that_is_named_as_long_is_there():
+    root = Path(__file__).parents[3]
+    named = json.loads((root / verb.LONG).read_text())
+    assert [name for name in named if not (root / name).is_file()] == []
 
 
 def test_every_folder_of_tests_belongs_to_exactly_one_section():
