@@ -91,7 +91,8 @@ class UserStore:
         self.records = records
         self._offline_s = offline_s
         self._waiting: dict[str, deque[Waiting]] = {}  # of each owner
-        self._ready: asyncio.Queue[str] = asyncio.Queue()  # bounded by the number of users with waiting writes
+        self._ready: deque[str] = deque()  # whose turn it is; bounded by the number of owners with waiting writes
+        self._idle: list[asyncio.Future[None]] = []  # writers with nothing to do
         self.waiting_count = 0
         self.failed_count = 0
         self.dropped_count = 0  # told again by another worker, and here already
@@ -234,7 +235,7 @@ class UserStore:
             return
         if waiting is None:
             waiting = self._waiting[bare] = deque()
-            self._ready.put_nowait(bare)
+            self._call_writer(bare)
         count = len(changes)
         self.waiting_count += count
         if count == 1:
@@ -244,9 +245,22 @@ class UserStore:
         for index, change in enumerate(changes, 1):
             waiting.append((change, last if index == count else part, unless if index == 1 else None))
 
+    def _call_writer(self, bare: str) -> None:
+        """It is an owner's turn."""
+        self._ready.append(bare)
+        if self._idle:
+            called = self._idle.pop()
+            if not called.done():
+                called.set_result(None)
+
     async def _write_loop(self) -> None:
+        loop, ready = asyncio.get_running_loop(), self._ready
         while True:
-            bare = await self._ready.get()
+            while not ready:
+                called = loop.create_future()
+                self._idle.append(called)
+                await called
+            bare = ready.popleft()
             waiting = self._waiting[bare]
             try:
                 batch, failure = await self._write_next(partition_of(bare), waiting), None
@@ -254,7 +268,7 @@ class UserStore:
                 batch, failure = error.batch, error.failure
                 self.failed_count += 1
             if waiting:
-                self._ready.put_nowait(bare)
+                self._call_writer(bare)
             else:
                 del self._waiting[bare]
             self.waiting_count -= len(batch)
