@@ -48,9 +48,9 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def phase2(tmp_path_factory, postgres, redis, s3):
-    folder = tmp_path_factory.mktemp("phase2") / "data"
-    settings = {
+def on_servers(postgres, redis, s3):
+    """What a deployment of the file is told besides, to run on these servers."""
+    return {
         "FOURPLANE_STORES__SQL": postgres.url,
         "FOURPLANE_STORES__RECORDS": postgres.url,
         "FOURPLANE_STORES__CACHE": redis.url,
@@ -60,7 +60,12 @@ def phase2(tmp_path_factory, postgres, redis, s3):
         "FOURPLANE_MESSAGING__TLS_REQUIRED": "false",
         **SHORT_FILM,
     }
-    with deployment(folder, settings=settings, extra=("--config", str(FILE))) as facts:
+
+
+@pytest.fixture(scope="module")
+def phase2(tmp_path_factory, on_servers):
+    folder = tmp_path_factory.mktemp("phase2") / "data"
+    with deployment(folder, settings=on_servers, extra=("--config", str(FILE))) as facts:
         accounts = asyncio.run(control_socket.ask(folder / "control.sock", "crowd", {"count": 4}))
         yield {**facts, "folder": folder, "port": int(facts["xmpp_port"]), "password": accounts[0][1]}
 

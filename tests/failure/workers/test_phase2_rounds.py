@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.failure.workers.test_rounds import BOUND_S, arrived, send_many
-from tests.journeys.console.deployment import SHORT_FILM, deployment
-from tests.journeys.test_phase2 import FILE, owner_of, postgres, redis, s3
+from tests.journeys.console.deployment import deployment
+from tests.journeys.test_phase2 import FILE, on_servers, owner_of, postgres, redis, s3
 from tests.journeys.test_workers import _order, _skus, call, fresh_client, workers
 
 from fourplane.foundation.errors import FourplaneError
 from fourplane.service import control_socket
 
-__all__ = ["postgres", "redis", "s3"]  # fixtures
+__all__ = ["on_servers", "postgres", "redis", "s3"]  # fixtures
 HARMS = (
     ("kill", "messaging"),
     ("kill", "commerce"),
@@ -28,21 +28,7 @@ HARMS = (
     ("pause", "commerce"),
 )
 MESSAGES = 40
-
-
-@pytest.fixture
-def settings(postgres, redis, s3):
-    return {
-        "FOURPLANE_STORES__SQL": postgres.url,
-        "FOURPLANE_STORES__RECORDS": postgres.url,
-        "FOURPLANE_STORES__CACHE": redis.url,
-        "FOURPLANE_STORES__BLOBS": s3,
-        "FOURPLANE_GATEWAY__RATE_PER_S": "100000",
-        "FOURPLANE_MESSAGING__TLS_REQUIRED": "false",
-        "FOURPLANE_FLEET__HUNG_S": "1.5",
-        **SHORT_FILM,
-        "FOURPLANE_FLEET__RESTARTS__COUNT_MAX": "1000",
-    }
+QUICK_TO_START_AGAIN = {"FOURPLANE_FLEET__HUNG_S": "1.5", "FOURPLANE_FLEET__RESTARTS__COUNT_MAX": "1000"}
 
 
 async def harmed(house, how, shard):
@@ -93,8 +79,9 @@ async def everything_is_there(house, orders, messages):
 
 
 @pytest.mark.slow
-def test_what_was_acknowledged_is_on_the_databases(tmp_path, settings):
+def test_what_was_acknowledged_is_on_the_databases(tmp_path, on_servers):
     folder = tmp_path / "data"
+    settings = on_servers | QUICK_TO_START_AGAIN
 
     def up():
         return deployment(folder, settings=settings, extra=("--config", str(FILE)))
