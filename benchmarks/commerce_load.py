@@ -2,12 +2,12 @@
 
 Drivers in processes of their own send an open loop (requests leave when their time has come, whatever the answers do) of five
 classes to one server process: orders of filled carts (critical), putting into carts and product pages (user), searches
-(degraded), the sitemap (bulk). First each class alone tells what one request of it costs; all sums are then in shares of
-the server's capacity, so that a dear order and a cheap page add up. Then come rounds, each the same phases one right after the
-other: the mix at a fifth of the capacity (`calm`); at ten times the capacity with orders at 60 % of it (`flood`) and at
-0.4 of it again; around the capacity twice (the best is the round's peak). A round compares only what it measured itself, within
-seconds, because the machine's own pace may change from minute to minute; p99 and goodput are the medians of the rounds' ratios,
-the orders answered are of all rounds, the recovery is the worst one's.
+(degraded), the sitemap (bulk). It goes in rounds, each the same phases one right after the other. First each class alone tells
+what one request of it costs; all sums are then in shares of the server's capacity, so that a dear order and a cheap page add up.
+Then the mix at a fifth of the capacity (`calm`); at ten times the capacity with orders at 60 % of it (`flood`) and at 0.4 of it
+again; around the capacity twice (the best is the round's peak). A round compares only what it measured itself, within seconds,
+because the machine's own pace may change from minute to minute; p99 and goodput are the medians of the rounds' ratios, the orders
+answered are of all rounds, the recovery is the worst one's.
 
 The two drivers stay the same from the first phase to the last: who orders has one of his own beside that of the crowd, because
 a driver that sends ten times what the server can do is busy, and would measure its own delay with every order. An answer
@@ -40,6 +40,7 @@ from commerce import Server, fill, pay, request
 
 CONNECTIONS = {"order": 120, "cart": 400, "page": 120, "search": 40, "crawl": 20}
 MIX = {"order": 0.06, "cart": 0.24, "page": 0.30, "search": 0.20, "crawl": 0.20}  # shares of the work
+ALONE_S = 0.8  # each class, in each round
 PEAKS = (0.9, 1.1)  # offered, of the capacity; for two thirds of the seconds of the others
 GOOD = {"order": 201, "cart": 204, "page": 200, "search": 200, "crawl": 200}
 SERVERS = []  # the processor that is the server's own
@@ -270,10 +271,9 @@ class Shop:
 
     def alone(self):
         """Each class alone: requests per second, CPU seconds per request."""
-        self.asks(list(MIX), 0.3)
         for kind in MIX:
-            found, used = self.asks([kind], 1.2)
-            self.cost[kind], self.cpu[kind] = found[kind], used / (found[kind] * 1.2)
+            found, used = self.asks([kind], ALONE_S)
+            self.cost[kind], self.cpu[kind] = found[kind], used / (found[kind] * ALONE_S)
 
     def asks(self, kinds, seconds):
         self.seed += 1
@@ -314,6 +314,7 @@ class Shop:
 
     def round(self, factor):
         """One round: its phases and what they say of each other."""
+        self.alone()
         calm = self.phase(0.2, self.seconds, orders=0.1)  # enough of them that their p99 is not the slowest one
         flood = self.phase(factor, self.seconds, orders=0.6, after=0.4)
         peaks = [self.phase(share, self.seconds * 2 / 3) for share in PEAKS]
@@ -323,6 +324,7 @@ class Shop:
             "orders answered": order["good share"],
             "order p99 / unloaded": order["p99 ms"] / quiet["p99 ms"],
             "recovery s": flood["after"]["last refusal s"],
+            "capacity alone, per s": dict(self.cost),
             "order p99 ms": order["p99 ms"],
             "order p99 ms, unloaded": quiet["p99 ms"],
             "work per cpu s at overload / peak": flood["work per cpu s"] / max(one["work per cpu s"] for one in peaks),
@@ -354,7 +356,7 @@ def run(options: argparse.Namespace) -> dict:
         pinned = pin(server.process.pid)
         shop = Shop(server, options.seconds)
         try:
-            shop.alone()
+            shop.asks(list(MIX), 0.3)
             if options.profile:
                 server.ask("profile")
             rounds = [shop.round(options.factor) for _ in range(options.rounds)]
@@ -369,7 +371,7 @@ def run(options: argparse.Namespace) -> dict:
     return {
         "system": "commerce_load",
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "pinned": pinned},
-        "capacity alone, per s": shop.cost,
+        "capacity alone, per s": middle["capacity alone, per s"],
         "offered / capacity": middle["flood"]["offered"],
         "median": figures,
         "rounds": rounds,
@@ -408,7 +410,7 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2))
     print(
-        "alone, per second  "
+        "alone, per second, in the middle round  "
         + "  ".join(f"{kind} {rate:,.0f}" for kind, rate in result["capacity alone, per s"].items())
     )
     for name in ("calm", "flood"):
@@ -425,7 +427,8 @@ def main() -> None:
     print(f"work per CPU second of the server, overload / peak: {result['work per cpu s at overload / peak']:.2f}")
     for number, one in enumerate(result["rounds"], 1):
         print(
-            f"round {number}: order p99 {one['order p99 ms']:.1f} ms, unloaded {one['order p99 ms, unloaded']:.1f}"
+            f"round {number}: {one['capacity alone, per s']['order']:,.0f} orders/s alone; order p99"
+            f" {one['order p99 ms']:.1f} ms, unloaded {one['order p99 ms, unloaded']:.1f}"
             f" = {one['order p99 / unloaded']:.2f}x; goodput {one['flood']['work']:.2f} of"
             f" {[round(peak['work'], 2) for peak in one['peaks']]} = {one['goodput at overload / peak']:.2f}x; orders"
             f" {one['orders answered']:.4f}; driver of orders late {one['flood']['order driver late ms']:.1f} ms; stolen"
