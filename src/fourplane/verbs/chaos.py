@@ -52,16 +52,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit code 0 when the steady state held before and after, 1 when it did not or the run was halted."""
-    from fourplane.simulator import experiment, live  # noqa: PLC0415 - loads all systems, so not for --help
+    if options.halt:
+        answer = deployment.ask_now(deployment.folder(options), "faults", {"order": "undo_all"})
+        print(msgspec.json.encode(answer).decode() if options.json else f"{answer['ended']} faults ended")
+        return 0
+    from fourplane.simulator import experiment, live  # noqa: PLC0415 - loads all systems; who wants a halt wants it now
 
     if options.list:
         print(table(("experiment", "what happens"), [*_drill_rows(), *library_rows()]))
         return 0
     folder = deployment.folder(options)
-    if options.halt:
-        answer = deployment.ask_now(folder, "faults", {"order": "undo_all"})
-        print(msgspec.json.encode(answer).decode() if options.json else f"{answer['ended']} faults ended")
-        return 0
     if not options.file:
         raise Rejected("break what? name a file, or see --list", code="bad_arguments")
     chosen = experiment.parse(_file(options.file).read_bytes())
