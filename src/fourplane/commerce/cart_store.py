@@ -22,7 +22,8 @@ from fourplane.state.contracts import Put, Records
 
 SORT = b"cart"
 ACCOUNT = "account-"
-CART_ID = re.compile(rf"[0-9a-f]{{32}}|{ACCOUNT}[0-9]{{12,19}}")  # 128 random bits, or the cart of an account
+GUEST_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits
+CART_ID = re.compile(rf"{GUEST_ID.pattern}|{ACCOUNT}[0-9]{{12,19}}")
 
 
 class CartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
 from fourplane.commerce import pages, pages_checkout
+from fourplane.commerce.cart_store import GUEST_ID
 from fourplane.commerce.catalog import FACETS, SORTS, Product
 from fourplane.commerce.checkout import PlaceOrder
 from fourplane.commerce.media import Media
@@ -413,7 +414,7 @@ class Storefront:
     async def _cart_id(self, call: Call[bytes], *, new: bool = False) -> str:
         """The visitor's cart: the account's when logged in (a guest's is merged in), else the cookie's, else new or none."""
         known = _cookies(call).get("fp_cart", "")
-        if not (len(known) == 32 and known.isascii() and known.isalnum()):
+        if GUEST_ID.fullmatch(known) is None:
             known = ""
         if call.identity is not None:
             return await self._store.account_cart(call.identity.account_id, known)

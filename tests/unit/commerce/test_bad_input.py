@@ -149,6 +149,17 @@ def test_a_cart_that_could_be_guessed_is_not_filled_shown_or_ordered():
     in_a_shop(body)
 
 
+def test_a_cookie_that_names_no_cart_is_no_cart():
+    async def body(s, sku):
+        product = (await s.commerce.catalog.page("", 1))[0]
+        for cookie in (*GUESSES[:-2], GUESSES[-1], "g" * 32):
+            for path in ("/commerce/", "/commerce/cart", "/commerce/search?q=a", f"/commerce/p/{product.id}"):
+                headers = {"cookie": f"fp_cart={quote(cookie, safe='')}", "accept": "text/html"}
+                assert (await s.client.request("GET", path, headers=headers)).status == 200, (cookie, path)
+
+    in_a_shop(body)
+
+
 def test_a_cart_is_given_out_in_the_form_the_description_tells():
     async def main():
         async with shop(settings=ONE, described=True) as s:
