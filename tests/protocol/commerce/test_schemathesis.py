@@ -17,7 +17,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TOOL, reason="schemathesis is not installed (pipx install schemathesis)")
-def test_invented_requests_are_answered_as_described():
+def test_invented_requests_are_answered_as_described(tmp_path):
     async def main():
         async with shop(described=True) as s:
             operator = await s.accounts.create("operator", "a long enough password", roles=("operator",))
@@ -27,7 +27,7 @@ def test_invented_requests_are_answered_as_described():
                 "--header", f"Authorization: Bearer {token}", "--header", "Idempotency-Key: attempt-0001",
                 "--checks", CHECKS, "--max-examples", os.environ.get("FOURPLANE_EXAMPLES", "20"), "--seed", "1",
                 "--phases", "examples,coverage,fuzzing", "--no-color",
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=tmp_path,
             )  # fmt: skip
             told, _ = await process.communicate()
             assert process.returncode == 0, told.decode()[-6_000:]
