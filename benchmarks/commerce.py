@@ -323,9 +323,10 @@ async def race(facts, buyers, count):
 
         await asyncio.gather(*(run(one, range(at, buyers, count)) for at, one in enumerate(opened)))
 
-    await each(lambda number: fill(f"race{number:028d}", facts["rare"]))
+    await each(lambda number: fill(f"ace{number:029d}", facts["rare"]))
+    assert set(statuses) == {204}, f"carts that could not be filled: {statuses}"
     statuses.clear()
-    await each(lambda number: pay(f"race{number:028d}", f"race{number:06d}"))
+    await each(lambda number: pay(f"ace{number:029d}", f"race{number:06d}"))
     for connection in opened:
         connection.transport.close()
     return statuses
