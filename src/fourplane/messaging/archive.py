@@ -41,9 +41,8 @@ _CONVERSATIONS = frozenset({None, "chat", "normal"})
 _ONLY_BODY = [BODY]
 _KEY = struct.Struct(">2sQ").pack
 _HEAD, _HEAD_FAR = struct.Struct(">BQH").pack, struct.Struct(">BQHB").pack
-AGAIN_S = (
-    180.0  # before its last record an earlier process may have archived what is told again: longer than others try
-)
+# So long before its last record an earlier process may have archived what is told again: longer than others try.
+AGAIN_S = 180.0
 AGAIN_MAX = 20_000  # records of one account that are read for that, and origins that are remembered of all
 
 

@@ -87,9 +87,8 @@ class Rooms:
         return await self._groups.public_rooms()
 
 
-Origin = tuple[
-    bytes, bool
-]  # the process a batch comes from, and whether another one in this slot may have had it before
+# The process a batch comes from, and whether another one in this slot may have had it before.
+Origin = tuple[bytes, bool]
 
 
 class FarSource:

@@ -19,9 +19,8 @@ RESULTS_MAX = 1_000
 FACET_VALUES_MAX = 100
 SHORT_PREFIX = 2  # letters; what begins with so few is looked for where it weighs most,
 SHORT_PREFIX_ENOUGH = 200  # unless fewer than these are found there
-NUMBER_MORE = (
-    3  # a digit or two: of the 111,111 numbers below a million that begin with 1, those with so many digits more,
-)
+# A digit or two: of the 111,111 numbers below a million that begin with 1, those with so many digits more,
+NUMBER_MORE = 3
 NUMBER_ENOUGH = 50  # unless fewer than these are found so
 WEIGHTS = {"title": 4.0, "name": 4.0, "brand": 2.0}
 _WORD = re.compile(r"\w+")
