@@ -93,6 +93,7 @@ class Admission:
         "_loop",
         "_open",
         "_owed_s",
+        "_paths",
         "_rate",
         "_rest",
         "_settings",
@@ -152,6 +153,7 @@ class Admission:
         self._busy_min = 1 << 62
         self._timer: asyncio.TimerHandle | None = None
         self._known: dict[bytes, int] = {}
+        self._paths: dict[bytes, int] = {}
         self._closed_from = CLASSES
         self.shed_at = 0
         retry = {"retry-after": seconds_text(settings.retry_after_s)}
@@ -198,9 +200,9 @@ class Admission:
 
     def turns_away_as(self, method: bytes, path: bytes) -> bool:
         """The same for a request that no hot route answers."""
-        return not self.admits(self.classify(method, path))
+        return not self.admits(self._class_of_path(method, path))
 
-    def admits(self, priority: Priority) -> bool:
+    def admits(self, priority: int) -> bool:
         """Whether one more of this class may come in now; counts a refusal."""
         self._asked[priority] += 1
         if self._open[priority] and self.in_flight < self._thresholds[priority]:
@@ -210,11 +212,22 @@ class Admission:
 
     def _class_of(self, method: bytes, target: bytes) -> int:
         path = target.partition(b"?")[0]
-        priority = EXEMPT if self.exempt(method, path) else int(self.classify(method, path))
+        priority = EXEMPT if self.exempt(method, path) else self._class_of_path(method, path)
         if method is GET:
             if len(self._known) >= TARGETS_MAX:
                 self._known.clear()
             self._known[target] = priority
+        return priority
+
+    def _class_of_path(self, method: bytes, path: bytes) -> int:
+        """The class by the gateway's table; those of GETs are remembered, also of what a hot route did not answer."""
+        if method is not GET:
+            return int(self.classify(method, path))
+        priority = self._paths.get(path)
+        if priority is None:
+            if len(self._paths) >= TARGETS_MAX:
+                self._paths.clear()
+            priority = self._paths[path] = int(self.classify(method, path))
         return priority
 
     # -- from the beginning of a request to its end
@@ -274,6 +287,11 @@ class Admission:
     def shedding(self) -> bool:
         """Whether some class is turned away at the moment."""
         return self.in_flight >= self.shed_at
+
+    @property
+    def pressed(self) -> bool:
+        """Whether so much has begun that only the highest class can have begun it: it needs all there is."""
+        return self.in_flight - self.waiting > self.pace.running_max
 
     def statistics(self) -> AdmissionStatistics:
         now_s = clock.monotonic_s()

@@ -8,7 +8,9 @@ keeps to what it was told never rests, nor does who speaks for others: a proxy's
 
 The connections at rest are one line, first in, first out. Each tick as many are read again as `looks_per_s` allows, none
 before `rest_s_min`, all after `rest_s_max`: so the refused cost a bounded share of the processor however many they are, and
-what waits behind a refusal waits no longer than that. Once nobody stands in line, all are read again within a few ticks.
+what waits behind a refusal waits little longer than that. While the highest class needs all there is (`pressed`) nobody is read
+again before `rest_s_max`: so what a short stall left behind is soon done. Once nobody stands in line, all are read again within
+a few ticks.
 """
 
 import asyncio
@@ -20,7 +22,9 @@ import msgspec
 from fourplane.foundation import clock
 
 TICK_S: Final = 0.004
-LOOKS_MAX: Final = 64  # a tick
+LOOKS_MAX: Final = 16  # a tick: what they bring is read in one turn of the loop; more where hundreds rest
+LOOKS_MAX_ALONE: Final = 64  # when nobody stands in line
+SHARE_MAX: Final = 32  # of the line, a tick
 
 
 class RestingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,13 +90,14 @@ class Resting:
         self._timer = None
         now_s, settings, line = clock.monotonic_s(), self._settings, self._line
         owed = self._owed + settings.looks_per_s * (now_s - self._looked_s)
+        looks = max(LOOKS_MAX, len(line) // SHARE_MAX)
         if not self._crowd.waiting:
-            owed = LOOKS_MAX
-        self._looked_s, looks = now_s, LOOKS_MAX
+            owed = looks = LOOKS_MAX_ALONE
+        self._looked_s = now_s
         while line and looks > 0:
             rested_s = now_s - line[0][0]
             if rested_s < settings.rest_s_max and (
-                owed < 1.0 or (rested_s < settings.rest_s_min and self._crowd.waiting)
+                owed < 1.0 or self._crowd.pressed or (rested_s < settings.rest_s_min and self._crowd.waiting)
             ):
                 break
             line.popleft()[1].read_again()
@@ -106,3 +111,7 @@ class Crowd(Protocol):
     """Who knows whether requests stand in line."""
 
     waiting: int
+
+    @property
+    def pressed(self) -> bool:
+        """Whether the highest class needs all there is."""

@@ -313,3 +313,21 @@ def test_a_whole_body_is_turned_away_by_its_first_line():
 def test_whatever_is_not_plain_is_left_to_the_parser(data):
     assert plain_whole(data) is None
     assert PLAIN_GET.fullmatch(data) is None
+
+
+def test_the_refused_are_left_unread_only_while_the_highest_class_takes_more_than_the_room_of_the_others():
+    machine = Machine(cost_s=(0.000_1,) * 4, wait_s=10.0)
+    made = machine.admission
+    with clock.installed(machine):
+        made.watch(machine)
+        for _ in range(60):
+            machine.arrive(Priority.USER, 0.0)
+        for _ in range(20):
+            machine.turn()
+        assert made.waiting > 0, "the others have all the room they get"
+        assert not made.pressed
+        for _ in range(20):
+            machine.arrive(Priority.CRITICAL, 0.0)
+        for _ in range(20):
+            machine.turn()
+        assert made.pressed

@@ -15,7 +15,7 @@ class Bench:
     """A loop with one timer, its clock, its crowd, and who was read again when."""
 
     def __init__(self, settings=SETTINGS):
-        self.now_s, self.waiting, self.callback, self.read = 0.0, 1, None, []
+        self.now_s, self.waiting, self.pressed, self.callback, self.read = 0.0, 1, False, None, []
         self.resting = Resting(settings, self)
         self.resting.open(self)
 
@@ -67,12 +67,34 @@ def test_however_many_rest_they_are_read_at_the_pace_that_is_allowed():
     assert [name for name, _ in bench.read] == list(range(len(bench.read)))
 
 
-def test_nobody_rests_longer_than_was_told():
+def test_nobody_rests_much_longer_than_was_told_also_when_the_highest_class_needs_all_there_is():
+    for pressed in (False, True):
+        bench = Bench()
+        bench.pressed = pressed
+        bench.rest(*range(3_000))
+        bench.run(1.5)
+        assert len(bench.read) == 3_000
+        assert max(at_s for _, at_s in bench.read) < SETTINGS.rest_s_max + 0.4
+
+
+def test_while_the_highest_class_needs_all_there_is_nobody_is_read_again_early():
     bench = Bench()
-    bench.rest(*range(3_000))
-    bench.run(1.3)
-    assert len(bench.read) == 3_000
-    assert max(at_s for _, at_s in bench.read) < SETTINGS.rest_s_max + TICK_S * (3_000 / LOOKS_MAX + 2)
+    bench.pressed = True
+    bench.rest(*range(50))
+    bench.run(0.9)
+    assert bench.read == []
+    bench.pressed = False
+    bench.run(0.09)
+    assert len(bench.read) > 40
+
+
+def test_few_are_read_in_one_tick_so_that_no_turn_is_full_of_them():
+    bench = Bench()
+    bench.rest(*range(200))
+    bench.run(1.0 - TICK_S)
+    read = len(bench.read)
+    bench.run(2 * TICK_S)
+    assert len(bench.read) - read <= 2 * LOOKS_MAX
 
 
 def test_when_nobody_stands_in_line_any_more_all_are_read_at_once():
