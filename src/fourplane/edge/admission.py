@@ -8,7 +8,8 @@ anything of it becomes an object.
 The lines. Once several requests are under way new ones stand in line, one line per class, and begin a few per turn of
 the loop, the highest class first, each class in its order (`overload` says how many). While nobody of the highest class stands
 there and the turn has room for more of it, one that comes begins at once, a turn earlier. Work of the highest class never
-stands behind a crowd of the others, and a class is turned away only when its own line stands: where the capacity ends. A line
+stands behind a crowd of the others, and the more it takes the less of them begins at a time (`RESERVED`): the loop's turns stay
+short. A class is turned away only when its own line stands: where the capacity ends. A line
 may be as long as what began of its class within `line_s_max` lately, and its oldest not older; after a short stall it may
 have all its places, because what such a stall leaves behind is soon done. Both are told in CPU time of this process, because
 a machine that is busy with something else is slow but not full of our work; and what does not stand in a line adds
@@ -33,6 +34,8 @@ from fourplane.foundation import clock
 TARGETS_MAX: Final = 4_096
 SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
+RESERVED: Final = 0.5  # of what the highest class took since the others last began: so much less of them begins
+RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3
@@ -87,6 +90,7 @@ class Admission:
         "_busy_min",
         "_closed_from",
         "_finished",
+        "_first",
         "_held",
         "_known",
         "_lines",
@@ -142,6 +146,7 @@ class Admission:
         self._told = (0.0, (0,) * CLASSES, (0,) * CLASSES, OPEN)
         self._admitted = self._finished = self._stale = self.waiting = 0
         self._at_once = 0  # of the highest class may still begin in this turn
+        self._first = 0  # of the highest class have begun since the last batch of the others
         self._stood = 0  # windows in a row in which some stood in line
         self._rest = 0  # turns that finish what has begun before the next batch
         self._batch_cpu_s = self._turn_cpu_s = self._steps_s = self._steps_cpu_s = self._owed_s = self._window_cpu_s = (
@@ -245,6 +250,7 @@ class Admission:
         if self._at_once and not priority and not self._lines[0]:
             self._at_once -= 1
             self._began[0] += 1
+            self._first += 1
             return False
         assert self._loop is not None
         if not self.waiting:
@@ -349,7 +355,9 @@ class Admission:
         room = pace.running_max * ROOM[0] - self.in_flight + self.waiting
         self._at_once = max(0, min(int(left_s / pace.cost_s(0)), room)) if not self._lines[0] else 0
         if full:
-            left_s += self._owed_s
+            reserved_s = RESERVED * self._first * pace.cost_s(0)
+            left_s += self._owed_s - min(reserved_s, RESERVED_MAX * pace.turn_s)
+            self._first = 0
             for number in range(1, CLASSES):
                 if self._lines[number]:
                     left_s, more = self._begin_of(number, left_s, now_s)
@@ -391,6 +399,7 @@ class Admission:
             self.begin(exchange, scope)
         if begun:
             self._began[number] += begun
+            self._first += 0 if number else begun
             self._loop.call_soon(self._steps_end, begun, number)
         return left_s, spent
 

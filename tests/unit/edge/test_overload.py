@@ -7,6 +7,7 @@ from itertools import count
 
 import pytest
 
+from fourplane.edge import admission as lines
 from fourplane.edge.admission import Admission, AdmissionSettings
 from fourplane.edge.http_request import PLAIN_GET, plain_whole
 from fourplane.edge.overload import OverloadSettings, Pace
@@ -331,3 +332,19 @@ def test_the_refused_are_left_unread_only_while_the_highest_class_takes_more_tha
         for _ in range(20):
             machine.turn()
         assert made.pressed
+
+
+def test_what_the_highest_class_takes_is_left_to_it_in_smaller_batches_of_the_others(monkeypatch):
+    def flood():
+        machine = Machine(cost_s=(0.001_2, 0.000_4, 0.002, 0.004))
+        rates = (400.0, 6_000.0, 1_000.0, 500.0)
+        machine.run(rates, 1.0)
+        machine.run(rates, 4.0)
+        assert machine.shed[Priority.CRITICAL] == 0
+        return machine.late(Priority.CRITICAL, 0.5), machine.busy(4.0)
+
+    late_s, busy = flood()
+    monkeypatch.setattr(lines, "RESERVED", 0.0)
+    late_before_s, busy_before = flood()
+    assert late_s < 0.9 * late_before_s
+    assert busy > busy_before - 0.01, "at no price"
