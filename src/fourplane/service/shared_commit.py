@@ -125,7 +125,8 @@ class SharedCommit:
         self._tasks: Tasks | None = None
         self._running = False
         self._commits = self._callers = self._alone = self._last = 0
-        self._began_s = self._came = self._span_s = 0.0
+        self._began_s = float("-inf")  # the first commit comes after a long silence, whatever the clock says
+        self._came = self._span_s = 0.0
         self._crowd = 1 << 62  # with so many in line the next commit waits no longer
         self._patient: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
