@@ -109,9 +109,9 @@ class Crowd:
                 at += self.random.expovariate(rate)
         return sorted(found)
 
-    async def drive(self, rates, seconds):
-        """What was asked, what came."""
-        planned = self.plan(rates, seconds)
+    async def drive(self, rates, seconds, planned=None):
+        """What was asked, what came; `planned` beforehand, where several drivers are to begin at the same time."""
+        planned = self.plan(rates, seconds) if planned is None else planned
         self.log.clear()
         sent, missed, lags = dict.fromkeys(rates, 0), dict.fromkeys(rates, 0), []
         began, at = time.perf_counter() + 0.01, 0
@@ -139,7 +139,7 @@ class Crowd:
         return self.report(sent, missed, began, seconds) | {"driver late ms": 1_000 * quantile(sorted(lags), 0.99)}
 
     def report(self, sent, missed, began, seconds):
-        """By class, and when the last one was refused."""
+        """By class, and when the last one of it was refused."""
         told = {}
         for kind in sent:
             mine = [(due, at, status) for one, due, at, status in self.log if one == kind]
@@ -153,6 +153,6 @@ class Crowd:
                 "p99 ms": 1_000 * quantile(late, 0.99) if late else None,
                 "shed": sum(status == 503 for _, _, status in mine),
                 "other": sum(status not in (503, self.good[kind]) for _, _, status in mine),
+                "last refusal s": max((due - began for due, _, status in mine if status != self.good[kind]), default=0.0),
             }
-        refused = [due - began for kind, due, _, status in self.log if status != self.good[kind]]
-        return {"kinds": told, "last refusal s": max(refused, default=0.0)}
+        return {"kinds": told}

@@ -7,7 +7,8 @@ what one request of it costs; all sums are then in shares of the server's capaci
 Then the mix at a fifth of the capacity (`calm`); at ten times the capacity with orders at 60 % of it (`flood`) and at 0.4 of it
 again; around the capacity twice (the best is the round's peak). A round compares only what it measured itself, within seconds,
 because the machine's own pace may change from minute to minute; p99 and goodput are the medians of the rounds' ratios, the orders
-answered are of all rounds, the recovery is the worst one's.
+answered are of all rounds, the recovery is the worst one's: when the last person was refused in the six seconds after the flood
+(crawlers are told apart, they are refused whenever somebody stands in line).
 
 The two drivers stay the same from the first phase to the last: who orders has one of his own beside that of the crowd, because
 a driver that sends ten times what the server can do is busy, and would measure its own delay with every order; for the same
@@ -51,6 +52,7 @@ CONNECTIONS = {"order": 120, "cart": 400, "page": 120, "search": 40, "crawl": 20
 # Shares of the work. Crawlers had 0.2 when a list of addresses cost ten times as much: 0.04 are as many requests as that was.
 MIX = {"order": 0.06, "cart": 0.24, "page": 0.40, "search": 0.26, "crawl": 0.04}
 ALONE_S = 0.8  # each class, in each round
+AFTER_S = 6.0  # of the load after the flood: longer than a recovery may take
 PEAKS = (0.9, 1.1)  # offered, of the capacity; for two thirds of the seconds of the others
 GOOD = {"order": 201, "cart": 204, "page": 200, "search": 200, "crawl": 200}
 ORDERS = 0.6  # of the capacity, in the flood
@@ -164,18 +166,20 @@ async def drive(order):
         hear("ready")
         return {kind: await closed(facts, kind, carts, order["seconds"]) for kind in order["kinds"]}
     rates, seconds = order["rates"], order["seconds"]
-    orders = rates.get("order", 0.0) + order["after"].get("order", 0.0)
-    carts = await filled(facts, int(orders * seconds * 1.2) + 50 if orders else 0, order["seed"])
+    orders = rates.get("order", 0.0) * seconds + order["after"].get("order", 0.0) * AFTER_S
+    carts = await filled(facts, int(orders * 1.2) + 50 if orders else 0, order["seed"])
     crowd = Crowd(facts["port"], {kind: CONNECTIONS[kind] for kind in rates}, Messages(facts, carts), GOOD)
     await crowd.open()
+    gentle, after = {kind: rate * 0.05 for kind, rate in rates.items()}, order["after"]
+    plans = [crowd.plan(gentle, 1.0), crowd.plan(rates, seconds), crowd.plan(after, AFTER_S)]
     gc.collect()
     gc.disable()
-    await crowd.drive({kind: rate * 0.05 for kind, rate in rates.items()}, 1.0)
+    await crowd.drive(gentle, 1.0, plans[0])
     hear("ready")
-    found = await crowd.drive(rates, seconds)
-    if order["after"]:
+    found = await crowd.drive(rates, seconds, plans[1])
+    if after:
         hear("flooded")
-        found["after"] = await crowd.drive(order["after"], seconds)
+        found["after"] = await crowd.drive(after, AFTER_S, plans[2])
     gc.enable()
     crowd.close()
     return found | {"driver cpu s": time.process_time() - began_s}
@@ -298,8 +302,7 @@ def together(found):
     first, *others = found
     for other in others:
         first["kinds"] |= other["kinds"]
-        for name in ("last refusal s", "driver late ms"):
-            first[name] = max(first[name], other[name])
+        first["driver late ms"] = max(first["driver late ms"], other["driver late ms"])
         first["driver cpu s"] = first.get("driver cpu s", 0.0) + other.get("driver cpu s", 0.0)
     if "after" in first:
         first["after"] = together([one["after"] for one in found])
@@ -383,13 +386,14 @@ class Shop:
         calm = self.phase(0.2, self.seconds, orders=0.1)  # enough of them that their p99 is not the slowest one
         flood = self.phase(factor, self.seconds, orders=ORDERS, after=0.4)
         peaks = [self.phase(share, self.seconds * 2 / 3) for share in PEAKS]
-        order, quiet = flood["kinds"]["order"], calm["kinds"]["order"]
+        order, quiet, after = flood["kinds"]["order"], calm["kinds"]["order"], flood["after"]["kinds"]
         return {
             "goodput at overload / peak": flood["work"] / max(one["work"] for one in peaks),
             "orders answered": order["good share"],
             "order p99 / unloaded": order["p99 ms"] / quiet["p99 ms"],
             "orders / capacity": ORDERS / flood["capacity"],
-            "recovery s": flood["after"]["last refusal s"],
+            "recovery s": max(told["last refusal s"] for kind, told in after.items() if kind != "crawl"),
+            "last crawler refused s": after["crawl"]["last refusal s"],
             "capacity alone, per s": dict(self.cost),
             "order p99 ms": order["p99 ms"],
             "order p99 ms, unloaded": quiet["p99 ms"],
@@ -489,6 +493,7 @@ def main() -> None:
             f"{name} of the middle round: offered {result[name]['offered']:.1f}x, good work {result[name]['work']:.2f}x"
         )
         for kind, told in result[name]["kinds"].items():
+            told.pop("last refusal s", None)
             print(f"{kind:>8}  " + "  ".join(f"{key} {value:,.2f}" for key, value in told.items() if value is not None))
     flood = result["flood"]
     print(
@@ -505,7 +510,8 @@ def main() -> None:
             f" {one['orders answered']:.4f}; driver of orders late {one['flood']['order driver late ms']:.1f} ms; stolen"
             f" {[round(phase['stolen'], 2) for phase in (one['calm'], one['flood'], *one['peaks'])]}; pace"
             f" {[round(phase['pace']) for phase in (one['calm'], one['flood'], *one['peaks'])]} ns, orders"
-            f" {one['orders / capacity']:.0%} of the capacity"
+            f" {one['orders / capacity']:.0%} of the capacity; recovered after {one['recovery s']:.1f} s (crawlers"
+            f" {one['last crawler refused s']:.1f})"
         )
     print("admission", result["admission"])
     for key, value in result["median"].items():

@@ -39,6 +39,7 @@ RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3
+STALE_MAX: Final = 2  # of a line, a turn: what stood too long came together, and each has a connection's next requests behind it
 HICCUP_WINDOWS: Final = (
     4  # a line that has stood for fewer is what a short stall leaves behind: it may have all its places
 )
@@ -200,6 +201,17 @@ class Admission:
         self._asked[priority] += 1
         if self._open[priority] and self.in_flight < self._thresholds[priority]:
             return False
+        self._shed[priority] += 1
+        return True
+
+    def turns_away_late(self, method: bytes, target: bytes) -> bool:
+        """The same for a request that came too early and is read late: only the highest class stays."""
+        priority = self._known.get(target) if method is GET else None
+        if priority is None:
+            priority = self._class_of(method, target)
+        if priority <= 0:
+            return False
+        self._asked[priority] += 1
         self._shed[priority] += 1
         return True
 
@@ -376,11 +388,16 @@ class Admission:
         """Begin some of one line; what is left of the turn, and whether that is why others still stand there."""
         assert self._loop is not None
         line, age_s_max, cost_s = self._lines[number], self._settings.age_s_max[number], self.pace.cost_s(number)
-        room, spent, begun = self.pace.running_max * ROOM[number], False, 0
+        room, spent, begun, gone = self.pace.running_max * ROOM[number], False, 0, 0
         while line:
             since_s, _, exchange, scope = line[0]
             stale = now_s - since_s > age_s_max
-            if not stale:
+            if stale:
+                if gone >= STALE_MAX:
+                    spent = True
+                    break
+                gone += 1
+            else:
                 if left_s <= 0.0 or begun >= STARTS_MAX:
                     spent = True
                     break

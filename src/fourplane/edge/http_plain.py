@@ -5,7 +5,8 @@ before anything of it becomes an object, while the server sheds; a hot route ans
 task; else the application gets it with its fields still unsplit. Whatever is not plain is left to the parser, untouched.
 
 Several in one buffer are taken one after the other: those that are turned away share one write, and the first that begins an
-exchange ends the run, because answers leave in order. A run is bounded (`burst_max`; a refusal counts a sixteenth), so that no
+exchange ends the run, because answers leave in order. Of what came while the connection rested only the last has a chance
+(`FRESH_BYTES`), but for the highest class: the rest is as old as the rest was long. A run is bounded (`burst_max`; a refusal counts a sixteenth), so that no
 connection keeps the loop for itself.
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HEAD_END: Final = b"\r\n\r\n"
 SEEN_MAX: Final = 2_048  # plain GETs a server remembers
 SEEN_BYTES_MAX: Final = 1_024  # each
+FRESH_BYTES: Final = 2_048
 FOR_OTHERS: Final = re.compile(rb"\r\n(?:via|(?:x-)?forwarded[-a-z]*):", re.IGNORECASE)
 
 
@@ -54,6 +56,7 @@ def take_plain(connection: "HttpProtocol", data: bytes, method: bytes, target: b
         connection.transport.write(told)
         connection.deadline_tick = server.deadlines.now + server.idle_ticks
         if admission.waiting and told is admission.rejection:
+            server.resting.told += 1
             _come_again(connection, data, 1)
         return True
     _serve(connection, data, method, target, body)
@@ -66,12 +69,15 @@ def take_run(connection: "HttpProtocol", data: bytes, position: int) -> tuple[in
     size, most, cost = len(data), server.settings.burst_max, 0
     told: list[bytes] = []
     refused = 0
+    fresh_from = size - FRESH_BYTES if connection.early else 0
     while position < size and cost + (len(told) >> 4) < most and not server.draining:
         found = _plain_at(connection, data, position)
         if found is None:
             break
         method, target, head_end, end = found
-        if admission.in_flight >= admission.shed_at and admission.turns_away(method, target):
+        if (admission.in_flight >= admission.shed_at and admission.turns_away(method, target)) or (
+            position < fresh_from and admission.turns_away_late(method, target)
+        ):
             answer = server.turned_away(data[position:end], target) if method is GET else server.refusal()
             refused += answer is admission.rejection
             told.append(answer)
@@ -87,6 +93,7 @@ def take_run(connection: "HttpProtocol", data: bytes, position: int) -> tuple[in
         if connection.exchange is not None or connection.write_paused:
             break
     if told:
+        server.resting.told += refused
         connection.transport.write(b"".join(told))
         connection.deadline_tick = server.deadlines.now + server.idle_ticks
         if position == size and refused and admission.waiting:

@@ -84,6 +84,7 @@ class HttpProtocol(asyncio.Protocol):
         "_write_waiter",
         "admission",
         "deadline_tick",
+        "early",
         "exchange",
         "far",
         "gone",
@@ -111,6 +112,7 @@ class HttpProtocol(asyncio.Protocol):
         self.peer = ""
         self.write_paused = False
         self.resting = False  # left unread for a moment
+        self.early = 0  # 1: what is read now came meanwhile
         self.deadline_tick = self.told_tick = 0
         self.admission = server.admission
         self.seen = server.seen
@@ -188,6 +190,8 @@ class HttpProtocol(asyncio.Protocol):
             self._other_data(data)
             return
         if self.exchange is None and self._phase is IDLE and not self._held and not self.write_paused:
+            if self.early:
+                self.early -= 1
             first = data[0]
             if first == FIRST_OF_GET:
                 target = self.seen.get(data) if len(data) <= SEEN_BYTES_MAX else None
@@ -314,6 +318,7 @@ class HttpProtocol(asyncio.Protocol):
     def read_again(self) -> None:
         """The rest is over."""
         self.resting = False
+        self.early = 2  # with the next read
         if not self.gone and self._mode is HTTP and not self.transport.is_closing():
             self.transport.resume_reading()
 

@@ -6,11 +6,12 @@ refused again before the time it was told has passed, is not read for a while. W
 (whose window holds it back) and costs nothing until it is read and answered together, in order, in one write. Who
 keeps to what it was told never rests, nor does who speaks for others: a proxy's line carries also those who order.
 
-The connections at rest are one line, first in, first out. Each tick as many are read again as `looks_per_s` allows, none
-before `rest_s_min`, all after `rest_s_max`: so the refused cost a bounded share of the processor however many they are, and
-what waits behind a refusal waits little longer than that. While the highest class needs all there is (`pressed`) nobody is read
-again before `rest_s_max`: so what a short stall left behind is soon done. Once nobody stands in line, all are read again within
-a few ticks.
+The connections at rest are one line, first in, first out. What is answered to them is counted in refusals, not in
+connections, because who asks without waiting brings dozens at a time: as many as `answers_per_s` allows, with what
+others are refused meanwhile; none before `rest_s_min`. So the refused cost a bounded share of the processor however
+many they are. While the highest class needs all there is (`pressed`) nobody is read again before `rest_s_max`: so what a short
+stall left behind is soon done. Whoever has rested longer than that makes the pace grow with his time, so nobody is
+forgotten. Once nobody stands in line, all are read again within a few ticks.
 """
 
 import asyncio
@@ -22,15 +23,17 @@ import msgspec
 from fourplane.foundation import clock
 
 TICK_S: Final = 0.004
-LOOKS_MAX: Final = 16  # a tick: what they bring is read in one turn of the loop; more where hundreds rest
-LOOKS_MAX_ALONE: Final = 64  # when nobody stands in line
+LOOKS_MAX: Final = 16  # connections a tick; more where hundreds rest
 SHARE_MAX: Final = 32  # of the line, a tick
+LOOKS_MAX_ALONE: Final = 64  # when nobody stands in line
+ANSWERS_MAX_ALONE: Final = 400  # a tick, as far as one can tell beforehand
+BEHIND_S: Final = 0.1  # of the pace: the most that refusals nobody could foresee are paid back by a pause
 
 
 class RestingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long connections rest that come back too early; `looks_per_s` of 0 lets nobody rest."""
+    """How long connections rest that come back too early; `answers_per_s` of 0 lets nobody rest."""
 
-    looks_per_s: float = 1_500.0
+    answers_per_s: float = 30_000.0  # refusals while requests stand in line
     rest_s_min: float = 0.03
     rest_s_max: float = 1.0
 
@@ -45,7 +48,7 @@ class Restable(Protocol):
 class Resting:
     """The line of one server's connections at rest."""
 
-    __slots__ = ("_crowd", "_line", "_looked_s", "_loop", "_owed", "_settings", "_timer")
+    __slots__ = ("_crowd", "_each", "_expected", "_line", "_looked_s", "_looks", "_loop", "_owed", "_settings", "_timer", "told")
 
     def __init__(self, settings: RestingSettings, crowd: "Crowd") -> None:
         self._settings = settings
@@ -53,7 +56,9 @@ class Resting:
         self._line: deque[tuple[float, Restable]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._looked_s = self._owed = 0.0
+        self._looked_s = self._owed = 0.0  # `_owed`: refusals that may be answered now
+        self._each, self._expected, self._looks = 1.0, 0.0, 0  # refusals a look brings; of the last tick: all, and looks
+        self.told = 0  # refusals since the last tick; counted by those who refuse
 
     def __len__(self) -> int:
         return len(self._line)
@@ -65,7 +70,7 @@ class Resting:
 
     def open(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Let connections rest on `loop`, the running one, from now on."""
-        if self._settings.looks_per_s > 0:
+        if self._settings.answers_per_s > 0:
             self._loop = loop if loop is not None else asyncio.get_running_loop()
 
     def add(self, connection: Restable) -> None:
@@ -75,6 +80,7 @@ class Resting:
         self._line.append((now_s, connection))
         if self._timer is None:
             self._looked_s, self._owed = now_s, 0.0
+            self.told, self._expected, self._looks = 0, 0.0, 0
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
     def close(self) -> None:
@@ -89,20 +95,25 @@ class Resting:
     def _tick(self) -> None:
         self._timer = None
         now_s, settings, line = clock.monotonic_s(), self._settings, self._line
-        owed = self._owed + settings.looks_per_s * (now_s - self._looked_s)
-        looks = max(LOOKS_MAX, len(line) // SHARE_MAX)
-        if not self._crowd.waiting:
-            owed = looks = LOOKS_MAX_ALONE
-        self._looked_s = now_s
-        while line and looks > 0:
+        waiting, pressed = self._crowd.waiting > 0, self._crowd.pressed
+        oldest_s = now_s - line[0][0] if line else 0.0
+        pace = settings.answers_per_s * max(1.0, oldest_s / settings.rest_s_max)
+        if self._looks:
+            self._each += (max(1.0, self.told / self._looks) - self._each) * 0.2
+        owed = self._owed + pace * (now_s - self._looked_s) + self._expected - self.told
+        owed = min(max(owed, -BEHIND_S * pace), 2 * TICK_S * pace)
+        looks, self.told = max(LOOKS_MAX, len(line) // SHARE_MAX), 0
+        if not waiting:
+            owed, looks = ANSWERS_MAX_ALONE, LOOKS_MAX_ALONE
+        before, count = owed, looks
+        while line and looks > 0 and owed > 0.0:
             rested_s = now_s - line[0][0]
-            if rested_s < settings.rest_s_max and (
-                owed < 1.0 or self._crowd.pressed or (rested_s < settings.rest_s_min and self._crowd.waiting)
-            ):
+            if waiting and rested_s < (settings.rest_s_max if pressed else settings.rest_s_min):
                 break
             line.popleft()[1].read_again()
-            owed, looks = owed - 1.0, looks - 1
-        self._owed = min(max(owed, 0.0), settings.looks_per_s * 2 * TICK_S)
+            owed, looks = owed - self._each, looks - 1
+        self._looked_s, self._owed = now_s, min(owed, 2 * TICK_S * pace)
+        self._expected, self._looks = before - owed, count - looks
         if line and self._loop is not None:
             self._timer = self._loop.call_later(TICK_S, self._tick)
 

@@ -99,3 +99,42 @@ def test_who_comes_back_before_the_time_it_was_told_is_left_unread_for_a_while()
 @pytest.mark.parametrize("field", [b"X-Forwarded-For: 10.0.0.1\r\n", b"via: 1.1 front\r\n", b"Forwarded: for=a\r\n"])
 def test_a_line_that_carries_others_never_rests(field):
     assert rested(field) == ([503, 503, 200], [0, 0, 0])
+
+
+def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_orders_pass():
+    crawl, pay = (b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n" for path in (b"/crawl", b"/pay"))
+    meanwhile = crawl * 100 + pay + crawl * 300 + pay
+
+    async def main():
+        later = AdmissionSettings(retry_after_s=3_600.0)
+        unread = RestingSettings(rest_s_min=3_600.0, rest_s_max=7_200.0)
+        async with serving(echo_app, classify=classify, settings=settings(resting=unread, admission=later)) as server:
+            server.admission.close_from(Priority.USER)
+            server.admission.waiting = 1
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for _ in range(2):
+                writer.write(crawl)
+                await reader.readuntil(b"}}}")
+            assert server.statistics().resting == 1
+            writer.write(meanwhile)
+            await writer.drain()
+            server.admission.close_from(None)
+            server.admission.waiting = 0
+            server.resting.close()
+            found = answers(await reader.readuntil(b"GET /pay? ") + await _until(reader, b"GET /pay? "))
+            writer.write(crawl * 100)
+            writer.write_eof()
+            after = answers(await reader.read(-1))
+            writer.close()
+            return [one.status for one in found], [one.status for one in after]
+
+    found, after = asyncio.run(main())
+    assert [at for at, status in enumerate(found) if status == 200][0] == 100, "the first order"
+    assert found[:100] == [503] * 100
+    assert found.count(503) > 300
+    assert found[-1] == 200
+    assert set(after) == {200}, "what comes now is not late"
+
+
+async def _until(reader, end):
+    return await reader.readuntil(end)

@@ -348,3 +348,25 @@ def test_what_the_highest_class_takes_is_left_to_it_in_smaller_batches_of_the_ot
     late_before_s, busy_before = flood()
     assert late_s < 0.9 * late_before_s
     assert busy > busy_before - 0.01, "at no price"
+
+
+def test_those_who_stood_too_long_go_a_few_a_turn_because_each_has_requests_behind_it():
+    machine = Machine()
+    machine.run((0.0,) * 4, 0.01)
+    made = machine.admission
+    with clock.installed(machine):
+        for _ in range(8 + 40):
+            made.entered()
+            made.lines_up(b"GET", b"/1", (1, machine.now_s), None)
+        machine.now_s += AdmissionSettings().age_s_max[1] + 0.1
+        assert made.waiting >= 40
+        gone, turns = [], 0
+        while made.waiting:
+            before = machine.shed[1]
+            machine.turn()
+            gone.append(machine.shed[1] - before)
+            turns += 1
+            assert turns < 2_000
+    assert 0 < max(gone) <= 4
+    assert sum(gone) >= 40
+    assert not machine.took[1], "nobody begins who is too old"

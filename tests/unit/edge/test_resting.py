@@ -3,7 +3,7 @@
 from fourplane.edge.resting import LOOKS_MAX, TICK_S, Resting, RestingSettings
 from fourplane.foundation import clock
 
-SETTINGS = RestingSettings(looks_per_s=500.0, rest_s_min=0.03, rest_s_max=1.0)
+SETTINGS = RestingSettings(answers_per_s=500.0, rest_s_min=0.03, rest_s_max=1.0)
 
 
 class Timer:
@@ -14,8 +14,9 @@ class Timer:
 class Bench:
     """A loop with one timer, its clock, its crowd, and who was read again when."""
 
-    def __init__(self, settings=SETTINGS):
+    def __init__(self, settings=SETTINGS, brings=1):
         self.now_s, self.waiting, self.pressed, self.callback, self.read = 0.0, 1, False, None, []
+        self.brings = brings  # requests a guest has sent meanwhile, all refused
         self.resting = Resting(settings, self)
         self.resting.open(self)
 
@@ -47,6 +48,7 @@ class Guest:
 
     def read_again(self):
         self.bench.read.append((self.name, self.bench.now_s))
+        self.bench.resting.told += self.bench.brings
 
 
 def test_nobody_is_read_before_the_shortest_rest_and_the_first_goes_first():
@@ -67,9 +69,38 @@ def test_however_many_rest_they_are_read_at_the_pace_that_is_allowed():
     assert [name for name, _ in bench.read] == list(range(len(bench.read)))
 
 
+def test_who_brings_dozens_at_a_time_is_read_as_much_less_often():
+    bench = Bench(brings=20)
+    bench.rest(*range(400))
+    bench.run(0.9)
+    assert 10 <= len(bench.read) <= 26
+
+
+def test_the_longer_somebody_rests_the_quicker_it_goes():
+    bench = Bench(brings=20)
+    bench.rest(*range(60))
+    bench.run(1.0)
+    read = len(bench.read)
+    assert read < 30
+    bench.run(1.0)
+    assert len(bench.read) - read > 1.2 * read
+
+
+def test_refusals_nobody_could_foresee_are_paid_back_by_a_pause():
+    bench = Bench()
+    bench.rest(*range(400))
+    bench.run(0.1)
+    bench.resting.told += 10_000
+    read = len(bench.read)
+    bench.run(0.09)
+    assert len(bench.read) == read
+    bench.run(0.1)
+    assert len(bench.read) > read + 20
+
+
 def test_nobody_rests_much_longer_than_was_told_also_when_the_highest_class_needs_all_there_is():
     for pressed in (False, True):
-        bench = Bench()
+        bench = Bench(RestingSettings())
         bench.pressed = pressed
         bench.rest(*range(3_000))
         bench.run(1.5)
