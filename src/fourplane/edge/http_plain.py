@@ -159,7 +159,7 @@ def _come_again(connection: "HttpProtocol", data: bytes, count: int) -> None:
     now = server.deadlines.now
     early, connection.told_tick = count > 1 or now < connection.told_tick, now + server.retry_ticks
     if early and server.resting.wanted and FOR_OTHERS.search(data, 0, data.find(HEAD_END)) is None:
-        connection.rest()
+        connection.rest(count)
 
 
 def _fits(connection: "HttpProtocol", data: bytes, target: bytes, body: bytes) -> bool:

@@ -308,12 +308,12 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.resume_reading()
             self._feed_slices(data)
 
-    def rest(self) -> None:
-        """Leave this connection unread until its turn has come; nothing of a request or an answer is here."""
+    def rest(self, count: int) -> None:
+        """Leave this connection, refused `count` times, unread until its turn has come; no request or answer is here."""
         if self.at_rest and self._phase is IDLE:
             self.resting = True
             self.transport.pause_reading()
-            self.server.resting.add(self)
+            self.server.resting.add(self, count)
 
     def read_again(self) -> None:
         """The rest is over."""

@@ -53,11 +53,11 @@ class Resting:
     def __init__(self, settings: RestingSettings, crowd: "Crowd") -> None:
         self._settings = settings
         self._crowd = crowd
-        self._line: deque[tuple[float, Restable]] = deque()
+        self._line: deque[tuple[float, Restable, int]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_s = self._owed = 0.0  # `_owed`: refusals that may be answered now
-        self._each, self._expected, self._looks = 1.0, 0.0, 0  # refusals a look brings; of the last tick: all, and looks
+        self._each, self._expected, self._looks = 1.0, 0.0, 0  # refusals a look brings at least; of the last tick: all, and looks
         self.told = 0  # refusals since the last tick; counted by those who refuse
 
     def __len__(self) -> int:
@@ -73,11 +73,11 @@ class Resting:
         if self._settings.answers_per_s > 0:
             self._loop = loop if loop is not None else asyncio.get_running_loop()
 
-    def add(self, connection: Restable) -> None:
-        """One connection, whose reading its owner has paused, goes to the end of the line."""
+    def add(self, connection: Restable, count: int = 1) -> None:
+        """One connection, whose reading its owner has paused and who was last refused `count` times, goes to the end."""
         assert self._loop is not None
         now_s = clock.monotonic_s()
-        self._line.append((now_s, connection))
+        self._line.append((now_s, connection, count))
         if self._timer is None:
             self._looked_s, self._owed = now_s, 0.0
             self.told, self._expected, self._looks = 0, 0.0, 0
@@ -105,15 +105,16 @@ class Resting:
         looks, self.told = max(LOOKS_MAX, len(line) // SHARE_MAX), 0
         if not waiting:
             owed, looks = ANSWERS_MAX_ALONE, LOOKS_MAX_ALONE
-        before, count = owed, looks
+        before, most = owed, looks
         while line and looks > 0 and owed > 0.0:
             rested_s = now_s - line[0][0]
             if waiting and rested_s < (settings.rest_s_max if pressed else settings.rest_s_min):
                 break
-            line.popleft()[1].read_again()
-            owed, looks = owed - self._each, looks - 1
+            _, connection, count = line.popleft()
+            connection.read_again()
+            owed, looks = owed - max(count, self._each), looks - 1
         self._looked_s, self._owed = now_s, min(owed, 2 * TICK_S * pace)
-        self._expected, self._looks = before - owed, count - looks
+        self._expected, self._looks = before - owed, most - looks
         if line and self._loop is not None:
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
