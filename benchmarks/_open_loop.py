@@ -153,6 +153,8 @@ class Crowd:
                 "p99 ms": 1_000 * quantile(late, 0.99) if late else None,
                 "shed": sum(status == 503 for _, _, status in mine),
                 "other": sum(status not in (503, self.good[kind]) for _, _, status in mine),
-                "last refusal s": max((due - began for due, _, status in mine if status != self.good[kind]), default=0.0),
+                "last refusal s": max(
+                    (due - began for due, _, status in mine if status != self.good[kind]), default=0.0
+                ),
             }
         return {"kinds": told}

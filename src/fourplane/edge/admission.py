@@ -39,7 +39,7 @@ RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3
-STALE_MAX: Final = 2  # of a line, a turn: what stood too long came together, and each has a connection's next requests behind it
+STALE_MAX: Final = 2  # of a line, a turn: what stood too long came together, each with a connection's next requests
 HICCUP_WINDOWS: Final = (
     4  # a line that has stood for fewer is what a short stall leaves behind: it may have all its places
 )

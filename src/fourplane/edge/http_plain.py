@@ -6,8 +6,8 @@ task; else the application gets it with its fields still unsplit. Whatever is no
 
 Several in one buffer are taken one after the other: those that are turned away share one write, and the first that begins an
 exchange ends the run, because answers leave in order. Of what came while the connection rested only the last has a chance
-(`FRESH_BYTES`), but for the highest class: the rest is as old as the rest was long. A run is bounded (`burst_max`; a refusal counts a sixteenth), so that no
-connection keeps the loop for itself.
+(`FRESH_BYTES`), but for the highest class: the rest is as old as the rest was long. A run is bounded (`burst_max`; a refusal
+counts a sixteenth), so that no connection keeps the loop for itself.
 """
 
 import re

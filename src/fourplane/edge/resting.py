@@ -48,7 +48,19 @@ class Restable(Protocol):
 class Resting:
     """The line of one server's connections at rest."""
 
-    __slots__ = ("_crowd", "_each", "_expected", "_line", "_looked_s", "_looks", "_loop", "_owed", "_settings", "_timer", "told")
+    __slots__ = (
+        "_crowd",
+        "_each",
+        "_expected",
+        "_line",
+        "_looked_s",
+        "_looks",
+        "_loop",
+        "_owed",
+        "_settings",
+        "_timer",
+        "told",
+    )
 
     def __init__(self, settings: RestingSettings, crowd: "Crowd") -> None:
         self._settings = settings
@@ -57,7 +69,11 @@ class Resting:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_s = self._owed = 0.0  # `_owed`: refusals that may be answered now
-        self._each, self._expected, self._looks = 1.0, 0.0, 0  # refusals a look brings at least; of the last tick: all, and looks
+        self._each, self._expected, self._looks = (
+            1.0,
+            0.0,
+            0,
+        )  # refusals a look brings at least; of the last tick: all, and looks
         self.told = 0  # refusals since the last tick; counted by those who refuse
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, name: str, *, queue_max: int = 10_000) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # in C: a job costs a tenth of what `Queue` takes
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # in C: 10 us there and back, 13 with `Queue`
         self._queue_max = queue_max
         self._thread: threading.Thread | None = None
         self._closed = False
