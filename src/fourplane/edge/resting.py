@@ -69,11 +69,8 @@ class Resting:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_s = self._owed = 0.0  # `_owed`: refusals that may be answered now
-        self._each, self._expected, self._looks = (
-            1.0,
-            0.0,
-            0,
-        )  # refusals a look brings at least; of the last tick: all, and looks
+        self._each = 1.0  # refusals that a look brings at least, lately
+        self._expected, self._looks = 0.0, 0  # of the last tick: refusals it should bring, and looks
         self.told = 0  # refusals since the last tick; counted by those who refuse
 
     def __len__(self) -> int:
