@@ -39,6 +39,7 @@ RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
 OPEN: Final = (1.0,) * CLASSES
 REST_TURNS: Final = 3
+CALM_S: Final = 5.0  # without a line: what the last rush needed says nothing of the next
 STALE_MAX: Final = 2  # of a line, a turn: what stood too long came together, each with a connection's next requests
 HICCUP_WINDOWS: Final = (
     4  # a line that has stood for fewer is what a short stall leaves behind: it may have all its places
@@ -279,6 +280,8 @@ class Admission:
             self._turning = True
             self._loop.call_soon(self._turn)
         if self._timer is None:
+            if clock.monotonic_s() - self._window_from > CALM_S:
+                self.pace.calm()
             self._window_from, self._window_cpu_s = clock.monotonic_s(), self._turn_cpu_s
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
         return True

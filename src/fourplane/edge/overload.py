@@ -37,7 +37,8 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spare_share: float = 0.7  # of one processor; below it the process waits for something else
     full_share: float = 0.85
     grow: float = 1.25  # of the room, per window
-    shrink: float = 0.95
+    shrink: float = 0.95  # where nobody stands for want of it
+    give_back: float = 0.8  # where the processor is full: as quick as it grew when a disk stood for a moment
 
 
 class Pace:
@@ -74,4 +75,9 @@ class Pace:
         if in_line and share < settings.spare_share:
             self.running_max = min(limit, int(self.running_max * settings.grow) + 1)
         elif not in_line or share > settings.full_share:
-            self.running_max = max(settings.running_min, int(self.running_max * settings.shrink))
+            left = settings.give_back if share > settings.full_share else settings.shrink
+            self.running_max = max(settings.running_min, int(self.running_max * left))
+
+    def calm(self) -> None:
+        """Nobody has stood in line for a while: this rush begins anew."""
+        self.running_max = self._settings.running_min

@@ -370,3 +370,21 @@ def test_those_who_stood_too_long_go_a_few_a_turn_because_each_has_requests_behi
     assert 0 < max(gone) <= 4
     assert sum(gone) >= 40
     assert not machine.took[1], "nobody begins who is too old"
+
+
+def test_the_room_a_slow_disk_needed_is_given_back_once_the_processor_is_full_or_the_rush_is_over():
+    pace = Pace(OverloadSettings())
+    for _ in range(12):
+        pace.window(0.05, 0.01, in_line=True, limit=2_000)
+    wide = pace.running_max
+    assert wide > 150
+    for _ in range(12):
+        pace.window(0.05, 0.05, in_line=True, limit=2_000)
+    assert pace.running_max == OverloadSettings().running_min
+    machine = Machine(wait_s=0.2)
+    machine.run((0.0, 400.0, 0.0, 0.0), 2.0)
+    assert machine.admission.pace.running_max > OverloadSettings().running_min
+    machine.run((0.0, 1.0, 0.0, 0.0), 6.0)
+    machine.run((0.0, 400.0, 0.0, 0.0), 0.02)
+    machine.run((0.0, 6_000.0, 0.0, 0.0), 0.04)
+    assert machine.admission.pace.running_max <= 25, "a new rush, so at most one window's growth"
