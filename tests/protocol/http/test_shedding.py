@@ -121,7 +121,7 @@ def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_o
             server.admission.close_from(None)
             server.admission.waiting = 0
             server.resting.close()
-            found = answers(await reader.readuntil(b"GET /pay? ") + await _until(reader, b"GET /pay? "))
+            found = answers(await reader.readuntil(b"GET /pay? ") + await reader.readuntil(b"GET /pay? "))
             writer.write(crawl * 100)
             writer.write_eof()
             after = answers(await reader.read(-1))
@@ -134,7 +134,3 @@ def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_o
     assert found.count(503) > 300
     assert found[-1] == 200
     assert set(after) == {200}, "what comes now is not late"
-
-
-async def _until(reader, end):
-    return await reader.readuntil(end)
