@@ -1,4 +1,4 @@
-"""What is given to the store together succeeds or fails together, however many writes it takes."""
+"""What is given to the store together succeeds or fails together, and is written with what others give meanwhile."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -8,23 +8,27 @@ import pytest
 from fourplane.foundation.errors import Unavailable
 from fourplane.foundation.lifecycle import Lifecycle
 from fourplane.foundation.telemetry import Registry
-from fourplane.messaging.user_store import BATCH_MAX, UserStore
+from fourplane.messaging.user_store import BATCH_MAX, UserStore, partition_of
 from fourplane.state.contracts import Delete, Put
 from fourplane.state.stores import Stores, StoresSettings
 
-BOB = "bob@localhost"
+ALICE, BOB, CAROL = "alice@localhost", "bob@localhost", "carol@localhost"
 
 
 class Disk:
-    """Records whose writes of given numbers fail."""
+    """Records whose writes of given numbers fail, and which are slow for some owners."""
 
     def __init__(self, records, failing=()):
         self._records = records
         self._failing = failing
         self.sizes = []
+        self.slow = {}  # by owner: until when
 
     async def write(self, partition, changes):
         self.sizes.append(len(changes))
+        for owner, over in self.slow.items():
+            if partition == partition_of(owner):
+                await over.wait()
         if len(self.sizes) in self._failing:
             raise Unavailable("the disk is full", code="disk_full")
         await self._records.write(partition, changes)
@@ -91,5 +95,45 @@ def test_a_key_that_is_changed_twice_is_written_twice_in_order():
             users.write(BOB, (Put(b"v", b"2"), Put(b"w", b"3")))
             await users.wait_written()
             assert disk.sizes == [1, 2]
+
+    asyncio.run(main())
+
+
+async def ticks():
+    """As many as a write takes that nobody holds up."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_what_comes_while_something_is_written_is_one_write_of_each_owner():
+    async def main():
+        async with store() as (users, disk):
+            disk.slow[BOB] = asyncio.Event()
+            users.write(BOB, (Put(b"a", b"x"),))
+            await ticks()
+            for number in range(3):
+                users.write(ALICE, (Put(b"a%d" % number, b"x"),))
+                users.write(CAROL, (Put(b"a%d" % number, b"x"),))
+                await ticks()
+            assert disk.sizes == [1]
+            disk.slow[BOB].set()
+            await users.wait_written()
+            assert disk.sizes == [1, 3, 3]
+
+    asyncio.run(main())
+
+
+def test_an_owner_whose_write_is_slow_holds_up_nobody_who_comes_later():
+    async def main():
+        async with store() as (users, disk):
+            disk.slow[BOB] = asyncio.Event()
+            users.write(BOB, (Put(b"a", b"x"),))
+            users.write(ALICE, (Put(b"a", b"x"),))
+            await ticks()
+            for owner in (CAROL, ALICE):
+                users.write(owner, (Put(b"b", b"x"),))
+                await ticks()
+            assert users.waiting_count == 1, "only what is slow"
+            disk.slow[BOB].set()
 
     asyncio.run(main())
