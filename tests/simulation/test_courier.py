@@ -138,7 +138,7 @@ async def round_of(world, *, loss, kills):
     async def send():
         for number in range(MESSAGES):
             owner = OWNERS[number % 7] if number % 5 else None
-            sender.courier.send(1, f"{number:05}", 6, owner)
+            sender.courier.send(1, f"{number:05}", owner)
             sent.append((number, owner))
             if clock.random().random() < 0.3:
                 await clock.sleep(clock.random().random() * 0.02)
@@ -192,7 +192,7 @@ def test_who_never_comes_back_loses_messages_and_the_senders_hear_it():
         await clock.sleep(0.5)
         await receiver.kill()
         for number in range(10):
-            sender.courier.send(1, f"{number:05}", 6, "owner")
+            sender.courier.send(1, f"{number:05}", "owner")
         await clock.sleep(30)
         return sender
 
@@ -208,7 +208,7 @@ def test_a_full_lane_refuses():
         refused = 0
         for number in range(3_000):
             try:
-                sender.courier.send(1, f"{number:05}", 6)
+                sender.courier.send(1, f"{number:05}")
             except FourplaneError:
                 refused += 1
         return refused

@@ -301,7 +301,7 @@ def _answer_form(request: Request) -> None:
 
 
 def _is_conversation(stanza: Stanza) -> bool:
-    if stanza.attributes.get("type") not in _CONVERSATIONS:
+    if stanza.kind not in _CONVERSATIONS:
         return False
     return stanza.children == _ONLY_BODY or worth_storing(stanza)
 

@@ -187,15 +187,13 @@ class Router:
                 self.crashed(user, error, delivery)
             return
         shards = self.shards
+        if user is None and shards is not None and self.switches.router.on:
+            slot = shards.slots.get(to.bare, shards.slot)
+            if slot != shards.slot:
+                shards.forward(delivery, slot)
+                return
         if to.domain in self.domains:
             if to.local:
-                if shards is not None and user is None and self.switches.router.on:
-                    slot = shards.slots.get(to.bare)
-                    if slot is None:
-                        slot = shards.slot_of(to)
-                    if slot != shards.slot:
-                        shards.forward(delivery, slot)
-                        return
                 self.deliver(delivery)
             else:
                 self._to_server(delivery)
@@ -256,7 +254,7 @@ class Router:
     def bounce(self, delivery: Delivery, condition: str, text: str = "", *, extra: bytes = b"") -> None:
         """Answer a stanza with an error, unless it is one itself or needs none."""
         stanza = delivery.stanza
-        kind = stanza.attributes.get("type")
+        kind = stanza.kind
         if (
             kind == "error"
             or (stanza.name == IQ and kind == "result")
@@ -410,7 +408,7 @@ def addressed(delivery: Delivery) -> Stanza:
 
 def _wakes(stanza: Stanza) -> bool:
     """Whether a stanza is worth loading a user who is not there."""
-    kind = stanza.attributes.get("type")
+    kind = stanza.kind
     if stanza.name == MESSAGE:
         return kind not in {"error", "headline"}
     return stanza.name == PRESENCE and kind in SUBSCRIPTION_TYPES

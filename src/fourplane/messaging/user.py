@@ -319,30 +319,23 @@ class User:
 
     def receive_message(self, delivery: Delivery, *, archived: bool = False) -> None:
         """RFC 6121 section 8.5; with an archive, once the message is durable there."""
-        stanza = delivery.stanza
-        kind = stanza.attributes.get("type")
-        resource = delivery.to.resource
-        if resource:
-            session = self.sessions.get(resource)
-            if session is not None:
-                if not archived and self.router.archive is not None and self.router.archive.received(self, delivery):
-                    return
-                if not self.carbon_count:
-                    self._push(session, delivery, alone=kind not in UNKEPT)
-                    return
-                self._push(session, delivery, alone=len(self.sessions) == 1 and kind not in UNKEPT)
-                if _wants_carbon(stanza):
-                    self._carbon("received", delivery, frozenset((resource,)))
-                return
-            if kind == "groupchat":
-                self.router.bounce(delivery, "service-unavailable")
-                return
-        if kind in {"error", "groupchat"}:
+        resource, archive = delivery.to.resource, self.router.archive
+        session = self.sessions.get(resource) if resource else None
+        if session is None and delivery.stanza.kind in {"error", "groupchat"}:
             self.router.bounce(delivery, "service-unavailable")
             return
-        if not archived and self.router.archive is not None and self.router.archive.received(self, delivery):
+        if not archived and archive is not None and archive.received(self, delivery):
             return
-        self._to_bare(delivery, kind)
+        if session is None:
+            self._to_bare(delivery, delivery.stanza.kind)
+            return
+        alone = archived or delivery.stanza.kind not in UNKEPT  # of these kinds nothing is archived
+        if not self.carbon_count:
+            self._push(session, delivery, alone=alone)
+            return
+        self._push(session, delivery, alone=alone and len(self.sessions) == 1)
+        if _wants_carbon(delivery.stanza):
+            self._carbon("received", delivery, frozenset((session.address.resource,)))
 
     def _to_bare(self, delivery: Delivery, kind: str | None) -> None:
         targets = self.available()
@@ -426,7 +419,7 @@ class User:
         raw = delivery.raw
         if b"xmlns=" not in raw[: raw.index(b">")]:
             raw = stanzas.with_attribute(raw, f" xmlns='{CLIENT}'".encode())
-        kind = delivery.stanza.attributes.get("type", "normal")
+        kind = delivery.stanza.kind or "normal"
         head = f"<message type='{kind}' from='{stanzas.escape(self.address.bare)}' to='"
         content = (
             f"'><{direction} xmlns='{CARBONS}'><forwarded xmlns='urn:xmpp:forward:0'>".encode()
@@ -456,7 +449,7 @@ def unacked_number(session: UserSession) -> int:
 
 def _wants_carbon(stanza: Stanza) -> bool:
     """XEP-0280 section 6.1: conversations, not groups, unless the sender asked for privacy."""
-    kind = stanza.attributes.get("type")
+    kind = stanza.kind
     children = stanza.children
     if f"{CARBONS} private" in children or f"{HINTS}no-copy" in children:
         return False

@@ -11,6 +11,7 @@ waits until the receiver's worker says that the stanza is safe, which there mean
 """
 
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import Protocol
 from xml.sax.saxutils import unescape
@@ -25,7 +26,7 @@ from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.routing import Router
 from fourplane.messaging.user_session import HOLDS_MAX, NO_ORIGIN, UserSession
 from fourplane.messaging.user_store import partition_of
-from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza
+from fourplane.messaging.xml_stream import IQ, MESSAGE, PRESENCE, Stanza, attributes_of
 from fourplane.service.courier import NOBODY, Batch, Courier, Safe
 from fourplane.service.rpc import idempotent, remote
 from fourplane.service.rpc_client import Peer
@@ -37,20 +38,35 @@ ERROR = b"<presence type='error'/>"
 PAUSE = "far"
 ROOMS = "messaging.rooms"
 REMEMBERED_MAX = 100_000
-HEAD_BYTES = 200  # of a message, beside its stanza, about
+_ORIGIN = struct.Struct(">8sQ").pack  # of a stanza: its sender's process and its number there
 _FROM_WHOM = re.compile(rb" from='([^']+)'")
 _FROM = re.compile(rb" from='([^'/]+)")
 _NAMES = ((b"<m", MESSAGE), (b"<p", PRESENCE), (b"<i", IQ))
 
 
-class Forwarded(Stanza, array_like=True):
-    """A stanza between two workers; one without a name is bytes for one session of a user: what a room sends to an occupant.
+class Forwarded(msgspec.Struct, array_like=True, eq=False, gc=False):
+    """A stanza between two workers, in the place of a `Stanza`; one without a name is bytes for one session of a user: what a
+    room sends to an occupant.
 
-    `end` is its number among all that its worker sends. What is said by its attributes or by its batch is left out.
+    Nearly all are messages for a user, of whose attributes nobody asks for more than the type: these are left out, and read from
+    the bytes again where they are wanted. What the batch says of the sender is left out too.
     """
 
-    to: str = ""
+    raw: bytes
+    end: int  # its number among all that its worker sends
+    to: str
+    children: list[str] = []
+    kind: str | None = None
     sender: str = ""  # where it is not the owner
+    name: str = MESSAGE
+    told: dict[str, str] | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """See `Stanza`; 15 us the first time, if they were left out."""
+        if self.told is None:
+            self.told = attributes_of(self.raw)
+        return self.told
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -128,7 +144,7 @@ class FarSource:
         """What names a stanza, whoever tells it again, and whether it may have been told to a process before this one."""
         if not isinstance(stanza, Forwarded):
             return NO_ORIGIN
-        return b"%b%d" % (self._boot, stanza.end), self._again
+        return _ORIGIN(self._boot, stanza.end), self._again
 
     def go_on(self, hold: int) -> None:
         """See `UserSession.go_on`; here nothing is counted."""
@@ -182,7 +198,7 @@ class UserShards:
         self.slot = spread.slot
         self.forwarded = self.received_count = 0
         self.courier = Courier(spread.slot, spread.peers, self)
-        self.slots: dict[str, int] = {}  # of bare addresses, as far as known
+        self.slots: dict[str, int] = {}  # of users and rooms, by bare addresses, as far as known
         self._ways = {slot: self.courier.way(slot) for slot in spread.peers}
         self.far_rooms: list[FarRooms] = [
             remote(Rooms, peer, ROOMS, only=frozenset(("public_rooms",))) for peer in spread.peers.values()
@@ -192,12 +208,13 @@ class UserShards:
 
     def slot_of(self, address: Address) -> int:
         """Where the actor of a user or a room is; domains are at home."""
+        if not address.local:
+            return self.shards.home
         slot = self.slots.get(address.bare)
         if slot is None:
             if len(self.slots) >= REMEMBERED_MAX:
                 self.slots.clear()
-            slot = self.shards.slot_of(partition_of(address.bare)) if address.local else self.shards.home
-            self.slots[address.bare] = slot
+            slot = self.slots[address.bare] = self.shards.slot_of(partition_of(address.bare))
         return slot
 
     def is_far(self, address: Address) -> bool:
@@ -216,16 +233,13 @@ class UserShards:
 
     def forward(self, delivery: Delivery, slot: int) -> None:
         """Send a stanza to the worker of its receiver; never raises."""
-        stanza, source, raw, to = delivery.stanza, delivery.source, delivery.raw, delivery.to
-        attributes = stanza.attributes
+        stanza, source, kind = delivery.stanza, delivery.source, delivery.stanza.kind
         number = self.forwarded = self.forwarded + 1
-        told: tuple[object, ...]  # a Forwarded
-        if source is not None and source.address is delivery.sender and attributes.get("to") == to.full:
-            told = (stanza.name, attributes, stanza.children, raw, number)
-        else:
-            told = (stanza.name, attributes, stanza.children, raw, number, to.full, delivery.sender.full)
+        told: tuple[object, ...] = delivery.raw, number, delivery.to.full, stanza.children, kind  # a Forwarded
+        if source is None or source.address is not delivery.sender or stanza.name != MESSAGE or kind == "groupchat":
+            told = *told, delivery.sender.full, stanza.name, stanza.attributes
         try:
-            self._ways[slot](told, len(raw) + HEAD_BYTES, source)
+            self._ways[slot](told, source)
         except FourplaneError as error:
             self._router.bounce(delivery, "resource-constraint", error.public)
 
@@ -264,27 +278,26 @@ class UserShards:
         if told.name == PUSHED:
             return
         sender = told.sender or (_decode_owner(owner)[0] if owner is not None else "")
-        to = addresses.parse(told.to or told.attributes["to"])
-        delivery = Delivery(told, told.raw, addresses.parse(sender), to, None)
+        delivery = Delivery(told, told.raw, addresses.parse(sender), addresses.parse(told.to), None)  # type: ignore[arg-type]
         self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")
 
     def received(self, boot: str, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
         """Stanzas from another worker."""
         router, parse, seen, route = self._router, addresses.parse, addresses.seen, self._router.route
         self.received_count += len(batch.groups)
-        owners, origin = _decode_owners(batch.owners), (boot.encode(), batch.again)
+        owners, origin = _decode_owners(batch.owners), (bytes.fromhex(boot), batch.again)
         sources: dict[int, FarSource] = {}
         for told, group in zip(_decode_all(batch.messages), batch.groups, strict=True):
-            if told.name == PUSHED:
-                self._take_pushed(told)
-                continue
             source = sources.get(group)
             if source is None and group != NOBODY:
                 name, managed = owners[group - 1]
                 source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
-            whom, name = told.to or told.attributes["to"], told.sender
+            elif source is None and told.name == PUSHED:
+                self._take_pushed(told)
+                continue
+            whom, name = told.to, told.sender
             sender = parse(name) if name or source is None else source.address
-            route(Delivery(told, told.raw, sender, seen(whom) or parse(whom), source))  # type: ignore[arg-type] # as a session
+            route(Delivery(told, told.raw, sender, seen(whom) or parse(whom), source))  # type: ignore[arg-type]
         longer: set[int] = set()
         for group, source in sources.items():
             if source.waits:
@@ -307,7 +320,7 @@ class UserShards:
     def push(self, to: Address, data: bytes) -> None:
         """Hand bytes of a room to one session elsewhere."""
         try:
-            self.courier.send(self.slot_of(to), (PUSHED, {}, [], data, 0, to.full), len(data) + HEAD_BYTES)
+            self.courier.send(self.slot_of(to), (data, 0, to.full, (), None, "", PUSHED))
         except FourplaneError:
             return  # as a client that takes nothing: it is behind and will lose its place
 

@@ -12,6 +12,7 @@ Cost: about 2.5 us for a chat message on one core of 2026.
 """
 
 from pyexpat import ExpatError, ParserCreate, XMLParserType, errors
+from sys import maxsize
 
 import msgspec
 
@@ -52,6 +53,11 @@ class Stanza(msgspec.Struct, eq=False, gc=False):
     children: list[str]
     raw: bytes
     end: int = 0  # its parser's index behind it
+
+    @property
+    def kind(self) -> str | None:
+        """Its type, as it says itself."""
+        return self.attributes.get("type")
 
 
 class Framer:
@@ -201,6 +207,11 @@ class Framer:
         if errors.messages.get(error.code) == errors.XML_ERROR_UNBOUND_PREFIX:
             return StreamError("bad-namespace-prefix")
         return StreamError("not-well-formed")
+
+
+def attributes_of(raw: bytes) -> dict[str, str]:
+    """The attributes of a stanza that a framer has accepted before, read from its bytes again; about 15 us."""
+    return Framer(maxsize, maxsize).feed(raw, len(raw))[0].attributes
 
 
 class FramerStack:

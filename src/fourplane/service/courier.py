@@ -117,14 +117,14 @@ class Courier:
         far = {one: remote(Courier, peer, SERVICE, only=METHODS) for one, peer in peers.items()}
         self._lanes = {one: _Lane(self, desk, one) for one, desk in far.items()}
 
-    def send(self, slot: int, message: object, size: int, owner: object | None = None) -> None:
-        """Tell the worker in a slot one value of about `size` bytes; `owner` waits until it is safe there.
+    def send(self, slot: int, message: object, owner: object | None = None) -> None:
+        """Tell the worker in a slot one value; `owner` waits until it is safe there.
 
         It leaves at the end of the tick. May raise Overloaded.
         """
-        self._lanes[slot].send(message, size, owner)
+        self._lanes[slot].send(message, owner)
 
-    def way(self, slot: int) -> Callable[[object, int, object | None], None]:
+    def way(self, slot: int) -> Callable[[object, object | None], None]:
         """`send` to one slot, for whoever sends there again and again."""
         return self._lanes[slot].send
 
@@ -226,10 +226,10 @@ def _array(count: int, written: bytearray) -> msgspec.Raw:
 class _Load:
     """A batch on the sender's side, from its first message until all its owners' waits are over."""
 
-    __slots__ = ("again", "groups", "number", "owners", "size", "taken", "tokens", "told", "tried", "waits", "written")
+    __slots__ = ("again", "groups", "number", "owners", "taken", "tokens", "told", "tried", "waits", "written")
 
     def __init__(self) -> None:
-        self.number = self.size = 0
+        self.number = 0
         self.written = bytearray()  # while it is filled: its messages, one behind the other
         self.owners: list[object] = []
         self.told = (NONE, NONE)  # then: the messages and the owners as they travel
@@ -277,10 +277,10 @@ class _Lane:
         self._up = False
         self.begin()
 
-    def send(self, message: object, size: int, owner: object | None) -> None:
+    def send(self, message: object, owner: object | None) -> None:
         """See `Courier.send`."""
         load = self._fresh
-        if load is None or len(load.groups) >= BATCH_MAX or load.size >= BATCH_BYTES_MAX:
+        if load is None or len(load.groups) >= BATCH_MAX or len(load.written) >= BATCH_BYTES_MAX:
             load = self._load()
         written = load.written
         before = len(written)
@@ -301,7 +301,6 @@ class _Lane:
             else:
                 group = found
         load.groups.append(group)
-        load.size += size
 
     def settle(self, safe: list[tuple[int, int]]) -> None:
         """These groups are safe at the other side."""

@@ -83,7 +83,7 @@ def with_two(main):
 
         async def send(*messages):
             for message in messages:
-                here.send(1, message, len(message) if isinstance(message, bytes) else 1)
+                here.send(1, message)
             await asyncio.sleep(0)
 
         async def all_taken():
