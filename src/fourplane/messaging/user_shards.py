@@ -140,7 +140,7 @@ class FarSource:
 
     owe = hold
 
-    def origin_of(self, stanza: Stanza) -> tuple[bytes, bool]:
+    def origin_of(self, stanza: Stanza | Forwarded) -> tuple[bytes, bool]:
         """What names a stanza, whoever tells it again, and whether it may have been told to a process before this one."""
         if not isinstance(stanza, Forwarded):
             return NO_ORIGIN

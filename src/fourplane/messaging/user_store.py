@@ -17,7 +17,7 @@
 
 Writes of one user happen in order; those of different users share the engine's group commit through `WRITERS` concurrent
 writers. They begin together: what comes while a commit is under way could not be in it, so it gathers, and a user has one write
-a commit however often something comes (a seventeenth less CPU a message than if each began at once). What waits is bounded by the
+a commit however often something comes (5 to 7 % less CPU a message than if each began at once). What waits is bounded by the
 sessions, each of which stops reading while too many of its own writes wait.
 """
 
