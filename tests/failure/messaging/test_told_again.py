@@ -24,6 +24,7 @@ SHARDS = ShardMap(2, 2)
 HERE = SHARDS.slot_of(b"xmpp/bob@localhost")
 SENDER = "alice@localhost/phone"
 BODY = ["jabber:client body"]
+BOOT = "a11ce" + 11 * "0"  # of alice's worker
 
 
 class Neighbour:
@@ -70,7 +71,7 @@ class Receivers:
             [1] * len(texts), msgspec.Raw(msgspec.msgpack.encode([(SENDER, 1)])), again,
         )  # fmt: skip
         safe = asyncio.Event()
-        longer = self.messaging.shards.received("the boot of alice's worker", batch, lambda _: safe.set)
+        longer = self.messaging.shards.received(BOOT, batch, lambda _: safe.set)
         if longer:
             async with asyncio.timeout(10):
                 await safe.wait()
@@ -90,7 +91,7 @@ class Receivers:
 
 def stanza(number, text):
     to, raw = "bob@localhost", f"<message from='{SENDER}' to='bob@localhost' type='chat'><body>{text}</body></message>"
-    return ("jabber:client message", {"to": to, "type": "chat"}, BODY, raw.encode(), number)
+    return (raw.encode(), number, to, BODY, "chat")
 
 
 def text_of(raw):
