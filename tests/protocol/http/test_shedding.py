@@ -1,6 +1,7 @@
 """Turned away in the protocol: the rejection is whole, the connection stays in step, the class decides."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 from tests.unit.edge.serving import HOST, answers, echo_app, serving, settings, talk
@@ -65,16 +66,24 @@ def test_a_length_that_says_nothing_is_refused_in_a_run_too(empty):
     assert statistics.requests == 0
 
 
+@asynccontextmanager
+async def crowded():
+    """A server where others stand in line and only orders are let in, and a connection to it."""
+    later = AdmissionSettings(retry_after_s=3_600.0)
+    unread = RestingSettings(rest_s_min=3_600.0, rest_s_max=7_200.0)
+    async with serving(echo_app, classify=classify, settings=settings(resting=unread, admission=later)) as server:
+        server.admission.close_from(Priority.USER)
+        server.admission.waiting = 1
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        yield server, reader, writer
+        writer.close()
+
+
 def rested(*fields):
     """Refused twice while others stand in line, then an order; who rested, and all answers."""
 
     async def main():
-        later = AdmissionSettings(retry_after_s=3_600.0)
-        unread = RestingSettings(rest_s_min=3_600.0, rest_s_max=7_200.0)
-        async with serving(echo_app, classify=classify, settings=settings(resting=unread, admission=later)) as server:
-            server.admission.close_from(Priority.USER)
-            server.admission.waiting = 1
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        async with crowded() as (server, reader, writer):
             said, counts = b"", []
             for path in (b"/crawl", b"/crawl", b"/pay"):
                 writer.write(b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"".join(fields) + b"\r\n")
@@ -86,7 +95,6 @@ def rested(*fields):
                 else:
                     said += await reader.readuntil(b"}}}")
                 counts.append(server.statistics().resting)
-            writer.close()
             return [one.status for one in answers(said)], counts
 
     return asyncio.run(main())
@@ -106,12 +114,7 @@ def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_o
     meanwhile = crawl * 100 + pay + crawl * 300 + pay
 
     async def main():
-        later = AdmissionSettings(retry_after_s=3_600.0)
-        unread = RestingSettings(rest_s_min=3_600.0, rest_s_max=7_200.0)
-        async with serving(echo_app, classify=classify, settings=settings(resting=unread, admission=later)) as server:
-            server.admission.close_from(Priority.USER)
-            server.admission.waiting = 1
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        async with crowded() as (server, reader, writer):
             for _ in range(2):
                 writer.write(crawl)
                 await reader.readuntil(b"}}}")
@@ -125,7 +128,6 @@ def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_o
             writer.write(crawl * 100)
             writer.write_eof()
             after = answers(await reader.read(-1))
-            writer.close()
             return [one.status for one in found], [one.status for one in after]
 
     found, after = asyncio.run(main())
