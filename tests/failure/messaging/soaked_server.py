@@ -14,6 +14,7 @@ from tests.journeys.messaging import house
 from fourplane.state import stores
 from fourplane.state.embedded.database import DatabaseSettings
 from fourplane.state.embedded.database_file import FileSettings
+from fourplane.state.embedded.levels import LevelsSettings
 from fourplane.state.embedded.records import EmbeddedRecords, RecordsSettings
 from fourplane.state.stores import Stores, StoresSettings
 
@@ -21,8 +22,11 @@ FOLD_ROWS = 1_000  # 50,000 otherwise, which a dozen people take an hour to writ
 CACHE_MIB = 1  # of pages, in each of two connections
 
 
+small_records = functools.partial(EmbeddedRecords, settings=RecordsSettings(levels=LevelsSettings(fold_rows=FOLD_ROWS)))
+
+
 async def serve(data: Path, users: tuple[str, ...]) -> None:
-    stores.EmbeddedRecords = functools.partial(EmbeddedRecords, settings=RecordsSettings(fold_rows=FOLD_ROWS))
+    stores.EmbeddedRecords = small_records
     small = StoresSettings(database=DatabaseSettings(file=FileSettings(cache_mib=CACHE_MIB)))
     house.Stores = functools.partial(Stores, small)
     async with house.house(data, users) as here:

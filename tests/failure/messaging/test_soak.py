@@ -17,11 +17,13 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from tests.failure.messaging.soaked_server import small_records
 from tests.protocol.messaging.test_client_streams import PASSWORD, in_virtual_time
 
 from fourplane.foundation import clock
 from fourplane.foundation.errors import FourplaneError
 from fourplane.simulator.crowds.messaging_client import XmppClient
+from fourplane.state import stores
 
 MINUTES = 30
 REAL_MINUTES = float(os.environ.get("FOURPLANE_SOAK_MINUTES", "20"))
@@ -49,7 +51,9 @@ async def visit(port, rng, name, tls=None):
 
 
 @pytest.mark.slow
-def test_memory_is_flat_after_half_an_hour():
+def test_memory_is_flat_after_half_an_hour(monkeypatch):
+    monkeypatch.setattr(stores, "EmbeddedRecords", small_records)
+
     async def work(here):
         rng, line = random.Random(1), []
         tracemalloc.start()
