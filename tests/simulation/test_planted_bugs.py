@@ -32,7 +32,7 @@ def everything():
 def test_the_search_finds_it(plant, name):
     found = hunt(plant, name, seeds=QUICK_SEEDS) if plant in QUICK else hunt(plant, name)
     assert found is not None, plant.__doc__
-    assert found.violations, plant.__doc__
+    assert found.violations or found.deviated, "a promise is broken, or the system does not even work"
 
 
 def test_each_system_has_eight_and_each_says_what_is_wrong():
