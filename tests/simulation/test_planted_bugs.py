@@ -19,6 +19,10 @@ QUICK = (
     streaming.titles_share_a_place_in_the_cache,
 )
 QUICK_SEEDS = 4
+NOTHING_WORKS = (
+    dispatch.trips_are_not_stored,
+    streaming.plays_are_given_the_wrong_title,
+)  # so no promise is given to be broken
 
 
 def everything():
@@ -32,7 +36,7 @@ def everything():
 def test_the_search_finds_it(plant, name):
     found = hunt(plant, name, seeds=QUICK_SEEDS) if plant in QUICK else hunt(plant, name)
     assert found is not None, plant.__doc__
-    assert found.violations or found.deviated, "a promise is broken, or the system does not even work"
+    assert found.violations or plant in NOTHING_WORKS, plant.__doc__
 
 
 def test_each_system_has_eight_and_each_says_what_is_wrong():

@@ -107,7 +107,7 @@ async def ticks():
 
 def test_what_comes_while_something_is_written_is_one_write_of_each_owner():
     async def main():
-        async with store() as (users, disk):
+        async with store() as (users, disk), asyncio.timeout(10):
             disk.slow[BOB] = asyncio.Event()
             users.write(BOB, (Put(b"a", b"x"),))
             await ticks()
