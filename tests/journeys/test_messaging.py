@@ -58,11 +58,17 @@ async def received(person):
         return await person.got.get()
 
 
+async def all_kept(person):
+    """Wait until what a person sent is durable: an answer comes behind it."""
+    await person.plugin["xep_0199"].send_ping("localhost", timeout=WAIT_S)
+
+
 def test_two_clients_exchange_messages_and_the_absent_one_gets_hers_later(tmp_path):
     async def main():
         async with house(tmp_path, ("alice", "bob")) as here:
             async with online("alice", here.messaging.port) as alice:
                 alice.send_message("bob@localhost", "while you were away", mtype="chat")
+                await all_kept(alice)
                 async with online("bob", here.messaging.port) as bob:
                     stored = await received(bob)
                     assert stored["body"] == "while you were away"
@@ -108,9 +114,7 @@ def test_messages_survive_a_killed_server(tmp_path):
         async with Server(tmp_path) as server, online("alice", server.port) as alice:
             for number in range(20):
                 alice.send_message("bob@localhost", f"number {number}", mtype="chat")
-            await alice.plugin["xep_0199"].send_ping(
-                "localhost", timeout=WAIT_S
-            )  # its answer says that they are durable
+            await all_kept(alice)
             server.process.kill()
             await server.process.wait()
         async with Server(tmp_path) as server, online("bob", server.port) as bob:
