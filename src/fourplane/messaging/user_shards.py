@@ -19,7 +19,7 @@ from xml.sax.saxutils import unescape
 import msgspec
 
 from fourplane.edge.passing import Passing
-from fourplane.foundation.errors import FourplaneError
+from fourplane.foundation.errors import FourplaneError, Rejected
 from fourplane.messaging import addresses, stanzas
 from fourplane.messaging.addresses import Address
 from fourplane.messaging.delivery import Delivery
@@ -103,6 +103,7 @@ class Rooms:
         return await self._groups.public_rooms()
 
 
+Letters = tuple[list[Forwarded], list[tuple[str, int]]]  # a batch: stanzas, and who is behind them
 # The process a batch comes from, and whether another one in this slot may have had it before.
 Origin = tuple[bytes, bool]
 
@@ -274,30 +275,50 @@ class UserShards:
 
     def lost(self, message: msgspec.Raw, owner: msgspec.Raw | None) -> None:
         """The receiver's worker did not come back in time."""
-        told = _decode(message)
+        try:
+            told = _decode(message)
+        except msgspec.DecodeError as error:
+            self._complain("a message for another worker cannot be read", error)
+            return
         if told.name == PUSHED:
             return
         sender = told.sender or (_decode_owner(owner)[0] if owner is not None else "")
         delivery = Delivery(told, told.raw, addresses.parse(sender), addresses.parse(told.to), None)  # type: ignore[arg-type]
-        self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker does not answer")
+        self._router.bounce(delivery, "remote-server-timeout", "the receiver's worker did not take it")
 
-    def received(self, boot: str, batch: Batch, safe: Callable[[int], Safe]) -> set[int]:
+    def read(self, batch: Batch) -> Letters:
+        """Stanzas and their senders; raises Rejected when another version wrote them."""
+        try:
+            letters = _decode_all(batch.messages), _decode_owners(batch.owners)
+        except msgspec.DecodeError as error:
+            raise Rejected(f"the batch cannot be read: {error}", code="unreadable") from None
+        if len(letters[0]) != len(batch.groups) or max(batch.groups, default=0) > len(letters[1]):
+            raise Rejected("the batch does not name a sender for each message", code="unreadable")
+        return letters
+
+    def received(self, boot: str, batch: Batch, read: Letters, safe: Callable[[int], Safe]) -> set[int]:
         """Stanzas from another worker."""
         router, parse, seen, route = self._router, addresses.parse, addresses.seen, self._router.route
-        self.received_count += len(batch.groups)
-        owners, origin = _decode_owners(batch.owners), (bytes.fromhex(boot), batch.again)
+        (letters, owners), origin = read, (bytes.fromhex(boot), batch.again)
+        self.received_count += len(letters)
         sources: dict[int, FarSource] = {}
-        for told, group in zip(_decode_all(batch.messages), batch.groups, strict=True):
-            source = sources.get(group)
-            if source is None and group != NOBODY:
-                name, managed = owners[group - 1]
-                source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
-            elif source is None and told.name == PUSHED:
-                self._take_pushed(told)
-                continue
-            whom, name = told.to, told.sender
-            sender = parse(name) if name or source is None else source.address
-            route(Delivery(told, told.raw, sender, seen(whom) or parse(whom), source))  # type: ignore[arg-type]
+        for told, group in zip(letters, batch.groups, strict=True):
+            try:
+                source = sources.get(group)
+                if source is None and group != NOBODY:
+                    name, managed = owners[group - 1]
+                    source = sources[group] = FarSource(router, parse(name), origin, managed=managed == MANAGED)
+                elif source is None and told.name == PUSHED:
+                    self._take_pushed(told)
+                    continue
+                whom, name = told.to, told.sender
+                sender = parse(name) if name or source is None else source.address
+                route(Delivery(told, told.raw, sender, seen(whom) or parse(whom), source))  # type: ignore[arg-type]
+            except Exception as error:  # noqa: BLE001 - a bug costs one message; those behind it go on
+                self._complain("a message of another worker could not be handed on", error)
+                if source is not None:
+                    failed = Delivery(told, told.raw, source.address, source.address, source)  # type: ignore[arg-type]
+                    router.bounce(failed, "internal-server-error")
         longer: set[int] = set()
         for group, source in sources.items():
             if source.waits:
@@ -323,6 +344,9 @@ class UserShards:
             self.courier.send(self.slot_of(to), (data, 0, to.full, (), None, "", PUSHED))
         except FourplaneError:
             return  # as a client that takes nothing: it is behind and will lose its place
+
+    def _complain(self, what: str, error: Exception) -> None:
+        self._router.registry.event("error", "messaging", what, error=repr(error))
 
     def _take_pushed(self, told: Forwarded) -> None:
         to = addresses.parse(told.to)

@@ -7,10 +7,13 @@ waits for that batch once, not per message. The receiver hands the messages on a
 because something of theirs is not durable or not read yet; `settle` comes for these later. Until then the sender keeps them,
 because the other worker may die with what it took. When a connection breaks, the sender asks (`hello`) who is there and what
 that process has: the same process gets the rest, a new one gets everything that was never safe. So a restart of the
-other side costs time, not messages.
+other side costs time, not messages. A batch counts as had once it was read: of one that cannot be read the senders hear
+that it is lost, and the next ones go on.
 
-Invariants: messages of one lane are handed on in order; no process hands one on twice; every owner's wait ends exactly once.
-Bounds: `unsettled_max` messages a lane (then `send` raises Overloaded), `patience_s` for a worker that does not come back.
+Invariants: messages of one lane are handed on in order; no process hands one on twice; every owner's wait ends exactly once;
+no two batches have the same number, so that what comes late is never taken for something else.
+Bounds: `unsettled_max` messages a lane (then `send` raises Overloaded), `patience_s` for a worker that does not come back
+or takes nothing.
 What a batch has of one owner is introduced once: who that is stands beside the messages, not in each of them.
 Cost: about 1 us a message, both sides together, besides what writes and reads it (`benchmarks/runtime.py`).
 """
@@ -22,7 +25,15 @@ from typing import Any, Protocol
 import msgspec
 
 from fourplane.foundation import clock
-from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Unavailable
+from fourplane.foundation.errors import (
+    Conflict,
+    Forbidden,
+    FourplaneError,
+    Overloaded,
+    Rejected,
+    Unauthenticated,
+    Unavailable,
+)
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.service import call_context
 from fourplane.service.rpc import Caller, idempotent, remote
@@ -57,8 +68,14 @@ class Office(Protocol):
     def lost(self, message: msgspec.Raw, owner: msgspec.Raw | None) -> None:
         """The other worker did not come back in time; called before `end`, with what was told about the owner."""
 
-    def received(self, boot: str, batch: "Batch", safe: Callable[[int], Safe]) -> set[int]:
-        """Hand a batch of a process on; the groups of owners that wait longer, for which `safe(group)()` is called once each."""
+    def read(self, batch: "Batch") -> Any:
+        """The messages of a batch and their owners, for `received`; raises Rejected when it cannot be read as a whole."""
+
+    def received(self, boot: str, batch: "Batch", read: Any, safe: Callable[[int], Safe]) -> set[int]:
+        """Hand a batch of a process on, whatever one of its messages does.
+
+        Answers the groups of owners that wait longer, for which `safe(group)()` is called once each.
+        """
 
     def restarted(self, slot: int) -> None:
         """In a slot is another process than the one heard of before."""
@@ -89,6 +106,7 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     again: bool = (
         False  # another process in the receiver's slot may have had these and have died with them, or not quite
     )
+    behind: int = -1  # the batch it follows; -1 for the number before its own
 
 
 class Greeting(msgspec.Struct, array_like=True, frozen=True):
@@ -154,20 +172,27 @@ class Courier:
     # -- what the others call
 
     async def take(self, sender: int, boot: str, batch: Batch) -> list[int]:
-        """Hand a batch on; the groups that wait longer. Raises Conflict (`out_of_order`) when the one before is missing."""
+        """Hand a batch on; the groups that wait longer.
+
+        Raises Conflict (`out_of_order`) when the one before is missing, Rejected when it cannot be read; then it was not had.
+        """
         self._check_started()
-        last = self._last(sender, boot)
-        if batch.number != last + 1:
-            raise Conflict(f"batch {last + 1} was not seen here", code="out_of_order", last=last)
+        last, number = self._last(sender, boot), batch.number
+        if last != (number - 1 if batch.behind < 0 else batch.behind):
+            raise Conflict(
+                f"batch {number} does not follow {last}, the last one seen here", code="out_of_order", last=last
+            )
+        read = self.office.read(batch)
         if last == 0:
             self._answers.pop(sender, None)
-        self._heard[sender] = (boot, batch.number)
+        self._heard[sender] = (boot, number)
         self.messages_received += len(batch.groups)
-        lane, number = self._lanes[sender], batch.number
-        longer = list(self.office.received(boot, batch, lambda group: lambda: lane.tell(boot, number, group)))
+        lane = self._lanes[sender]
+        longer = list(self.office.received(boot, batch, read, lambda group: lambda: lane.tell(boot, number, group)))
         answers = self._answers.setdefault(sender, {})
         answers[number] = longer
-        answers.pop(number - 2 * FLYING_MAX, None)
+        if len(answers) > 2 * FLYING_MAX:
+            del answers[next(iter(answers))]
         return longer
 
     @idempotent
@@ -226,10 +251,22 @@ def _array(count: int, written: bytearray) -> msgspec.Raw:
 class _Load:
     """A batch on the sender's side, from its first message until all its owners' waits are over."""
 
-    __slots__ = ("again", "groups", "number", "owners", "taken", "tokens", "told", "tried", "waits", "written")
+    __slots__ = (
+        "again",
+        "behind",
+        "groups",
+        "number",
+        "owners",
+        "taken",
+        "tokens",
+        "told",
+        "tried",
+        "waits",
+        "written",
+    )
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = self.behind = 0
         self.written = bytearray()  # while it is filled: its messages, one behind the other
         self.owners: list[object] = []
         self.told = (NONE, NONE)  # then: the messages and the owners as they travel
@@ -244,8 +281,8 @@ class _Lane:
     """The way to one other worker."""
 
     __slots__ = (
-        "_begun", "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_reaching", "_safe", "_slot", "_telling", "_up",
-        "given_up", "repeated", "sent", "unsettled",
+        "_begun", "_courier", "_far", "_flying", "_fresh", "_loads", "_numbers", "_process", "_reaching", "_safe", "_slot",
+        "_telling", "_up", "given_up", "repeated", "sent", "unsettled",
     )  # fmt: skip
 
     def __init__(self, courier: Courier, far: Courier, slot: int) -> None:
@@ -253,9 +290,12 @@ class _Lane:
         self._far = far
         self._slot = slot
         self.sent = self.unsettled = self.repeated = self.given_up = 0
-        self._numbers = self._begun = self._flying = 0  # `_begun`: the last batch that was sent
+        self._flying = 0
+        self._numbers = 0  # the last batch
         self._fresh: _Load | None = None  # being filled
         self._loads: dict[int, _Load] = {}  # not settled, in order
+        self._begun = 0  # the last batch that was sent
+        self._process = ""  # the one that was greeted last
         self._up = False  # greeted, and nothing was lost since
         self._reaching = False
         self._safe: list[tuple[str, int, int]] = []  # to tell the other side: its process, batch, group
@@ -344,6 +384,7 @@ class _Lane:
 
     def _enter(self, load: _Load) -> None:
         self._numbers = load.number = self._numbers + 1
+        load.behind = load.number - 1
         self._loads[load.number] = load
         self.sent += len(load.groups)
         self.unsettled += len(load.groups)
@@ -369,9 +410,14 @@ class _Lane:
     async def _take(self, load: _Load) -> None:
         courier = self._courier
         load.tried = True
-        batch = Batch(load.number, load.told[0], load.groups, load.told[1], load.again)
-        with call_context.within(CALL_S):
-            longer = await self._far.take(courier.slot, courier.boot, batch)
+        batch = Batch(load.number, load.told[0], load.groups, load.told[1], load.again, load.behind)
+        try:
+            with call_context.within(CALL_S):
+                longer = await self._far.take(courier.slot, courier.boot, batch)
+        except Rejected as error:
+            if not isinstance(error, Unauthenticated | Forbidden):  # sending it again will not help
+                self._lose([load])
+            raise
         self._answered(load, longer)
 
     def _answered(self, load: _Load, longer: list[int]) -> None:
@@ -392,29 +438,34 @@ class _Lane:
     async def _reach(self) -> None:
         """Greet until somebody answers, then send what that process has not, in order; then the lane is up."""
         courier, patience_s = self._courier, self._courier.settings.patience_s
-        until = clock.monotonic_s() + patience_s
+        until, process = clock.monotonic_s() + patience_s, ""
         while True:
+            there = False
             try:
                 with call_context.within(CALL_S):
                     greeting = await self._far.hello(courier.slot, courier.boot)
-                until = clock.monotonic_s() + patience_s
+                there = True
+                if process != greeting.boot:
+                    until, process = clock.monotonic_s() + patience_s, greeting.boot
                 courier.met(self._slot, greeting.boot)
-                self._look_back(greeting.last, greeting.longer)
+                self._look_back(greeting)
                 while (load := self._next()) is not None:
                     self.repeated += len(load.groups)
                     await self._take(load)
+                    until = clock.monotonic_s() + patience_s
                 self._reaching, self._up, self._begun = False, True, self._numbers
                 return
             except FourplaneError:
-                if clock.monotonic_s() > until:
-                    self._give_up()
+                if clock.monotonic_s() > until:  # what a process that is there has taken is in good hands
+                    self._lose([load for load in self._loads.values() if not (there and load.taken)])
                 await clock.sleep(RETRY_S)
 
-    def _look_back(self, last: int, answers: dict[int, list[int]]) -> None:
+    def _look_back(self, greeting: Greeting) -> None:
         """What of ours does the process that answers have? A new one has nothing: what was not safe is numbered anew."""
-        if last == 0 and self._numbers:
+        last, known, self._process = greeting.last, greeting.boot == self._process, greeting.boot
+        if last == 0 and not known:
             loads, self._loads = self._loads, {}
-            self.unsettled = self._numbers = self._begun = 0
+            self.unsettled = 0
             for load in loads.values():
                 if load.taken:  # only what somebody still waits for
                     kept = [one for one in zip(_each(load.told[0]), load.groups, strict=True) if one[1] in load.waits]
@@ -422,19 +473,21 @@ class _Lane:
                     load.groups = [group for _, group in kept]
                 load.taken, load.again = False, load.tried
                 self._enter(load)
-            return
         for load in [one for one in self._loads.values() if not one.taken and one.number <= last]:
-            self._answered(load, answers.get(load.number, []))  # its answer was lost with the connection
+            self._answered(load, greeting.longer.get(load.number, []))  # its answer was lost with the connection
+        if (following := self._next()) is not None:
+            following.behind = last  # it began anew, or those between were lost
 
     def _next(self) -> _Load | None:
         """The oldest batch that was not taken."""
         return next((load for load in self._loads.values() if not load.taken), None)
 
-    def _give_up(self) -> None:
-        """Nobody came back in time: what waits is lost, and its owners hear of it."""
-        loads, self._loads = self._loads, {}
-        self.unsettled = 0
-        for load in loads.values():
+    def _lose(self, loads: list[_Load]) -> None:
+        """The other side did not take these: they are lost, and their owners hear of it."""
+        for load in loads:
+            if self._loads.pop(load.number, None) is None:
+                continue
+            self.unsettled -= len(load.groups)
             self.given_up += len(load.groups)
             owners = _each(load.told[1])
             for message, group in zip(_each(load.told[0]), load.groups, strict=True):

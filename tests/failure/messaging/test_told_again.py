@@ -71,7 +71,8 @@ class Receivers:
             [1] * len(texts), msgspec.Raw(msgspec.msgpack.encode([(SENDER, 1)])), again,
         )  # fmt: skip
         safe = asyncio.Event()
-        longer = self.messaging.shards.received(BOOT, batch, lambda _: safe.set)
+        shards = self.messaging.shards
+        longer = shards.received(BOOT, batch, shards.read(batch), lambda _: safe.set)
         if longer:
             async with asyncio.timeout(10):
                 await safe.wait()

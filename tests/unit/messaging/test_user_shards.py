@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from fourplane.foundation.errors import Rejected
 from fourplane.messaging.addresses import parse
 from fourplane.messaging.delivery import Delivery
 from fourplane.messaging.user_shards import Forwarded, Spread, UserShards
 from fourplane.messaging.xml_stream import Framer
+from fourplane.service.courier import Batch
 from fourplane.service.shards import ShardMap
 
 SENDER = parse("ann@localhost/phone")
@@ -59,3 +61,52 @@ def test_attributes_are_read_again_for_who_asks_and_rooms_which_always_ask_are_t
     assert chat.attributes["id"] == "1"
     assert chat.attributes is chat.attributes, "once"
     assert room.told is not None
+
+
+class Users:
+    """In the place of a router: who can be reached, and what was said when one could not."""
+
+    def __init__(self):
+        self.routed, self.bounced, self.events = [], [], []
+        self.registry = SimpleNamespace(event=lambda *said, **fields: self.events.append((said[2], fields)))
+
+    def route(self, delivery):
+        if delivery.to.local == "crash":
+            raise RuntimeError("a bug")
+        self.routed.append(delivery.to.full)
+
+    def bounce(self, delivery, condition, *_):
+        self.bounced.append((delivery.stanza.to, condition))
+
+
+def batch_of(messages, groups, owners):
+    messages = [Forwarded(b"<message/>", number, to) for number, to in enumerate(messages)]
+    encode = msgspec.msgpack.encode
+    return Batch(1, msgspec.Raw(encode(messages)), groups, msgspec.Raw(encode(owners)))
+
+
+def test_a_message_that_fails_costs_nothing_but_itself_and_its_sender_hears_it():
+    users = Users()
+    shards = UserShards(users, Spread(ShardMap(2, 2), 0, {1: Nobody()}, None))
+    to = ["bob@localhost", "crash@localhost", "@@", "eve@localhost"]
+    batch = batch_of(to, [1, 1, 1, 1], [(SENDER.full, 1)])
+    assert shards.received("00" * 8, batch, shards.read(batch), lambda _: None) == set()
+    assert users.routed == ["bob@localhost", "eve@localhost"]
+    assert users.bounced == [("crash@localhost", "internal-server-error"), ("@@", "internal-server-error")]
+    assert len(users.events) == 2
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Batch(1, msgspec.Raw(b"\xc1"), [0]),
+        Batch(1, msgspec.Raw(msgspec.msgpack.encode([["raw", 1]])), [0]),
+        batch_of(["bob@localhost"], [1, 1], [(SENDER.full, 1)]),
+        batch_of(["bob@localhost"], [2], [(SENDER.full, 1)]),
+    ],
+    ids=["no msgpack", "another form", "one message short", "a sender nobody named"],
+)
+def test_a_batch_of_another_form_is_refused_as_a_whole(batch):
+    shards = UserShards(Users(), Spread(ShardMap(2, 2), 0, {1: Nobody()}, None))
+    with pytest.raises(Rejected):
+        shards.read(batch)

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from tests.unit.service.running import started
 
-from fourplane.foundation.errors import Unavailable
-from fourplane.service.courier import Batch, Courier
+from fourplane.foundation.errors import Conflict, Unavailable
+from fourplane.service.courier import Batch, Courier, Greeting
 
 
 class Way:
@@ -22,8 +22,11 @@ class House:
     def __init__(self):
         self.handed = []
 
-    def received(self, _sender, batch, _safe):
-        self.handed += msgspec.msgpack.decode(batch.messages)
+    def read(self, batch):
+        return msgspec.msgpack.decode(batch.messages)
+
+    def received(self, _sender, _batch, read, _safe):
+        self.handed += read
         return set()
 
 
@@ -61,8 +64,8 @@ class Gate:
 
 
 class Batches(House):
-    def received(self, _sender, batch, _safe):
-        self.handed.append(msgspec.msgpack.decode(batch.messages))
+    def received(self, _sender, _batch, read, _safe):
+        self.handed.append(read)
         return set()
 
     def restarted(self, _slot):
@@ -134,3 +137,78 @@ def test_a_message_that_cannot_be_written_leaves_what_travels_with_it_whole():
         assert [message for batch in handed for message in batch] == ["before", *range(40)]
 
     with_two(main)
+
+
+def test_a_batch_follows_the_one_it_names_and_what_comes_late_is_refused():
+    def batch(number, behind=-1):
+        return Batch(number, msgspec.Raw(msgspec.msgpack.encode([number])), [0], behind=behind)
+
+    async def main():
+        house = House()
+        courier = Courier(0, {1: Way()}, house)
+        lifecycle = await started(courier)
+        for one in (batch(1), batch(2), batch(5, behind=2), batch(6)):  # 3 and 4 were given up
+            assert await courier.take(1, "boot", one) == []
+        for late in (batch(3), batch(5, behind=2), batch(6), batch(8)):
+            with pytest.raises(Conflict):
+                await courier.take(1, "boot", late)
+        assert house.handed == [1, 2, 5, 6]
+        assert (await courier.hello(1, "boot")).last == 6
+        await lifecycle.stop()
+
+    asyncio.run(main())
+
+
+def test_what_could_not_be_read_was_not_had():
+    async def main():
+        house = House()
+        courier = Courier(0, {1: Way()}, house)
+        lifecycle = await started(courier)
+        with pytest.raises(msgspec.DecodeError):
+            await courier.take(1, "boot", Batch(1, msgspec.Raw(b"\xc1"), [0]))
+        assert (await courier.hello(1, "boot")).last == 0
+        await lifecycle.stop()
+
+    asyncio.run(main())
+
+
+class Forgetful:
+    """To a neighbour whose first answers get lost, and who says each time which process it is."""
+
+    def __init__(self, boots, lost):
+        self.boots, self.lost = iter(boots), lost
+        self.taken = []
+
+    def method(self, _service, method):
+        async def call(_sender, _boot, batch=None):
+            if method.name == "hello":
+                return Greeting(next(self.boots), 0)
+            self.taken.append((batch.number, batch.behind, batch.again))
+            if len(self.taken) <= self.lost:
+                raise Unavailable("lost")
+            return []
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("boots", "taken"),
+    [
+        (["one", "one"], [(1, 0, False), (1, 0, False)]),
+        (["one", "two"], [(1, 0, False), (2, 0, True)]),
+    ],
+    ids=["the same process", "another one"],
+)
+def test_a_process_is_told_a_batch_again_under_its_number_and_another_one_under_a_number_of_its_own(boots, taken):
+    async def main():
+        far = Forgetful(boots, lost=1)
+        courier = Courier(0, {1: far}, Batches())
+        lifecycle = await started(courier)
+        courier.send(1, "hi")
+        async with asyncio.timeout(10):
+            while courier.statistics().sent == 0 or courier.statistics().unsettled:
+                await asyncio.sleep(0.001)
+        assert far.taken == taken
+        await lifecycle.stop()
+
+    asyncio.run(main())
