@@ -1,11 +1,11 @@
-"""Time, chance, sockets, threads and processes come through four modules of foundation and nowhere else."""
+"""Time, chance, sockets, threads and processes come through a few modules of foundation and nowhere else."""
 
 import ast
 
 import pytest
 
-CLOCK, NETWORK, BLOCKING, PROCESSES = (
-    f"foundation/{name}.py" for name in ("clock", "network", "blocking", "processes")
+CLOCK, NETWORK, BLOCKING, DISK_SYNC, PROCESSES = (
+    f"foundation/{name}.py" for name in ("clock", "network", "blocking", "disk_sync", "processes")
 )
 LIFECYCLE = "foundation/lifecycle.py"
 FLEET = "control/fleet.py"  # the parent of the workers sets their thread counts before it forks, and hears them
@@ -42,6 +42,7 @@ NAMES = {
     "os.system": (),
     "os.popen": (),
     "os.kill": (PROCESSES, FLEET),
+    "os.eventfd": (DISK_SYNC,),
     "os.environ": (PROCESSES, FLEET, "verbs/settings.py"),
     "os.getenv": (),
     "datetime.now": (),
@@ -66,7 +67,7 @@ NAMES = {
 # Methods of an event loop, whatever the variable is called.
 METHODS = {
     "run_in_executor": (SIMULATOR,),
-    "add_reader": (NETWORK, SIMULATOR),
+    "add_reader": (NETWORK, DISK_SYNC, SIMULATOR),
     "add_writer": (SIMULATOR,),
     "create_server": (NETWORK, SIMULATOR),
     "create_unix_server": (NETWORK, SIMULATOR),

@@ -1,9 +1,10 @@
 """One store with one writer, group commit, and reads that see only what is durable.
 
 Idea. SQLite itself is quick (2 to 5 us a row); waiting for the disk is not. So statements run *inline* on the loop and
-only the disk sync goes to a thread. Commits asked for in one loop tick, or while the last sync runs, form one group: one
-transaction, one sync, all callers told together. A caller that may fail half-way has a savepoint, so its Conflict undoes
-only itself. A single entry past `inline_weight_max` runs on the thread, and so do checkpoints of long logs.
+only the disk sync goes elsewhere: to the kernel (`disk_sync`) or, where that takes none, to a thread. Commits asked for in one
+loop tick, or while the last sync runs, form one group: one transaction, one sync, all callers told together. A caller that
+may fail half-way has a savepoint, so its Conflict undoes only itself. A single entry past `inline_weight_max` runs on the
+thread, and so do checkpoints of long logs.
 
 Why not all on a thread: every step of SQLite there must take the interpreter's lock back from a busy loop, up to 5 ms each.
 
@@ -32,10 +33,11 @@ import msgspec
 
 from fourplane.foundation import clock
 from fourplane.foundation.blocking import Worker
+from fourplane.foundation.disk_sync import DiskSync
 from fourplane.foundation.errors import Corrupt, FourplaneError, Overloaded, Rejected, Unavailable
 from fourplane.foundation.telemetry import Histogram
 from fourplane.state.contracts import Row, SqlValue
-from fourplane.state.embedded.database_file import DatabaseFile, FileSettings
+from fourplane.state.embedded.database_file import DatabaseFile, FileSettings, Steps, Told
 from fourplane.state.embedded.sqlite_errors import spoils_group, translate
 from fourplane.state.embedded.vfs import Disk, scrub
 
@@ -51,8 +53,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_max: int = 20_000
     group_weight_max: int = 1_000
     inline_weight_max: int = 1_000
-    checkpoint_bytes: int = 4 << 20
-    inline_checkpoint_frames_max: int = 1_200
+    checkpoint_bytes: int = 16 << 20
+    inline_checkpoint_frames_max: int = 5_000
     read_rows_max: int = 10_000
 
 
@@ -145,6 +147,7 @@ class Database:
         else:
             await self._worker.submit(self._file.open)
             self._writer, self._reader = self._file.writer, self._file.reader
+            self._file.syncs = DiskSync.open()
             self._refresh()
         self._open = True
         return self
@@ -269,6 +272,7 @@ class Database:
         if self._in_snapshot:
             self._reader.execute("COMMIT")
             self._in_snapshot = False
+        self._file.leave_kernel()
         try:
             await self._worker.submit(self._file.close if self._failed is None else self._file.release)
         finally:
@@ -355,7 +359,7 @@ class Database:
             if error is not None or not file.log_grew or not any(entry.lasting for entry in group):
                 self._settle(group, began, error)
                 return
-            self._worker.call(partial(self._synced, group, began), file.sync_log)
+            self._sync(file, file.syncing_log(), partial(self._synced, group, began))
 
     def _next_group(self) -> tuple[list[_Entry[Any]], int]:
         queue, most = self._queue, self._settings.group_weight_max
@@ -460,6 +464,11 @@ class Database:
         self._in_snapshot = True
         self._stale = False
 
+    def _sync(self, file: DatabaseFile, steps: Steps, told: Told) -> None:
+        """Go steps that wait for the disk elsewhere: in the kernel, or on the thread."""
+        if not file.begin(steps, told):
+            self._worker.call(told, file.sync_each, steps)
+
     # ---- checkpoints ----
 
     def _checkpoint(self, file: DatabaseFile) -> None:
@@ -471,17 +480,14 @@ class Database:
         self._stale = True
         try:
             if file.frames <= self._settings.inline_checkpoint_frames_max:
-                done = self._worker.submit(file.settle, file.fold())
+                self._sync(file, file.settling(whole=file.fold()), self._checkpointed)
             else:
-                done = self._worker.submit(file.fold_and_settle)
+                self._worker.call(self._checkpointed, file.fold_and_settle)
         except (apsw.Error, Corrupt, OSError, Overloaded) as error:
             self._checkpoint_failed(error)
-            return
-        done.add_done_callback(self._checkpointed)
 
-    def _checkpointed(self, done: "asyncio.Future[None]") -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is not None or done.cancelled():
+    def _checkpointed(self, error: BaseException | None) -> None:
+        if error is not None:
             self._checkpoint_failed(error)
             return
         self._checkpoints += 1
@@ -489,10 +495,10 @@ class Database:
         self._busy = False
         self._flush()
 
-    def _checkpoint_failed(self, error: BaseException | None) -> None:
+    def _checkpoint_failed(self, error: BaseException) -> None:
         """What was acknowledged is safe in the log; nothing new is taken."""
         self._busy = False
-        told = translate(error, self.name) if error is not None else None
+        told = translate(error, self.name)
         if not isinstance(told, FourplaneError):
             told = Unavailable(f"{self.name}: {error!r}", code="disk_failed", file=self.name)
         self._failed = told

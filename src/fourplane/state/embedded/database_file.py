@@ -1,6 +1,7 @@
 """One SQLite file on a checksumming disk: opened with suspicion, synced in the right order, let go of cleanly.
 
-Everything here may wait for the disk, so `Database` calls it on its worker (the short fold excepted). Order:
+Everything here may wait for the disk, so `Database` calls it on its worker (the fold excepted, unless it is a long one). What
+has to be synced is told step by step: a thread goes the steps and waits at each, or the kernel is asked for each. Order:
 1. a group's log bytes are synced, then the mark is written (synced too when it was settled), then callers are told;
 2. pages are folded into the main file, the main file is synced, the mark is settled and synced; only after that may the log
    start anew. `write_ahead_log` explains what the mark proves.
@@ -8,11 +9,14 @@ Everything here may wait for the disk, so `Database` calls it on its worker (the
 
 import ctypes
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import apsw
 import msgspec
 
+from fourplane.foundation.disk_sync import DiskSync
 from fourplane.foundation.errors import Corrupt, Unavailable
 from fourplane.state.embedded import write_ahead_log
 from fourplane.state.embedded.sqlite_errors import translate
@@ -21,6 +25,8 @@ from fourplane.state.embedded.write_ahead_log import FRAME_HEADER_BYTES, Mark
 
 FRESH = Mark(salts=b"\0" * 8, end=0, settled=True)
 HEADER_BYTES = 100
+Steps = Iterator[str]  # each names a file that must be durable before the next one
+Told = Callable[[BaseException | None], object]
 
 
 class FileSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +51,7 @@ class DatabaseFile:
         self._settings = settings
         self._mark_settled = True
         self.log_end = 0
+        self.syncs: DiskSync | None = None
         self.writer: apsw.Connection
         self.reader: apsw.Connection
 
@@ -73,13 +80,17 @@ class DatabaseFile:
 
     def sync_log(self) -> None:
         """Make the log durable, then mark it acknowledged."""
+        self.sync_each(self.syncing_log())
+
+    def syncing_log(self) -> Steps:
+        """The steps of it: at each a file is to be synced."""
         disk, state = self.disk, self.disk.state(self.wal)
         if state.wal_end == self.log_end:
             return
-        disk.sync(self.wal)
+        yield self.wal
         disk.pwrite(self.mark, Mark(salts=state.wal_salts, end=state.wal_end, settled=False).encode(), 0)
         if self._mark_settled:
-            disk.sync(self.mark)
+            yield self.mark
             self._mark_settled = False
         self.log_end = state.wal_end
 
@@ -93,20 +104,58 @@ class DatabaseFile:
             log.folding, log.folded = False, None
         return total == copied
 
-    def settle(self, whole: bool) -> None:  # noqa: FBT001 - handed through the worker
-        """Sync the main file, then say durably that the log may be overwritten."""
-        disk = self.disk
-        disk.sync(self.name)
+    def settling(self, *, whole: bool) -> Steps:
+        """Steps: sync the main file, then say durably that the log may be overwritten."""
+        yield self.name
         if not whole:
             return
-        state = disk.state(self.wal)
+        disk, state = self.disk, self.disk.state(self.wal)
         disk.pwrite(self.mark, Mark(salts=state.wal_salts, end=0, settled=True).encode(), 0)
-        disk.sync(self.mark)
+        yield self.mark
         self._mark_settled = True
         self.log_end = state.wal_end = 0
 
     def fold_and_settle(self) -> None:
-        self.settle(self.fold())
+        """Fold, then go the steps behind it."""
+        self.sync_each(self.settling(whole=self.fold()))
+
+    def sync_each(self, steps: Steps) -> None:
+        """Go these steps, waiting for the disk at each."""
+        for path in steps:
+            self.disk.sync(path)
+
+    def begin(self, steps: Steps, told: Told) -> bool:
+        """Go them without waiting; `told` hears on the loop how it ended. False where the system cannot do that."""
+        if self.syncs is None or self.disk.faults is not None:
+            return False
+        self._go_on(steps, told, None)
+        return True
+
+    def _go_on(self, steps: Steps, told: Told, error: OSError | None) -> None:
+        try:
+            if error is None and self._under_way(steps, partial(self._go_on, steps, told)):
+                return
+        except OSError as failed:
+            error = failed
+        told(error)
+
+    def _under_way(self, steps: Steps, then: Callable[[OSError | None], None]) -> bool:
+        """Whether a sync has begun, behind which it goes on; else all steps were gone."""
+        for path in steps:
+            syncs = self.syncs
+            if syncs is not None:
+                self.disk.syncs += 1
+                if syncs.begin(self.disk.descriptor(path), then):
+                    return True
+                self.leave_kernel()  # a file system without such a call: from now on a thread waits
+            self.disk.sync(path)
+        return False
+
+    def leave_kernel(self) -> None:
+        """Ask it for no more syncs; called on the loop, and tells how the one under way ended."""
+        syncs, self.syncs = self.syncs, None
+        if syncs is not None:
+            syncs.close()
 
     def close(self) -> None:
         """Fold what is left and let go; the log is removed when nothing in it counts.
@@ -128,6 +177,7 @@ class DatabaseFile:
 
     def release(self) -> None:
         """Close the connections, then the descriptors, as they are."""
+        self.leave_kernel()
         for name in ("reader", "writer"):
             connection = getattr(self, name, None)
             if connection is not None:
@@ -160,7 +210,7 @@ class DatabaseFile:
         disk.state(self.wal).wal_salts = found.salts or FRESH.salts
         if not self.fold():
             raise Unavailable(f"{path} is in use by somebody else", code="locked", file=self.name)
-        self.settle(whole=True)
+        self.sync_each(self.settling(whole=True))
         _sync_folder(path.parent)
         size = path.stat().st_size
         pages = self.writer.pragma("page_count")

@@ -103,7 +103,7 @@ class Disk:
         taken = Unavailable(f"{path.removesuffix('-mark')} is already open", code="locked", file=path)
         if path in self._descriptors:
             raise taken
-        descriptor = self._descriptor(path)
+        descriptor = self.descriptor(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -126,13 +126,13 @@ class Disk:
                 faults.failing_syncs -= 1
                 raise OSError(5, "injected: the disk refused to sync", path)
             self._undo.pop(path, None)
-        os.fdatasync(self._descriptor(path))
+        os.fdatasync(self.descriptor(path))
 
     def pwrite(self, path: str, content: bytes, offset: int) -> None:
         """Write a few bytes of a file that is not SQLite's (the acknowledged mark)."""
         if self.faults is not None:
             self._remember(path, offset, len(content))
-        os.pwrite(self._descriptor(path), content, offset)
+        os.pwrite(self.descriptor(path), content, offset)
 
     def append(self, path: str, parts: list[bytes], offset: int, size: int) -> None:
         """Write `size` bytes of a file that is not SQLite's; raises OSError, ENOSPC among them."""
@@ -143,11 +143,11 @@ class Disk:
                     raise OSError(errno.ENOSPC, "injected: the disk is full", path)
                 faults.free_bytes -= size
             self._remember(path, offset, size)
-        written = os.pwritev(self._descriptor(path), parts, offset)
+        written = os.pwritev(self.descriptor(path), parts, offset)
         if written < size:  # a signal or a nearly full disk: what is left says which
             rest = memoryview(b"".join(parts))
             while written < size:
-                written += os.pwrite(self._descriptor(path), rest[written:], offset + written)
+                written += os.pwrite(self.descriptor(path), rest[written:], offset + written)
         self.writes += 1
         self.written_bytes += size
 
@@ -158,7 +158,7 @@ class Disk:
         """
         if self.faults is None and self._one_call:
             try:
-                written = os.pwritev(self._descriptor(path), parts, offset, os.RWF_DSYNC)
+                written = os.pwritev(self.descriptor(path), parts, offset, os.RWF_DSYNC)
             except OSError as error:
                 if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
                     raise
@@ -177,7 +177,7 @@ class Disk:
         if path not in self._descriptors and not os.path.exists(path):  # noqa: PTH110 - paths are strings here
             raise FileNotFoundError(path)
         self.reads += 1
-        return os.pread(self._descriptor(path), size, offset)
+        return os.pread(self.descriptor(path), size, offset)
 
     def truncate(self, path: str, size: int) -> None:
         """Cut such a file off."""
@@ -185,7 +185,7 @@ class Disk:
             present = os.path.getsize(path)  # noqa: PTH202 - paths are strings here
             if present > size:
                 self._remember(path, size, present - size)
-        os.ftruncate(self._descriptor(path), size)
+        os.ftruncate(self.descriptor(path), size)
 
     def forget(self, paths: list[str]) -> None:
         """Close what was opened for these files; only after SQLite closed them, or its locks would be lost."""
@@ -251,10 +251,10 @@ class Disk:
         size = os.path.getsize(path) if os.path.exists(path) else 0  # noqa: PTH202, PTH110 - paths are SQLite's strings
         before = b""
         if size > offset:
-            before = os.pread(self._descriptor(path), min(length, size - offset), offset)
+            before = os.pread(self.descriptor(path), min(length, size - offset), offset)
         self._undo.setdefault(path, []).append((offset, before.ljust(length, b"\0"), size))
 
-    def _descriptor(self, path: str) -> int:
+    def descriptor(self, path: str) -> int:
         descriptor = self._descriptors.get(path)
         if descriptor is None:
             descriptor = self._descriptors[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
