@@ -171,6 +171,7 @@ class CacheProtocol(asyncio.Protocol):
         if not self.gone:
             self._node.closed(self)
         self.gone = True
+        del self._parser  # it keeps methods of this: a circle, which would stay until all garbage is looked for
         self._pending.clear()
         if self._sending is not None:
             os.close(self._sending[0])

@@ -148,6 +148,7 @@ class HttpProtocol(asyncio.Protocol):
         self.gone = True
         self._mode = CLOSED
         self._held = b""
+        del self._parser  # it keeps methods of this: a circle, which would stay until all garbage is looked for
         self.wake_writer()
         if self.exchange is not None:
             self.exchange.disconnected()
