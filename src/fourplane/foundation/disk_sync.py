@@ -11,6 +11,7 @@ Source: io_submit(2), linux/aio_abi.h (IOCB_CMD_FDSYNC, Linux 4.18).
 
 import asyncio
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -25,6 +26,7 @@ _FDSYNC, _TELL = 3, 1
 # data, key, flags, operation, priority, descriptor, buffer, size, offset, reserved, flags, descriptor to tell
 _REQUEST = struct.Struct("<QIIHhIQQqQII")
 _EVENT_BYTES = 32
+TRIES_MAX = 1_000
 _RESULT, _RESULT_AT = struct.Struct("<q"), 16  # 0, or an error below
 
 
@@ -89,8 +91,11 @@ class DiskSync:
     def _result(self) -> OSError | None:
         """How the sync ended; waits for it."""
         assert _NUMBERS is not None
-        while _call(_NUMBERS[3], self._context, 1, 1, ctypes.addressof(self._ended), 0) != 1:
-            continue
+        for _ in range(TRIES_MAX):  # a signal ends the call early
+            if _call(_NUMBERS[3], self._context, 1, 1, ctypes.addressof(self._ended), 0) == 1:
+                break
+        else:
+            return OSError(errno.EIO, "the kernel does not say how the sync ended")
         result = _RESULT.unpack_from(self._ended, _RESULT_AT)[0]
         return OSError(-result, os.strerror(-result)) if result < 0 else None
 

@@ -42,7 +42,6 @@ def test_a_commit_is_synced_and_marked_when_it_returns(tmp_path):
             assert database.disk.syncs == before + 1
             mark = read_mark(tmp_path / "d.db-mark")
             assert (mark.end, mark.settled) == ((tmp_path / "d.db-wal").stat().st_size, False)
-        assert database._worker._jobs.qsize() == 0
         await database.close()
 
     run(main)
