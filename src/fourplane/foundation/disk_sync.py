@@ -5,7 +5,7 @@ millisecond after it was asked. Linux needs no thread: the kernel syncs, and mak
 which the loop sees as it sees a connection.
 
 Elsewhere (another system, a kernel that refuses, a simulated loop) there is no `DiskSync`, and a `Worker` waits instead.
-Bounds: one sync at a time. Cost: 25 us of the loop a sync; `docs/decisions/0013` has the figures.
+Bounds: `SYNCS_MAX` under way at a time, told as they end. Cost: 25 us of the loop a sync; `docs/decisions/0013` has the figures.
 Source: io_submit(2), linux/aio_abi.h (IOCB_CMD_FDSYNC, Linux 4.18).
 """
 
@@ -25,22 +25,23 @@ _NUMBERS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}.get(platfor
 _FDSYNC, _TELL = 3, 1
 # data, key, flags, operation, priority, descriptor, buffer, size, offset, reserved, flags, descriptor to tell
 _REQUEST = struct.Struct("<QIIHhIQQqQII")
-_EVENT_BYTES = 32
+_EVENT = struct.Struct("<QQqq")  # what the request was named, the request, 0 or an error below, nothing
+SYNCS_MAX = 2  # a log's and its main file's
 TRIES_MAX = 1_000
-_RESULT, _RESULT_AT = struct.Struct("<q"), 16  # 0, or an error below
 
 
 class DiskSync:
-    """One file's syncs at a time, told on the loop that opened this."""
+    """A file's syncs and its log's, told on the loop that opened this."""
 
     def __init__(self, context: int, event: int) -> None:
         self._context = context
         self._event = event
         self._loop = asyncio.get_running_loop()
-        self._told: Told | None = None
-        self._request = ctypes.create_string_buffer(_REQUEST.size)
+        self._told: dict[int, Told] = {}
+        self._free = list(range(SYNCS_MAX))
+        self._request = ctypes.create_string_buffer(_REQUEST.size)  # the kernel has read it when the call returns
         self._requests = (ctypes.c_void_p * 1)(ctypes.addressof(self._request))
-        self._ended = ctypes.create_string_buffer(_EVENT_BYTES)
+        self._ended = ctypes.create_string_buffer(_EVENT.size * SYNCS_MAX)
         self._loop.add_reader(event, self._look)
 
     @classmethod
@@ -50,54 +51,61 @@ class DiskSync:
         if sys.platform != "linux" or sys.byteorder != "little" or _NUMBERS is None or simulated:
             return None
         context = ctypes.c_ulong(0)
-        if _call(_NUMBERS[0], 1, ctypes.addressof(context)) != 0:
+        if _call(_NUMBERS[0], SYNCS_MAX, ctypes.addressof(context)) != 0:
             return None
         return cls(context.value, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     def begin(self, descriptor: int, told: Told) -> bool:
         """Make durable what was written to a file; `told` hears None or the error. False when the kernel refuses."""
-        assert self._told is None, "one sync at a time"
+        assert len(self._told) < SYNCS_MAX, "more syncs at a time than there are files"
         assert _NUMBERS is not None
         if self._event < 0:
             return False
-        _REQUEST.pack_into(self._request, 0, 0, 0, 0, _FDSYNC, 0, descriptor, 0, 0, 0, 0, _TELL, self._event)
+        name = self._free[-1]
+        _REQUEST.pack_into(self._request, 0, name, 0, 0, _FDSYNC, 0, descriptor, 0, 0, 0, 0, _TELL, self._event)
         if _call(_NUMBERS[2], self._context, 1, ctypes.addressof(self._requests)) != 1:
             return False
-        self._told = told
+        self._told[self._free.pop()] = told
         return True
 
     def close(self) -> None:
-        """Let go, behind the sync under way, whose end is told here."""
+        """Let go, behind the syncs under way, whose ends are told here."""
         assert _NUMBERS is not None
         event, self._event = self._event, -1
-        told, self._told = self._told, None
-        error = self._result() if told is not None else None
+        ended: list[tuple[Told, OSError | None]] = []
+        for _ in range(TRIES_MAX):  # a signal ends the wait early
+            if not self._told:
+                break
+            ended += self._have_ended(1)
+        silent = OSError(errno.EIO, "the kernel does not say how the sync ended")
+        ended += [(told, silent) for told in self._told.values()]
+        self._told.clear()
         if not self._loop.is_closed():
             self._loop.remove_reader(event)
         _call(_NUMBERS[1], self._context)
         os.close(event)
-        if told is not None and self._loop.is_running():
-            told(error)
+        if self._loop.is_running():
+            for told, error in ended:
+                told(error)
 
     def _look(self) -> None:
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
-        told, self._told = self._told, None
-        if told is not None:
-            told(self._result())
+        for told, error in self._have_ended(0):
+            told(error)
 
-    def _result(self) -> OSError | None:
-        """How the sync ended; waits for it."""
+    def _have_ended(self, least: int) -> list[tuple[Told, OSError | None]]:
+        """Those that have; waits for so many."""
         assert _NUMBERS is not None
-        for _ in range(TRIES_MAX):  # a signal ends the call early
-            if _call(_NUMBERS[3], self._context, 1, 1, ctypes.addressof(self._ended), 0) == 1:
-                break
-        else:
-            return OSError(errno.EIO, "the kernel does not say how the sync ended")
-        result = _RESULT.unpack_from(self._ended, _RESULT_AT)[0]
-        return OSError(-result, os.strerror(-result)) if result < 0 else None
+        count = _call(_NUMBERS[3], self._context, least, SYNCS_MAX, ctypes.addressof(self._ended), 0)
+        ended: list[tuple[Told, OSError | None]] = []
+        for at in range(count):
+            name, _, result, _ = _EVENT.unpack_from(self._ended, at * _EVENT.size)
+            self._free.append(name)
+            ended.append((self._told.pop(name), OSError(-result, os.strerror(-result)) if result < 0 else None))
+        return ended
 
 
 def _call(number: int, *arguments: int) -> int:

@@ -71,6 +71,30 @@ def test_the_next_one_may_begin_where_the_last_is_told(run, file):
     assert run(main) == [None] * 5
 
 
+def test_a_second_file_is_synced_meanwhile_and_each_hears_of_its_own(run, file, tmp_path):
+    async def main():
+        syncs, told = opened(), []
+        other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+        for number in range(20):
+            both = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            for descriptor, done in zip((file, other), both, strict=True):
+                os.pwrite(descriptor, b"x" * 200_000, number * 200_000)
+                assert syncs.begin(descriptor, done.set_result)
+            with pytest.raises(AssertionError):
+                syncs.begin(file, pytest.fail)
+            told += await asyncio.gather(*both)
+        os.pwrite(file, b"x" * 1_000_000, 0)
+        closed = []
+        assert syncs.begin(file, lambda error: closed.append(("file", error)))
+        assert syncs.begin(other, lambda error: closed.append(("other", error)))
+        syncs.close()
+        assert sorted(closed) == [("file", None), ("other", None)]
+        os.close(other)
+        return told
+
+    assert run(main) == [None] * 40
+
+
 def test_what_cannot_be_synced_is_refused_and_the_next_file_is_taken(run, file):
     async def main():
         syncs = opened()

@@ -80,6 +80,149 @@ class Syncs:
         self.closed = True
 
 
+class Slow:
+    """The kernel's syncs, of which those of the main file end when the test says so."""
+
+    def __init__(self, database):
+        self.file, self.syncs = database._file, database._file.syncs
+        self.held, self.holds = [], True
+        self.file.syncs = self
+
+    def begin(self, descriptor, told):
+        if self.holds and descriptor == self.file.disk.descriptor(self.file.name):
+            self.held.append(told)
+            return True
+        return self.syncs.begin(descriptor, told)
+
+    def close(self):
+        self.syncs.close()
+
+    def end(self, error=None):
+        self.holds = False
+        for told in [self.held.pop() for _ in range(len(self.held))]:
+            told(error)
+
+
+async def grown(path, rows):
+    """A database that has folded a part of its log into a file whose sync does not end."""
+    database = await opened(path, SMALL_LOG)
+    slow = Slow(database)
+    for number in range(rows):
+        await insert(database, number)
+    assert len(slow.held) == 1
+    return database, slow
+
+
+def test_commits_go_on_while_what_was_folded_is_synced_and_the_log_keeps_all_of_it(tmp_path):
+    async def main():
+        database, slow = await grown(tmp_path / "d.db", 12)
+        assert database.statistics().checkpoints == 0
+        assert count_of(database) == 12
+        size = (tmp_path / "d.db-wal").stat().st_size
+        await insert(database, 12)
+        assert (tmp_path / "d.db-wal").stat().st_size > size, "it did not begin anew"
+        slow.end()
+        for number in range(13, 30):
+            await insert(database, number)
+        await database.drain()
+        assert database.statistics().checkpoints > 0
+        assert not database._folding
+        rows = count_of(database)
+        database.abandon()
+        database = await opened(tmp_path / "d.db")
+        assert count_of(database) == rows
+        await database.check()
+        await database.close()
+
+    run(main)
+
+
+def test_a_disk_that_cannot_keep_up_holds_commits_back_at_twice_the_log(tmp_path):
+    async def main():
+        database, slow = await grown(tmp_path / "d.db", 12)
+        rest = [insert(database, number) for number in range(12, 14)]
+        await asyncio.gather(*rest)
+        more = []
+        for number in range(14, 60):
+            more.append(asyncio.ensure_future(insert(database, number)))
+            await asyncio.sleep(0.002)
+        waiting = [one for one in more if not one.done()]
+        assert len(waiting) > 10
+        assert database._file.log_end < 3 * SMALL_LOG.checkpoint_bytes
+        slow.end()
+        await asyncio.gather(*more)
+        assert count_of(database) == 60
+        await database.close()
+        database = await opened(tmp_path / "d.db")
+        assert count_of(database) == 60
+        await database.close()
+
+    run(main)
+
+
+def test_a_part_that_cannot_be_synced_is_final_and_the_log_still_has_it(tmp_path):
+    async def main():
+        database, slow = await grown(tmp_path / "d.db", 12)
+        slow.end(OSError(errno.EIO, "the disk is gone"))
+        with pytest.raises(Unavailable):
+            await insert(database, 12)
+        assert count_of(database) == 12
+        await database.close()
+        database = await opened(tmp_path / "d.db")
+        assert count_of(database) == 12
+        await database.check()
+        await database.close()
+
+    run(main)
+
+
+def test_somebody_who_reads_further_back_keeps_the_log_and_nothing_turns_in_circles(tmp_path):
+    async def main():
+        database = await opened(tmp_path / "d.db", SMALL_LOG)
+        await insert(database, 0)
+        other = database._file._connect()
+        other.execute("BEGIN")
+        assert other.execute("SELECT COUNT(*) FROM t").fetchall() == [(1,)]
+        for number in range(1, 40):
+            await insert(database, number)
+            if number % 4 == 0:
+                syncs = database.disk.syncs
+                await asyncio.sleep(0.02)
+                assert database.disk.syncs <= syncs + 2
+        assert other.execute("SELECT COUNT(*) FROM t").fetchall() == [(1,)]
+        other.execute("COMMIT")
+        other.close()
+        for number in range(40, 60):
+            await insert(database, number)
+        assert database._file.log_end < SMALL_LOG.checkpoint_bytes + 20_000
+        await database.close()
+        database = await opened(tmp_path / "d.db")
+        assert count_of(database) == 60
+        await database.close()
+
+    run(main)
+
+
+def test_a_log_that_would_begin_anew_over_what_is_not_yet_durable_is_refused(tmp_path):
+    """Nobody reads at the log's end, as if a part had been folded without that: SQLite would begin the log anew."""
+
+    async def main():
+        database, _slow = await grown(tmp_path / "d.db", 4)
+        await insert(database, 4)
+        if database._in_snapshot:
+            database._reader.execute("COMMIT")
+            database._in_snapshot = False
+        assert database._file.fold()
+        with pytest.raises(FourplaneError):
+            await insert(database, 5)
+        database.abandon()
+        database = await opened(tmp_path / "d.db")
+        assert count_of(database) == 5
+        await database.close()
+
+    run(main)
+
+
 def test_a_failed_sync_is_final_and_reading_goes_on(tmp_path):
     async def main():
         database = await opened(tmp_path / "d.db")

@@ -12,8 +12,9 @@ Reads use a second connection that holds a snapshot open (500k point reads/s aga
 moves when a group is durable, before the next group runs; so a read sees every commit that returned and never one that a
 power cut could still take back.
 
-No group runs while the log is folded into the main file (`database_file` has the order of syncs). A failed sync is final:
-the kernel may have dropped the bytes, so the store refuses writes until it is opened again, and goes on reading.
+The log is folded into the main file in parts, inline, and groups go on while a part is synced; the last part, of a few pages,
+is the only one they wait for (`database_file` has the order of syncs). A failed sync is final: the kernel may have dropped
+the bytes, so the store refuses writes until it is opened again, and goes on reading.
 
 Bounds: `queue_max` waiting commits, then Overloaded. Source: sqlite.org/wal.html; "fsyncgate" (LWN 752063).
 """
@@ -41,6 +42,9 @@ from fourplane.state.embedded.database_file import DatabaseFile, FileSettings, S
 from fourplane.state.embedded.sqlite_errors import spoils_group, translate
 from fourplane.state.embedded.vfs import Disk, scrub
 
+FOLD_PARTS = 4  # of a log that is due
+LAST_FRAMES_MAX = 64  # that commits wait for
+LAST_PARTS_MAX = 4  # tries to become so few
 T = TypeVar("T")
 Work = Callable[[apsw.Connection], T]
 _serial = iter(range(1, 1 << 62))
@@ -122,6 +126,9 @@ class Database:
         self._group_s = Histogram()
         self._commits = self._refused = self._groups = self._reads = self._checkpoints = 0
         self._busy = self._scheduled = self._stale = self._in_snapshot = False
+        self._folding = False  # what was folded last is being synced
+        self._held = False  # until that has ended
+        self._parts = 0  # folded of a log that is due
         self._failed: FourplaneError | None = None
         self._idle: asyncio.Future[None] | None = None
         self._undone: list[Callable[[], None]] = []
@@ -244,7 +251,7 @@ class Database:
 
     async def drain(self) -> None:
         """Wait until everything that was queued is committed, and durable where it lasts."""
-        while self._busy or self._queue:
+        while self._busy or self._queue or self._folding:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
@@ -437,9 +444,9 @@ class Database:
         self._busy = False
         if self._failed is not None:
             return
-        if self._file is not None and self._file.log_end >= self._settings.checkpoint_bytes and not self._file.log_grew:
-            self._checkpoint(self._file)
-        elif not self._scheduled:
+        if self._file is not None and not self._file.log_grew:
+            self._fold(self._file)
+        if not self._scheduled and not self._busy:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
@@ -451,6 +458,7 @@ class Database:
                 entry.future.set_exception(self._failed)
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+        self._idle = None
 
     # ---- reads ----
 
@@ -471,18 +479,58 @@ class Database:
 
     # ---- checkpoints ----
 
+    def _fold(self, file: DatabaseFile) -> None:
+        """Between two groups: fold what is due."""
+        most = self._settings.checkpoint_bytes
+        due = file.log_end >= most
+        if self._folding:
+            self._busy = self._held = file.log_end >= 2 * most  # a disk that cannot keep up
+        elif self._long(file) or (due and (file.frames <= LAST_FRAMES_MAX or self._parts >= LAST_PARTS_MAX)):
+            self._checkpoint(file)
+        elif due or file.log_end - file.folded_end >= most // FOLD_PARTS:
+            self._fold_part(file, due=due)
+
+    def _long(self, file: DatabaseFile) -> bool:
+        return file.frames > self._settings.inline_checkpoint_frames_max
+
+    def _fold_part(self, file: DatabaseFile, *, due: bool) -> None:
+        """Fold what there is while groups go on. The reader stands at the log's end, so SQLite does not begin it anew."""
+        self._parts += due
+        self._folding = True
+        try:
+            self._refresh()
+            whole = file.fold()  # not where somebody else reads what lies further back
+            self._sync(file, file.settling(whole=False), partial(self._part_folded, whole=whole))
+        except (apsw.Error, Corrupt, OSError, Overloaded) as error:
+            self._folding = False
+            self._checkpoint_failed(error)
+
+    def _part_folded(self, error: BaseException | None, *, whole: bool) -> None:
+        """It is durable; go on where nothing else is under way."""
+        self._folding = False
+        if self._held:
+            self._held = self._busy = False
+        file = self._file
+        assert file is not None
+        if error is not None:
+            self._checkpoint_failed(error)
+        elif whole and self._open and not self._busy and not file.log_grew and self._failed is None:
+            self._fold(file)
+        self._flush()
+
     def _checkpoint(self, file: DatabaseFile) -> None:
-        """Fold the log into the main file while no group runs."""
+        """Fold the rest of the log into the main file while no group runs; then it may start anew."""
         self._busy = True
+        self._parts = 0
         if self._in_snapshot:
             self._reader.execute("COMMIT")
             self._in_snapshot = False
         self._stale = True
         try:
-            if file.frames <= self._settings.inline_checkpoint_frames_max:
-                self._sync(file, file.settling(whole=file.fold()), self._checkpointed)
-            else:
+            if self._long(file):
                 self._worker.call(self._checkpointed, file.fold_and_settle)
+            else:
+                self._sync(file, file.settling(whole=file.fold()), self._checkpointed)
         except (apsw.Error, Corrupt, OSError, Overloaded) as error:
             self._checkpoint_failed(error)
 

@@ -5,6 +5,8 @@ has to be synced is told step by step: a thread goes the steps and waits at each
 1. a group's log bytes are synced, then the mark is written (synced too when it was settled), then callers are told;
 2. pages are folded into the main file, the main file is synced, the mark is settled and synced; only after that may the log
    start anew. `write_ahead_log` explains what the mark proves.
+Folding and syncing may go on in parts while the log grows: it holds every page until the mark says that it need not. SQLite
+starts a log anew when all of it was folded and nobody reads from it, so whoever folds a part must have a reader at its end.
 """
 
 import ctypes
@@ -49,8 +51,8 @@ class DatabaseFile:
         self._own_disk = disk is None
         self.page_bytes = settings.page_bytes
         self._settings = settings
-        self._mark_settled = True
         self.log_end = 0
+        self.folded_end = 0
         self.syncs: DiskSync | None = None
         self.writer: apsw.Connection
         self.reader: apsw.Connection
@@ -62,8 +64,8 @@ class DatabaseFile:
 
     @property
     def frames(self) -> int:
-        """Pages in the log."""
-        return self.log_end // (self.page_bytes + FRAME_HEADER_BYTES)
+        """Pages in the log that were not folded."""
+        return (self.log_end - self.folded_end) // (self.page_bytes + FRAME_HEADER_BYTES)
 
     def open(self) -> None:
         """Check, recover, open; raises Corrupt, or Unavailable when somebody else has the file."""
@@ -89,9 +91,9 @@ class DatabaseFile:
             return
         yield self.wal
         disk.pwrite(self.mark, Mark(salts=state.wal_salts, end=state.wal_end, settled=False).encode(), 0)
-        if self._mark_settled:
+        if state.settled:
             yield self.mark
-            self._mark_settled = False
+            state.settled = False
         self.log_end = state.wal_end
 
     def fold(self) -> bool:
@@ -102,7 +104,10 @@ class DatabaseFile:
             total, copied = self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
             log.folding, log.folded = False, None
-        return total == copied
+        if total != copied:
+            return False
+        self.folded_end = self.log_end
+        return True
 
     def settling(self, *, whole: bool) -> Steps:
         """Steps: sync the main file, then say durably that the log may be overwritten."""
@@ -112,8 +117,8 @@ class DatabaseFile:
         disk, state = self.disk, self.disk.state(self.wal)
         disk.pwrite(self.mark, Mark(salts=state.wal_salts, end=0, settled=True).encode(), 0)
         yield self.mark
-        self._mark_settled = True
-        self.log_end = state.wal_end = 0
+        state.settled = True
+        self.log_end = self.folded_end = state.wal_end = 0
 
     def fold_and_settle(self) -> None:
         """Fold, then go the steps behind it."""
@@ -168,7 +173,7 @@ class DatabaseFile:
             self.sync_log()
             if self.log_end > WAL_HEADER_BYTES:
                 self.fold_and_settle()
-            whole = self._mark_settled
+            whole = self.disk.state(self.wal).settled
         finally:
             self.release()
         if whole:

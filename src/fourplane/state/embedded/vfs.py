@@ -64,7 +64,7 @@ class Faults:
 class FileState:
     """What the disk knows of one open file, shared by all connections to it."""
 
-    __slots__ = ("folded", "folding", "frames", "page_bytes", "path", "size", "wal_end", "wal_salts")
+    __slots__ = ("folded", "folding", "frames", "page_bytes", "path", "settled", "size", "wal_end", "wal_salts")
 
     def __init__(self, path: str, page_bytes: int) -> None:
         self.path = path
@@ -75,6 +75,7 @@ class FileState:
         self.folded: tuple[int, int] | None = None  # page number and CRC of the frame read last while folding
         self.wal_end = 0
         self.wal_salts = b"\0" * 8
+        self.settled = True  # whatever the log held is durable in the main file, and durably said to be
 
 
 class Disk:
@@ -362,6 +363,8 @@ class _LogFile(apsw.VFSFile):
         """Gather: the frames of one commit go to the disk in one call, when SQLite syncs and before it believes them."""
         state = self._state
         size = len(data)
+        if offset == 0 and size == WAL_HEADER_BYTES and not state.settled:
+            raise apsw.IOError(f"{state.path}: begins anew while the main file may lack what it holds")
         if not self._parts:
             self._parts_at = offset
         elif offset != self._parts_at + self._parts_bytes or self._parts_bytes + size > GATHERED_BYTES_MAX:
