@@ -32,6 +32,7 @@ import msgspec
 from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Rejected, Unavailable
 from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.prompt_future import PromptFuture
 from fourplane.state.arrays import KINDS, array, kind_of
 from fourplane.state.contracts import Sql, SqlValue, Statement
 
@@ -155,7 +156,7 @@ class SharedCommit:
             raise Unavailable("the store's writer is not running", code="writer_stopped")
         if len(self._waiting) >= self._settings.waiting_max:
             raise Overloaded(f"{len(self._waiting)} commits wait", retry_after_s=0.2)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = PromptFuture()
         self._waiting.append(_Caller(fences, works, future))
         if self._soon is not None:
             self._arrived()
