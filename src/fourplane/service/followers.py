@@ -7,6 +7,9 @@ having a `commit_many`: the decided transactions of a moment go to it together, 
 What a call could not do for some is done for each of them alone, again and again; the line goes on meanwhile. Bounds: at most
 `behind_max` transactions are behind before callers wait for their own (up to `confirm_s`), `batch_max` go in a call,
 `batches_max` calls are under way, so that one that hangs does not hold up the next.
+
+While more than `crowd` transactions wait for their decision, those that have theirs wait too, for up to `hold_s`: what a moment's
+standstill left behind is sooner done when nothing but that is done.
 """
 
 import asyncio
@@ -19,6 +22,8 @@ from fourplane.foundation import clock
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.service.participants import Follower, Transaction
 
+BATCHES_BEHIND = 4  # with more in line than so many, two go at a time, and so on
+
 
 class FollowerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far commits may be behind their answers, and how many go together."""
@@ -27,21 +32,25 @@ class FollowerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_max: int = 64
     batches_max: int = 4
     behind_max: int = 2_000
+    crowd: int = 48
+    hold_s: float = 0.25
 
 
 class _Decided:
-    __slots__ = ("names", "transaction", "waiter")
+    __slots__ = ("names", "since_s", "transaction", "waiter")
 
     def __init__(self, transaction: Transaction, names: Sequence[str]) -> None:
         self.transaction = transaction
         self.names = names
+        self.since_s = clock.monotonic_s()
         self.waiter: asyncio.Future[None] | None = None
 
 
 class Behind:
     """The line of decided transactions in front of the followers.
 
-    `alone` drives one transaction at the participants named until they have confirmed; `settled` hears that all have.
+    `alone` drives one transaction at the participants named until they have confirmed; `settled` hears that all have;
+    `undecided` tells how many wait for their decision.
     """
 
     def __init__(
@@ -51,7 +60,9 @@ class Behind:
         *,
         alone: Callable[[Transaction, Sequence[str]], Awaitable[None]],
         settled: Callable[[Transaction], None],
+        undecided: Callable[[], int],
     ) -> None:
+        self._undecided = undecided
         self._settings = settings
         self._followers = followers
         self._alone = alone
@@ -97,16 +108,29 @@ class Behind:
         settings = self._settings
         try:
             while self._waiting and self._tasks is not None:
-                await clock.sleep(settings.pace_s)
+                await self._pause()
                 while self._batches >= settings.batches_max:
                     self._less.clear()
                     await self._less.wait()
-                while self._waiting and self._batches < settings.batches_max and self._tasks is not None:
-                    most = min(len(self._waiting), settings.batch_max)
-                    self._batches += 1
-                    self._tasks.start(self._tell([self._waiting.popleft() for _ in range(most)]), "follow")
+                most = 1 + len(self._waiting) // (BATCHES_BEHIND * settings.batch_max)
+                for _ in range(min(most, settings.batches_max - self._batches)):
+                    batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), settings.batch_max))]
+                    if batch and self._tasks is not None:
+                        self._batches += 1
+                        self._tasks.start(self._tell(batch), "follow")
         finally:
             self._moving = False
+
+    async def _pause(self) -> None:
+        """Let more come, and a crowd go first."""
+        settings = self._settings
+        await clock.sleep(settings.pace_s)
+        while (
+            self._waiting
+            and self._undecided() > settings.crowd
+            and clock.monotonic_s() < self._waiting[0].since_s + settings.hold_s
+        ):
+            await clock.sleep(settings.pace_s)
 
     async def _tell(self, batch: list[_Decided]) -> None:
         """One call to each follower; what it leaves is driven alone."""

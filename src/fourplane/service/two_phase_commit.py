@@ -36,6 +36,7 @@ from fourplane.foundation import clock
 from fourplane.foundation.errors import Conflict, FourplaneError, Misconfigured, Overloaded, Unavailable
 from fourplane.foundation.ids import IdGenerator
 from fourplane.foundation.lifecycle import Tasks
+from fourplane.foundation.prompt_future import PromptFuture
 from fourplane.foundation.telemetry import Histogram
 from fourplane.service.decision_log import DecisionLog
 from fourplane.service.followers import Behind, FollowerSettings
@@ -138,8 +139,13 @@ class Coordinator:
             name: one for name, one in participants.items() if name not in self._agents and isinstance(one, Follower)
         }
         self._behind = Behind(
-            self._settings.followers, self._followers, alone=self._confirm_commit, settled=self._followed
+            self._settings.followers,
+            self._followers,
+            alone=self._confirm_commit,
+            settled=self._followed,
+            undecided=lambda: self._undecided,
         )
+        self._undecided = 0
         self._prepared = {name: f"{name} is prepared" for name in participants}
         self._tasks: Tasks | None = None
         self._open: set[int] = set()  # until everybody has confirmed
@@ -216,7 +222,7 @@ class Coordinator:
         assert len({branch.participant for branch in branches}) == len(branches) > 0, "one branch per participant"
         transaction = Transaction(self._ids.next(), self._name, self.epoch)
         self._open.add(transaction.id)
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = PromptFuture()
         self._callers[transaction.id] = future
         self._tasks.start(self._drive(transaction, branches, future), "transaction")
         return await future  # cancelling the caller cancels only this
@@ -265,6 +271,7 @@ class Coordinator:
     ) -> None:
         began = clock.monotonic_s()
         plan = _Plan(branches, self._agents, self._followers)
+        self._undecided += 1
         try:
             results = await self._prepare_and_decide(transaction, plan)
         except asyncio.CancelledError:
@@ -275,6 +282,8 @@ class Coordinator:
             self._close(transaction)
             _fail(future, error)
             return
+        finally:
+            self._undecided -= 1
         self._committed += 1
         self._unsettled += 1
         if plan.awaited:

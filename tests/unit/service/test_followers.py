@@ -154,3 +154,44 @@ def test_a_coordinator_that_stops_lets_go_of_callers_that_wait():
         assert isinstance(told, Unavailable)
 
     run_with_sql(main)
+
+
+def test_while_a_crowd_waits_for_decisions_the_decided_wait_too_but_not_for_long():
+    class Slow(Pieces):
+        """Votes when the test lets it."""
+
+        let = None
+
+        async def prepare(self, transaction, work):
+            if self.let is not None:
+                await self.let.wait()
+            return await super().prepare(transaction, work)
+
+    async def main(sql):
+        money, stock = FollowingPieces(sql, "money"), Slow(sql, "stock")
+        await money.make(1_000)
+        await stock.make(1_000)
+        followers = FollowerSettings(pace_s=0.002, crowd=5, hold_s=1.0)
+        settings = msgspec.structs.replace(QUICK, followers=followers)
+        parts = {"money": money, "stock": stock}
+        coordinator = Coordinator(sql, "checkout", parts, ids=IdGenerator(), settings=settings)
+        life = await started(coordinator)
+        stock.let = asyncio.Event()
+        both = [Branch("money", 1), Branch("stock", 1)]
+        crowd = [asyncio.ensure_future(coordinator.run(both)) for _ in range(6)]
+        await asyncio.sleep(0.02)
+        await coordinator.run(branches())
+        await asyncio.sleep(0.05)
+        assert money.together == [], "the crowd goes first"
+        async with asyncio.timeout(10.0):
+            while not money.together:
+                await asyncio.sleep(0.005)
+        assert not any(one.done() for one in crowd), "but not for ever"
+        stock.let.set()
+        await asyncio.gather(*crowd)
+        await coordinator.settle()
+        assert sum(money.together) == 7
+        await life.drain()
+        await life.stop()
+
+    run_with_sql(main)
