@@ -34,6 +34,7 @@ from fourplane.foundation import clock
 TARGETS_MAX: Final = 4_096
 SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
+NEARLY: Final = 0.75  # of the room of the highest class
 RESERVED: Final = 0.5  # of what the highest class took since the others last began: so much less of them begins
 RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
@@ -313,6 +314,11 @@ class Admission:
     def pressed(self) -> bool:
         """Whether so much has begun that only the highest class can have begun it: it needs all there is."""
         return self.in_flight - self.waiting > self.pace.running_max
+
+    @property
+    def full(self) -> bool:
+        """Whether the highest class has nearly all the room that is: soon it stands in line itself."""
+        return self.in_flight - self.waiting > NEARLY * self.pace.running_max * ROOM[0]
 
     def statistics(self) -> AdmissionStatistics:
         now_s = clock.monotonic_s()

@@ -23,6 +23,7 @@ import msgspec
 
 from fourplane.foundation import clock
 
+FULL: Final = 1.5  # times `rest_s_max`
 TICK_S: Final = 0.004
 LOOKS_MAX: Final = 16  # connections a tick; more where hundreds rest
 SHARE_MAX: Final = 32  # of the line, a tick
@@ -109,7 +110,7 @@ class Resting:
     def _tick(self) -> None:
         self._timer = None
         now_s, settings, line = clock.monotonic_s(), self._settings, self._line
-        waiting, pressed = self._crowd.waiting > 0, self._crowd.pressed
+        waiting, rest_s_min = self._crowd.waiting > 0, self._rest_s_min()
         oldest_s = now_s - line[0][0] if line else 0.0
         pace = settings.answers_per_s * max(1.0, oldest_s / settings.rest_s_max)
         if self._looks:
@@ -122,7 +123,7 @@ class Resting:
         before, most = owed, looks
         while line and looks > 0 and owed > 0.0:
             rested_s = now_s - line[0][0]
-            if waiting and rested_s < (settings.rest_s_max if pressed else settings.rest_s_min):
+            if waiting and rested_s < rest_s_min:
                 break
             _, connection, count = line.popleft()
             connection.read_again()
@@ -131,6 +132,12 @@ class Resting:
         self._expected, self._looks = before - owed, most - looks
         if line and self._loop is not None:
             self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _rest_s_min(self) -> float:
+        settings, crowd = self._settings, self._crowd
+        if crowd.full:
+            return FULL * settings.rest_s_max
+        return settings.rest_s_max if crowd.pressed else settings.rest_s_min
 
 
 class Crowd(Protocol):
@@ -141,3 +148,7 @@ class Crowd(Protocol):
     @property
     def pressed(self) -> bool:
         """Whether the highest class needs all there is."""
+
+    @property
+    def full(self) -> bool:
+        """Whether it needs more."""

@@ -332,6 +332,12 @@ def test_the_refused_are_left_unread_only_while_the_highest_class_takes_more_tha
         for _ in range(20):
             machine.turn()
         assert made.pressed
+        assert not made.full
+        for _ in range(40):
+            machine.arrive(Priority.CRITICAL, 0.0)
+        for _ in range(40):
+            machine.turn()
+        assert made.full
 
 
 def test_what_the_highest_class_takes_is_left_to_it_in_smaller_batches_of_the_others(monkeypatch):

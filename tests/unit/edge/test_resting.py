@@ -15,7 +15,8 @@ class Bench:
     """A loop with one timer, its clock, its crowd, and who was read again when."""
 
     def __init__(self, settings=SETTINGS, brings=1):
-        self.now_s, self.waiting, self.pressed, self.callback, self.read = 0.0, 1, False, None, []
+        self.now_s, self.waiting, self.callback, self.read = 0.0, 1, None, []
+        self.pressed = self.full = False
         self.brings = brings  # requests a guest has sent meanwhile, all refused
         self.resting = Resting(settings, self)
         self.resting.open(self)
@@ -117,6 +118,16 @@ def test_while_the_highest_class_needs_all_there_is_nobody_is_read_again_early()
     bench.pressed = False
     bench.run(0.09)
     assert len(bench.read) > 40
+
+
+def test_while_the_highest_class_has_no_room_left_they_rest_half_as_long_again_and_no_longer():
+    bench = Bench(RestingSettings())
+    bench.pressed = bench.full = True
+    bench.rest(*range(50))
+    bench.run(1.4)
+    assert bench.read == []
+    bench.run(0.2)
+    assert len(bench.read) == 50
 
 
 def test_few_are_read_in_one_tick_so_that_no_turn_is_full_of_them():
