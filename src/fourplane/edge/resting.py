@@ -10,7 +10,8 @@ The connections at rest are one line, first in, first out. What is answered to t
 connections, because who asks without waiting brings dozens at a time: as many as `answers_per_s` allows, with what
 others are refused meanwhile; none before `rest_s_min`. So for the time of one rest the refused cost a bounded share of the
 processor however many they are. While the highest class needs all there is (`pressed`) nobody is read again before
-`rest_s_max`: so what a short stall left behind is soon done. Whoever has rested longer than that makes the pace grow with his
+`rest_s_max`, and before half of that more while it has no room left (`full`): so what a short stall left behind is soon
+done. Whoever has rested longer than that makes the pace grow with his
 time, so nobody is forgotten, and who never heeds what he is told costs more again. Once nobody stands in line, all are read
 again within a few ticks.
 """

@@ -6,23 +6,6 @@ import pytest
 
 from fourplane.foundation.disk_sync import DiskSync
 
-LOOPS = [asyncio.new_event_loop]
-try:
-    import uvloop
-
-    LOOPS.append(uvloop.new_event_loop)
-except ImportError:
-    pass
-
-
-@pytest.fixture(params=LOOPS, ids=lambda make: make.__module__.partition(".")[0])
-def run(request):
-    def run_there(main):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(main(), 20))
-
-    return run_there
-
 
 @pytest.fixture
 def file(tmp_path):
@@ -38,7 +21,7 @@ def opened():
     return syncs
 
 
-def test_one_sync_after_another_is_told_on_the_loop(run, file):
+def test_one_sync_after_another_is_told_on_the_loop(run_on_each_loop, file):
     async def main():
         syncs, told = opened(), []
         for number in range(100):
@@ -49,10 +32,10 @@ def test_one_sync_after_another_is_told_on_the_loop(run, file):
         syncs.close()
         return told
 
-    assert run(main) == [None] * 100
+    assert run_on_each_loop(main) == [None] * 100
 
 
-def test_the_next_one_may_begin_where_the_last_is_told(run, file):
+def test_the_next_one_may_begin_where_the_last_is_told(run_on_each_loop, file):
     async def main():
         syncs, done, told = opened(), asyncio.get_running_loop().create_future(), []
 
@@ -68,10 +51,10 @@ def test_the_next_one_may_begin_where_the_last_is_told(run, file):
         syncs.close()
         return told
 
-    assert run(main) == [None] * 5
+    assert run_on_each_loop(main) == [None] * 5
 
 
-def test_a_second_file_is_synced_meanwhile_and_each_hears_of_its_own(run, file, tmp_path):
+def test_a_second_file_is_synced_meanwhile_and_each_hears_of_its_own(run_on_each_loop, file, tmp_path):
     async def main():
         syncs, told = opened(), []
         other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
@@ -92,10 +75,10 @@ def test_a_second_file_is_synced_meanwhile_and_each_hears_of_its_own(run, file, 
         os.close(other)
         return told
 
-    assert run(main) == [None] * 40
+    assert run_on_each_loop(main) == [None] * 40
 
 
-def test_what_cannot_be_synced_is_refused_and_the_next_file_is_taken(run, file):
+def test_what_cannot_be_synced_is_refused_and_the_next_file_is_taken(run_on_each_loop, file):
     async def main():
         syncs = opened()
         read, write = os.pipe()
@@ -108,10 +91,10 @@ def test_what_cannot_be_synced_is_refused_and_the_next_file_is_taken(run, file):
         assert await done is None
         syncs.close()
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_who_closes_waits_for_the_sync_under_way_and_tells_it(run, file):
+def test_who_closes_waits_for_the_sync_under_way_and_tells_it(run_on_each_loop, file):
     async def main():
         syncs, told = opened(), []
         os.pwrite(file, b"x" * 1_000_000, 0)
@@ -120,10 +103,10 @@ def test_who_closes_waits_for_the_sync_under_way_and_tells_it(run, file):
         assert told == [None]
         assert not syncs.begin(file, told.append), "closed"
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_nothing_is_left_open(run, file):
+def test_nothing_is_left_open(run_on_each_loop, file):
     async def main():
         before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
         for _ in range(50):
@@ -134,4 +117,4 @@ def test_nothing_is_left_open(run, file):
             syncs.close()
         assert len(os.listdir("/proc/self/fd")) == before
 
-    run(main)
+    run_on_each_loop(main)

@@ -7,23 +7,6 @@ import pytest
 
 from fourplane.foundation.prompt_future import PromptFuture
 
-LOOPS = [asyncio.new_event_loop]
-try:
-    import uvloop
-
-    LOOPS.append(uvloop.new_event_loop)
-except ImportError:
-    pass
-
-
-@pytest.fixture(params=LOOPS, ids=lambda make: make.__module__.partition(".")[0])
-def run(request):
-    def run_there(main):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(main(), 20))
-
-    return run_there
-
 
 async def waiting(future, heard, name="waiter"):
     """A task that waits for `future` already."""
@@ -40,7 +23,7 @@ async def waiting(future, heard, name="waiter"):
     return task
 
 
-def test_the_waiter_goes_on_before_the_setter_does_and_each_is_its_own_task(run):
+def test_the_waiter_goes_on_before_the_setter_does_and_each_is_its_own_task(run_on_each_loop):
     async def main():
         future, heard = PromptFuture(), []
         task = await waiting(future, heard)
@@ -50,10 +33,10 @@ def test_the_waiter_goes_on_before_the_setter_does_and_each_is_its_own_task(run)
         assert not task.cancelled()
         await task
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_the_same_from_a_callback_of_the_loop_that_is_no_task(run):
+def test_the_same_from_a_callback_of_the_loop_that_is_no_task(run_on_each_loop):
     async def main():
         future, heard, seen = PromptFuture(), [], []
 
@@ -66,10 +49,10 @@ def test_the_same_from_a_callback_of_the_loop_that_is_no_task(run):
         await task
         assert seen == [([("waiter", 2, "waiter")], None)]
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_an_error_is_raised_where_it_is_waited_for(run):
+def test_an_error_is_raised_where_it_is_waited_for(run_on_each_loop):
     async def main():
         future, heard = PromptFuture(), []
         task = await waiting(future, heard)
@@ -78,10 +61,10 @@ def test_an_error_is_raised_where_it_is_waited_for(run):
         with pytest.raises(ValueError, match="no"):
             await task
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_one_that_is_done_and_further_waiters_are_woken_as_usual(run):
+def test_one_that_is_done_and_further_waiters_are_woken_as_usual(run_on_each_loop):
     async def main():
         future, heard = PromptFuture(), []
         tasks = [await waiting(future, heard, name) for name in ("first", "second")]
@@ -91,10 +74,10 @@ def test_one_that_is_done_and_further_waiters_are_woken_as_usual(run):
         assert [name for name, *_ in heard] == ["first", "second"]
         assert await future == 3
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_a_wait_that_is_given_up_ends_in_its_own_turn_and_the_result_is_nobodys(run):
+def test_a_wait_that_is_given_up_ends_in_its_own_turn_and_the_result_is_nobodys(run_on_each_loop):
     async def main():
         future, heard = PromptFuture(), []
         task = await waiting(future, heard)
@@ -109,10 +92,10 @@ def test_a_wait_that_is_given_up_ends_in_its_own_turn_and_the_result_is_nobodys(
         shielded.set_result(4)
         assert shielded.result() == 4
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_a_callback_that_was_taken_back_is_not_called(run):
+def test_a_callback_that_was_taken_back_is_not_called(run_on_each_loop):
     async def main():
         future, called = PromptFuture(), []
         future.add_done_callback(called.append)
@@ -122,10 +105,10 @@ def test_a_callback_that_was_taken_back_is_not_called(run):
         await asyncio.sleep(0)
         assert called == []
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_a_waiter_that_asks_again_and_sets_others_goes_on_in_its_own_context(run):
+def test_a_waiter_that_asks_again_and_sets_others_goes_on_in_its_own_context(run_on_each_loop):
     name = contextvars.ContextVar("name")
 
     async def main():
@@ -153,10 +136,10 @@ def test_a_waiter_that_asks_again_and_sets_others_goes_on_in_its_own_context(run
         await asyncio.gather(*tasks)
         assert sorted(heard[3:]) == ["one", "two"]
 
-    run(main)
+    run_on_each_loop(main)
 
 
-def test_a_callback_that_fails_is_told_to_the_loop_and_not_to_the_setter(run):
+def test_a_callback_that_fails_is_told_to_the_loop_and_not_to_the_setter(run_on_each_loop):
     async def main():
         told, future = [], PromptFuture()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
@@ -165,4 +148,4 @@ def test_a_callback_that_fails_is_told_to_the_loop_and_not_to_the_setter(run):
         assert future.result() == 6
         assert [type(error) for error in told] == [ZeroDivisionError]
 
-    run(main)
+    run_on_each_loop(main)
