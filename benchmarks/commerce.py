@@ -132,6 +132,7 @@ async def serve(folder, profile, database):
         gateway,
         registry=registry,
         classify=gateway.classify,
+        first_lines=gateway.first_lines,
     )
     life = Lifecycle(registry)
     for name, part in (

@@ -286,6 +286,7 @@ class Deployment:
             registry=self.registry,
             sockets=gateway.open_socket,
             classify=gateway.classify,
+            first_lines=gateway.first_lines,
             inherited=inherited,
             name=name,
             behind=name != "http",

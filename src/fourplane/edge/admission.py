@@ -19,8 +19,9 @@ Invariant: `in_flight` equals the exchanges that stand in line or have begun, an
 """
 
 import asyncio
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -61,6 +62,14 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     overload: OverloadSettings = OverloadSettings()
 
 
+class FirstLines(msgspec.Struct, frozen=True):
+    """What tells the class of most first lines of one method at once."""
+
+    method: bytes
+    pattern: re.Pattern[bytes]  # of the whole line
+    classes: tuple[int, ...]  # by the number of the group that matched
+
+
 class AdmissionStatistics(msgspec.Struct, frozen=True):
     """What the admission did so far."""
 
@@ -95,7 +104,6 @@ class Admission:
         "_finished",
         "_first",
         "_held",
-        "_known",
         "_lines",
         "_loop",
         "_open",
@@ -121,6 +129,7 @@ class Admission:
         "classify",
         "exempt",
         "in_flight",
+        "known",
         "limit",
         "pace",
         "refuse",
@@ -160,7 +169,7 @@ class Admission:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_min = 1 << 62
         self._timer: asyncio.TimerHandle | None = None
-        self._known: dict[bytes, int] = {}
+        self.known: dict[bytes, int] = {}  # classes of plain targets of GETs
         self._paths: dict[bytes, int] = {}
         self._closed_from = CLASSES
         self.shed_at = 0
@@ -195,9 +204,9 @@ class Admission:
 
     def turns_away(self, method: bytes, target: bytes) -> bool:
         """Whether a request has to go again, by its first line; counts a refusal. Classes of GETs are remembered."""
-        priority = self._known.get(target) if method is GET else None
+        priority = self.known.get(target) if method is GET else None
         if priority is None:
-            priority = self._class_of(method, target)
+            priority = self.class_of(method, target)
         if priority < 0:
             return False
         self._asked[priority] += 1
@@ -206,20 +215,39 @@ class Admission:
         self._shed[priority] += 1
         return True
 
-    def turns_away_late(self, method: bytes, target: bytes) -> bool:
-        """The same for a request that came too early and is read late: only the highest class stays."""
-        priority = self._known.get(target) if method is GET else None
-        if priority is None:
-            priority = self._class_of(method, target)
-        if priority <= 0:
-            return False
-        self._asked[priority] += 1
-        self._shed[priority] += 1
-        return True
+    def shut(self) -> list[bool]:
+        """By class: whether a request has to go again at the moment; who turns some away says so (`turned_away`)."""
+        in_flight = self.in_flight
+        if in_flight < self.shed_at:
+            return [False] * CLASSES
+        return [
+            not (is_open and in_flight < threshold)
+            for is_open, threshold in zip(self._open, self._thresholds, strict=True)
+        ]
 
-    def turns_away_as(self, method: bytes, path: bytes) -> bool:
-        """The same for a request that no hot route answers."""
-        return not self.admits(self._class_of_path(method, path))
+    def let_in(self, priority: int) -> None:
+        """One of this class found its class not shut."""
+        if self.in_flight >= self.shed_at:
+            self._asked[priority] += 1
+
+    def turned_away(self, counts: Sequence[int]) -> int:
+        """So many of each class had to go; how many in all."""
+        for number, count in enumerate(counts):
+            if count:
+                self._asked[number] += count
+                self._shed[number] += count
+        return sum(counts)
+
+    def turns_away_as(self, method: bytes, path: bytes, *, late: bool = False) -> bool:
+        """The same for a request that no hot route answers; `late`: it came too early and is read late, so that only the
+        highest class stays.
+        """
+        priority = self._class_of_path(method, path)
+        if late and priority:
+            self._asked[priority] += 1
+            self._shed[priority] += 1
+            return True
+        return not self.admits(priority)
 
     def admits(self, priority: int) -> bool:
         """Whether one more of this class may come in now; counts a refusal."""
@@ -229,13 +257,14 @@ class Admission:
         self._shed[priority] += 1
         return False
 
-    def _class_of(self, method: bytes, target: bytes) -> int:
+    def class_of(self, method: bytes, target: bytes) -> int:
+        """The class of a plain request, below 0 where a hot route answers it."""
         path = target.partition(b"?")[0]
         priority = EXEMPT if self.exempt(method, path) else self._class_of_path(method, path)
         if method is GET:
-            if len(self._known) >= TARGETS_MAX:
-                self._known.clear()
-            self._known[target] = priority
+            if len(self.known) >= TARGETS_MAX:
+                self.known.clear()
+            self.known[target] = priority
         return priority
 
     def _class_of_path(self, method: bytes, path: bytes) -> int:

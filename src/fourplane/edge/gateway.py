@@ -8,6 +8,7 @@ Metrics cells are made when the table is built. Other ASGI applications can be m
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
@@ -15,12 +16,13 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from fourplane.edge import api_page, openapi
+from fourplane.edge.admission import FirstLines
 from fourplane.edge.asgi import AsgiApp, Receive, Scope, Send, streaming
 from fourplane.edge.deadlines import HandlerClock
 from fourplane.edge.exchange import ClientGone, Exchange
 from fourplane.edge.gate_checks import HostCheck, origin_passes, request_id, session_token
 from fourplane.edge.http_answers import answer, error_body
-from fourplane.edge.http_request import HttpRequest
+from fourplane.edge.http_request import PLAIN_REST, HttpRequest
 from fourplane.edge.neighbour import Neighbour
 from fourplane.edge.rate_limit import RateLimit
 from fourplane.edge.replies import Headers, allow_hosts, send_error, send_result, whole_error, whole_result
@@ -315,6 +317,14 @@ class Gateway:
             return Priority.USER
         served = found.get(method.decode("latin-1"))
         return Priority.USER if served is None else served.route.priority
+
+    def first_lines(self, method: str) -> FirstLines | None:
+        """The same for most whole first lines of one method, in a third of the time."""
+        expression, served = self._table.expression(method)
+        if not served:
+            return None
+        pattern = re.compile(f"{method} {expression}{PLAIN_REST}".encode())
+        return FirstLines(method.encode(), pattern, (Priority.USER, *(one.route.priority for one in served)))
 
     async def open_socket(self, request: HttpRequest) -> SocketPlan | Tunnel | bytes:
         """Decide about one WebSocket."""

@@ -13,22 +13,27 @@ counts a sixteenth), so that no connection keeps the loop for itself.
 import re
 from typing import TYPE_CHECKING, Final
 
+from fourplane.edge.admission import CLASSES
 from fourplane.edge.http_request import (
     FIRST_OF_GET,
     GET,
-    MAY_BE_PLAIN,
+    PLAIN_BLOCK,
     PLAIN_GET,
-    PLAIN_HEAD,
+    PLAIN_LINE,
+    HotAnswer,
+    HttpRequest,
     made_request,
 )
+from fourplane.foundation.disk_sync import give_way
 
 if TYPE_CHECKING:
     from fourplane.edge.http_protocol import HttpProtocol
 
 HEAD_END: Final = b"\r\n\r\n"
-SEEN_MAX: Final = 2_048  # plain GETs a server remembers
+SEEN_MAX: Final = 2_048  # plain GETs a server remembers, and blocks of fields
 SEEN_BYTES_MAX: Final = 1_024  # each
 FRESH_BYTES: Final = 2_048
+NO_LENGTH: Final = -1
 FOR_OTHERS: Final = re.compile(rb"\r\n(?:via|(?:x-)?forwarded[-a-z]*):", re.IGNORECASE)
 
 
@@ -51,111 +56,182 @@ def take_plain(connection: "HttpProtocol", data: bytes, method: bytes, target: b
     server, admission = connection.server, connection.admission
     if server.draining or (len(data) > connection.plain_max and not _fits(connection, data, target, body)):
         return False
+    connection.deadline_tick = server.deadlines.now + server.idle_ticks
+    answer: HotAnswer
     if admission.in_flight >= admission.shed_at and admission.turns_away(method, target):
-        told = server.turned_away(data, target) if method is GET else server.refusal()
-        connection.transport.write(told)
-        connection.deadline_tick = server.deadlines.now + server.idle_ticks
-        if admission.waiting and told is admission.rejection:
-            server.resting.told += 1
-            _come_again(connection, data, 1)
+        answer = server.turned_away(data, target) if method is GET else server.refusal()
+    else:
+        request = made_request(data, method, target, body, connection.peer)
+        answer = _at_once(connection, data, request)
+        if answer is None:
+            _begin(connection, request)
+    if answer is None:
         return True
-    _serve(connection, data, method, target, body)
+    _write(connection, answer)
+    if answer is admission.rejection:
+        server.resting.told += 1
+        _come_again(connection, data, 1)
     return True
 
 
 def take_run(connection: "HttpProtocol", data: bytes, position: int) -> tuple[int, int]:
     """Take the plain requests from `position` on, until one begins an exchange; where the next begins, and what they cost."""
     server, admission = connection.server, connection.admission
-    size, most, cost = len(data), server.settings.burst_max, 0
+    size, most, cost, refused = len(data), server.settings.burst_max, 0, 0
     told: list[bytes] = []
-    refused = 0
+    rejection, room = admission.rejection, server.room
+    shut, counts = admission.shut(), [0] * CLASSES
     fresh_from = size - FRESH_BYTES if connection.early else 0
+    connection.deadline_tick = server.deadlines.now + server.idle_ticks
     while position < size and cost + (len(told) >> 4) < most and not server.draining:
         found = _plain_at(connection, data, position)
         if found is None:
             break
-        method, target, head_end, end = found
-        if (admission.in_flight >= admission.shed_at and admission.turns_away(method, target)) or (
-            position < fresh_from and admission.turns_away_late(method, target)
-        ):
-            answer = server.turned_away(data[position:end], target) if method is GET else server.refusal()
-            refused += answer is admission.rejection
-            told.append(answer)
+        priority, method, target, head_end, end = found
+        late = position < fresh_from
+        if priority >= 0 and (shut[priority] or (late and priority > 0)):
+            counts[priority] += 1
+            instead = None if room is None or method is not GET else room.instead(data[position:end], target)
+            told.append(instead or rejection)
             position = end
             continue
+        whole = data[position:end]
+        request = made_request(whole, method, target, data[head_end:end], connection.peer)
+        answer = _at_once(connection, whole, request, late=late)
+        position = end
+        if answer is rejection:
+            told.append(rejection)
+            continue
         if told:
-            connection.transport.write(b"".join(told))
+            refused += _tell(connection, told)
             cost += len(told) >> 4
             told.clear()
         cost += 1
-        _serve(connection, data[position:end], method, target, data[head_end:end])
-        position = end
-        if connection.exchange is not None or connection.write_paused:
+        if answer is None:
+            if priority >= 0:
+                admission.let_in(priority)
+            _begin(connection, request)
             break
+        _write(connection, answer)
+        if connection.write_paused:
+            break
+    give_way()
     if told:
+        refused += _tell(connection, told)
+    server.shed_total.value += admission.turned_away(counts)
+    if refused:
         server.resting.told += refused
-        connection.transport.write(b"".join(told))
-        connection.deadline_tick = server.deadlines.now + server.idle_ticks
-        if position == size and refused and admission.waiting:
+        if position == size and connection.exchange is None:
             _come_again(connection, data, refused)
     return position, cost + (len(told) >> 4)
 
 
-def _plain_at(connection: "HttpProtocol", data: bytes, position: int) -> tuple[bytes, bytes, int, int] | None:
-    """Method, target, end of the head and end of the plain request at `position`, if all of it lies here."""
-    first = data[position]
-    if first == FIRST_OF_GET:
-        head_end = end = data.find(HEAD_END, position) + 4
-        if end < 4:
-            return None
-        head = data[position:end]
-        method, target = GET, connection.seen.get(head)
-        if target is None:
-            target = plain_target(connection, head)
-            if target is None:
-                return None
-    elif first in MAY_BE_PLAIN:
-        found = PLAIN_HEAD.match(data, position)
-        if found is None:
-            return None
-        head_end = found.end()
-        end = head_end + int(found[4] or found[5] or 0)
-        if end > len(data):
-            return None
-        method, target = found[1], found[2]
-    else:
+def _plain_at(connection: "HttpProtocol", data: bytes, position: int) -> tuple[int, bytes, bytes, int, int] | None:
+    """Class (`EXEMPT`: a hot route's), method, target, end of the head and end of the plain request at `position`, if all of it
+    lies here.
+    """
+    line_end = data.find(b"\r\n", position)
+    head_end = end = data.find(HEAD_END, line_end) + 4
+    if line_end < 0 or head_end < 4:
         return None
+    length = _length(connection, data[line_end:head_end])
+    if length is None:
+        return None
+    line = _line_at(connection, data, position, line_end)
+    if line is None:
+        return None
+    priority, method, target = line
+    if length != NO_LENGTH:
+        end += length
+        if method is GET or end > len(data):
+            return None
     if end - position > connection.plain_max and not _fits(connection, data[position:end], target, data[head_end:end]):
         return None
-    return method, target, head_end, end
+    return priority, method, target, head_end, end
 
 
-def _serve(connection: "HttpProtocol", data: bytes, method: bytes, target: bytes, body: bytes) -> None:
-    """Answer an admitted request by its hot route, or give it to the application."""
-    server = connection.server
-    request = made_request(data, method, target, body, connection.peer)
-    connection.deadline_tick = server.deadlines.now + server.idle_ticks
-    hot = server.hot_handler(method, request.path)
-    if hot is not None:
-        answered = hot(request)
-        if answered is not None:
-            server.hot_total.value += 1
-            if isinstance(answered, tuple):
-                connection.transport.writelines(answered)
-            else:
-                connection.transport.write(answered)
-            return
-        admission = connection.admission
-        if admission.in_flight >= admission.shed_at and admission.turns_away_as(method, request.path):
-            connection.transport.write(server.turned_away(data, target) if method is GET else server.refusal())
-            return
+def _line_at(connection: "HttpProtocol", data: bytes, position: int, line_end: int) -> tuple[int, bytes, bytes] | None:
+    """Class, method and target of the first line that lies there, None where it is not plain."""
+    admission = connection.admission
+    if data[position] == FIRST_OF_GET:
+        target = data[position + 4 : line_end - 9]
+        priority = admission.known.get(target)
+        if priority is None:
+            return (
+                (admission.class_of(GET, target), GET, target)
+                if PLAIN_LINE.fullmatch(data, position, line_end)
+                else None
+            )
+        if data.startswith(b"GET ", position) and data.startswith(b" HTTP/1.1", line_end - 9):
+            return priority, GET, target
+        return None
+    lines = connection.server.lines.get(data[position : position + 4])
+    found = None if lines is None else lines.pattern.fullmatch(data, position, line_end)
+    if lines is not None and found is not None:
+        method = lines.method
+        return lines.classes[found.lastindex or 0], method, data[position + len(method) + 1 : line_end - 9]
+    found = PLAIN_LINE.fullmatch(data, position, line_end)
+    return None if found is None else (admission.class_of(found[1], found[2]), found[1], found[2])
+
+
+def _length(connection: "HttpProtocol", block: bytes) -> int | None:
+    """The body's length by these fields, `NO_LENGTH` where they tell none, None where they are not plain. Clients say the same
+    ones again and again, so those seen lately are remembered.
+    """
+    blocks = connection.server.blocks
+    length = blocks.get(block)
+    if length is None:
+        found = PLAIN_BLOCK.fullmatch(block)
+        if found is None:
+            return None
+        told = found[2] or found[3]
+        length = NO_LENGTH if told is None else int(told)
+        if len(block) <= SEEN_BYTES_MAX:
+            if len(blocks) >= SEEN_MAX:
+                blocks.clear()
+            blocks[block] = length
+    return length
+
+
+def _at_once(connection: "HttpProtocol", data: bytes, request: HttpRequest, *, late: bool = False) -> HotAnswer:
+    """What a hot route says, or a refusal of what it leaves to the application; None where that is to be asked."""
+    server, admission = connection.server, connection.admission
+    method, path = request.method, request.path
+    hot = server.hot_handler(method, path)
+    if hot is None:
+        return None
+    answer = hot(request)
+    if answer is not None:
+        server.hot_total.value += 1
+    elif (late or admission.in_flight >= admission.shed_at) and admission.turns_away_as(method, path, late=late):
+        answer = server.turned_away(data, request.target) if method is GET else server.refusal()
+    return answer
+
+
+def _begin(connection: "HttpProtocol", request: HttpRequest) -> None:
+    """Give an admitted request to the application."""
     connection.request = request
-    connection.exchange = server.begin_exchange(connection, request, whole=True)
+    connection.exchange = connection.server.begin_exchange(connection, request, whole=True)
+
+
+def _write(connection: "HttpProtocol", answer: bytes | tuple[bytes | memoryview, ...]) -> None:
+    if isinstance(answer, tuple):
+        connection.transport.writelines(answer)
+    else:
+        connection.transport.write(answer)
+
+
+def _tell(connection: "HttpProtocol", told: list[bytes]) -> int:
+    """Write several answers at once; how many of them are the plain refusal."""
+    connection.transport.write(b"".join(told))
+    return told.count(connection.admission.rejection)
 
 
 def _come_again(connection: "HttpProtocol", data: bytes, count: int) -> None:
-    """A connection was refused `count` times: when it was told so already, it rests."""
+    """A connection was refused `count` times: when it was told so already, and others stand in line, it rests."""
     server = connection.server
+    if not connection.admission.waiting:
+        return
     now = server.deadlines.now
     early, connection.told_tick = count > 1 or now < connection.told_tick, now + server.retry_ticks
     if early and server.resting.wanted and FOR_OTHERS.search(data, 0, data.find(HEAD_END)) is None:

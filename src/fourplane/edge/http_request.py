@@ -15,14 +15,18 @@ _FIELDS = (
     + _NOT_PLAIN
     + rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n|(?i:connection): keep-alive\r\n)*+"
 )
+PLAIN_REST: Final = r"(?:\?[!\"$-~]*+)? HTTP/1\.1"  # of a first line behind its path
 _TARGET = rb" (/[!\"$-~]*+) HTTP/1\.1\r\n"
 _HOST = rb"(?i:host):[ \t]*+([-a-zA-Z0-9._~:\[\]%!$&'()*+,;=]{1,255}+)[ \t]*+\r\n"
 _LENGTH = rb"(?i:content-length):[ \t]*+([0-9]{1,7}+)[ \t]*+\r\n"
-PLAIN_GET: Final = re.compile(rb"GET" + _TARGET + _FIELDS + _HOST + _FIELDS + rb"\r\n")
-PLAIN_HEAD: Final = re.compile(  # of a request that may have a body: method, target, host and length, or length and host
-    rb"(POST|PUT|PATCH|DELETE)" + _TARGET + _FIELDS
+_BLOCK = (  # the fields of a request that may have a body: host and length, or length and host
+    _FIELDS
     + rb"(?:" + _HOST + _FIELDS + rb"(?:" + _LENGTH + _FIELDS + rb")?|" + _LENGTH + _FIELDS + _HOST + _FIELDS + rb")\r\n"
 )  # fmt: skip
+PLAIN_GET: Final = re.compile(rb"GET" + _TARGET + _FIELDS + _HOST + _FIELDS + rb"\r\n")
+PLAIN_HEAD: Final = re.compile(rb"(POST|PUT|PATCH|DELETE)" + _TARGET + _BLOCK)
+PLAIN_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE)" + _TARGET.removesuffix(rb"\r\n"))
+PLAIN_BLOCK: Final = re.compile(rb"\r\n" + _BLOCK)  # what follows a plain first line
 GET: Final = b"GET"
 FIRST_OF_GET: Final = GET[0]
 MAY_BE_PLAIN: Final = frozenset(b"PD")  # how those methods begin

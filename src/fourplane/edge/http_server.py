@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fourplane.edge.admission import Admission, AdmissionSettings
+from fourplane.edge.admission import Admission, AdmissionSettings, FirstLines
 from fourplane.edge.asgi import AsgiApp, AsgiExchange, http_scope
 from fourplane.edge.deadlines import TICK_S, Deadlines
 from fourplane.edge.exchange import ClientGone, Exchange, TypedApp
@@ -28,6 +28,7 @@ from fourplane.edge.routes import Priority
 from fourplane.edge.waiting_room import WaitingRoom
 from fourplane.edge.websocket import SocketDoor, serve_socket
 from fourplane.foundation import clock, network
+from fourplane.foundation.disk_sync import give_way
 from fourplane.foundation.errors import Misconfigured
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.telemetry import Registry
@@ -62,6 +63,9 @@ class HttpServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     socket_deflate: bool = True
 
 
+BODY_METHODS = ("POST", "PUT", "PATCH", "DELETE")
+
+
 class HttpServerStatistics(msgspec.Struct, frozen=True):
     """What the server did and holds."""
 
@@ -88,12 +92,16 @@ class HttpServer:
         registry: Registry,
         sockets: SocketDoor | None = None,
         classify: Callable[[bytes, bytes], Priority] | None = None,
+        first_lines: Callable[[str], FirstLines | None] | None = None,
         tls: ssl.SSLContext | None = None,
         inherited: socket.socket | None = None,
         name: str = "http",
         behind: bool = False,
     ) -> None:
-        """`behind`: only other workers connect here, over a Unix socket, and tell whom they speak for (neighbour.py)."""
+        """`first_lines`: what tells the class of most first lines of one method as `classify` does, but at once.
+
+        `behind`: only other workers connect here, over a Unix socket, and tell whom they speak for (neighbour.py).
+        """
         self.settings = settings
         self.registry = registry
         self.admission = Admission(settings.admission, classify)
@@ -104,6 +112,8 @@ class HttpServer:
         self.resting = Resting(settings.resting, self.admission)
         self.room: WaitingRoom | None = None
         self.seen: dict[bytes, bytes] = {}  # whole plain GETs seen lately, and their targets
+        self.blocks: dict[bytes, int] = {}  # plain fields seen lately, and the body's length
+        self.lines: dict[bytes, FirstLines] = {}  # by the first four bytes of a method
         self.draining = False
         self.passing: HttpPassing | None = None  # to other workers
         self.scheme = "https" if tls is not None else "http"
@@ -112,6 +122,9 @@ class HttpServer:
         self._typed: TypedApp | None = cast("TypedApp", app) if isinstance(app, TypedApp) else None
         self._behind = behind
         self._sockets = sockets
+        for method in BODY_METHODS:
+            if first_lines is not None and (lines := first_lines(method)) is not None:
+                self.lines[_mark(lines.method)] = lines
         self._tasks: Tasks | None = None
         self._connections: dict[HttpProtocol, None] = {}
         self._hot_exact: dict[bytes, dict[bytes, HotHandler]] = {}
@@ -159,6 +172,7 @@ class HttpServer:
         `again`: in the place of the one that is there.
         """
         verb, place = method.encode(), path.encode()
+        self.lines.pop(_mark(verb), None)  # hot ones are never turned away
         if place.endswith(b"*"):
             prefixes = self._hot_prefix.setdefault(verb, [])
             if again:
@@ -319,6 +333,7 @@ class HttpServer:
 
     async def _run(self, exchange: Exchange, work: Any) -> None:
         failed = False
+        give_way()
         try:
             if isinstance(exchange, AsgiExchange):
                 await self._app(work, exchange.receive, exchange.send)
@@ -342,3 +357,8 @@ class HttpServer:
             self.registry.event("error", "http", f"a WebSocket handler failed: {error!r}")
         finally:
             self._socket_count -= 1
+
+
+def _mark(method: bytes) -> bytes:
+    """How a first line of this method begins."""
+    return (method + b" ")[:4]

@@ -6,6 +6,7 @@ the path, not with the number of routes: 1.5 us a look-up for 4 or 400 routes, w
 costs 0.4 us for every route it passes.
 """
 
+import re
 from typing import Generic, TypeVar
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from fourplane.foundation.errors import Misconfigured
 
 T = TypeVar("T")
 SEGMENTS_MAX = 32
+PLAIN_SEGMENT = r"[!\"$&-.0->@-~]++"  # neither empty nor with a slash, a question mark or a percent sign
 
 
 class _Node(Generic[T]):
@@ -109,6 +111,25 @@ class RouteTable(Generic[T]):
                 return node.methods or None
         answer = self.find(path)
         return None if answer is None else answer[0]
+
+    def expression(self, method: str) -> tuple[str, list[T]]:
+        """A regular expression of the raw paths that lead to this verb with no choice on their way, a group each, and what
+        serves them; `find` says the same of these. A third of its cost, for who asks only which.
+        """
+        served: list[T] = []
+
+        def below(node: _Node[T]) -> str:
+            ways = []
+            if method in node.methods:
+                served.append(node.methods[method])
+                ways.append("()")
+            if node.tail is None and not (node.child is not None and node.fixed):
+                ways += [f"/{re.escape(segment)}{rest}" for segment, one in node.fixed.items() if (rest := below(one))]
+                if node.child is not None and (rest := below(node.child)):
+                    ways.append(f"/{PLAIN_SEGMENT}{rest}")
+            return f"(?:{'|'.join(ways)})" if ways else ""
+
+        return below(self._root), served
 
     def _find_ambiguous(self, segments: list[str]) -> tuple[dict[str, T], dict[str, str]] | None:
         """The same where a segment could go two ways: take one, come back if it leads nowhere."""

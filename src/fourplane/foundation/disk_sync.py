@@ -4,8 +4,13 @@ A thread that waits for the disk needs the interpreter's lock three times a sync
 millisecond after it was asked. Linux needs no thread: the kernel syncs, and makes a descriptor readable when it is through,
 which the loop sees as it sees a connection.
 
+The kernel's worker that syncs has the processor of who asked, and a busy loop keeps it: the sync begins, and its end is told,
+at the next tick of the scheduler, up to 4 ms later each. So who has much to do says between two steps that others may have a
+moment (`give_way`); a sync beside a busy loop takes 0.5 ms then, not 3.5.
+
 Elsewhere (another system, a kernel that refuses, a simulated loop) there is no `DiskSync`, and a `Worker` waits instead.
-Bounds: `SYNCS_MAX` under way at a time, told as they end. Cost: 25 us of the loop a sync; `docs/decisions/0013` has the figures.
+Bounds: `SYNCS_MAX` under way at a time, told as they end. Cost: 25 us of the loop a sync; `docs/decisions/0013` and `0015` have
+the figures.
 Source: io_submit(2), linux/aio_abi.h (IOCB_CMD_FDSYNC, Linux 4.18).
 """
 
@@ -18,6 +23,8 @@ import struct
 import sys
 from collections.abc import Callable
 
+from fourplane.foundation import clock
+
 Told = Callable[[OSError | None], object]
 
 # io_setup, io_destroy, io_submit, io_getevents
@@ -28,6 +35,37 @@ _REQUEST = struct.Struct("<QIIHhIQQqQII")
 _EVENT = struct.Struct("<QQqq")  # what the request was named, the request, 0 or an error below, nothing
 SYNCS_MAX = 2  # a log's and its main file's
 TRIES_MAX = 1_000
+WAYS_S = 0.0001  # between two
+LONG_S = 0.0005  # longer than the kernel's worker needs: a stranger had the processor
+STRANGERS_SHARE = 0.03  # of the time, at most, for such
+
+
+class Ways:
+    """When this process lets the kernel's worker have its processor: while a sync is under way, every tenth of a millisecond at
+    most, and seldom where a stranger takes it instead. Cost: 0.05 us where none is under way, else 0.4.
+    """
+
+    __slots__ = ("_next_s", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self._next_s = 0.0
+
+    def give(self) -> None:
+        """Somebody else may have a moment now."""
+        if not self.under_way:
+            return
+        now_s = clock.monotonic_s()
+        if now_s < self._next_s:
+            return
+        os.sched_yield()
+        ended_s = clock.monotonic_s()
+        took_s = ended_s - now_s
+        self._next_s = ended_s + (WAYS_S if took_s < LONG_S else took_s / STRANGERS_SHARE)
+
+
+_WAYS = Ways()
+give_way = _WAYS.give
 
 
 class DiskSync:
@@ -66,6 +104,8 @@ class DiskSync:
         if _call(_NUMBERS[2], self._context, 1, ctypes.addressof(self._requests)) != 1:
             return False
         self._told[self._free.pop()] = told
+        _WAYS.under_way += 1
+        give_way()
         return True
 
     def close(self) -> None:
@@ -78,6 +118,7 @@ class DiskSync:
                 break
             ended += self._have_ended(1)
         silent = OSError(errno.EIO, "the kernel does not say how the sync ended")
+        _WAYS.under_way -= len(self._told)
         ended += [(told, silent) for told in self._told.values()]
         self._told.clear()
         if not self._loop.is_closed():
@@ -104,6 +145,7 @@ class DiskSync:
         for at in range(count):
             name, _, result, _ = _EVENT.unpack_from(self._ended, at * _EVENT.size)
             self._free.append(name)
+            _WAYS.under_way -= 1
             ended.append((self._told.pop(name), OSError(-result, os.strerror(-result)) if result < 0 else None))
         return ended
 

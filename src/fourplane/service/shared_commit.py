@@ -30,6 +30,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from fourplane.foundation import clock
+from fourplane.foundation.disk_sync import give_way
 from fourplane.foundation.errors import Conflict, FourplaneError, Overloaded, Rejected, Unavailable
 from fourplane.foundation.lifecycle import Tasks
 from fourplane.foundation.prompt_future import PromptFuture
@@ -462,6 +463,7 @@ def _tell(batch: Sequence[_Caller]) -> None:
     for caller in batch:
         if not caller.future.done():
             caller.future.set_result(None)
+            give_way()
 
 
 def _fail(future: "asyncio.Future[None]", error: BaseException) -> None:

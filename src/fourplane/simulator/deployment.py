@@ -324,6 +324,7 @@ class SimulatedDeployment:
             registry=registry,
             sockets=self._gateway.open_socket,
             classify=self._gateway.classify,
+            first_lines=self._gateway.first_lines,
         )
         for name, part in (*shared, ("system", built.system), ("http", server)):
             lifecycle.add(name, part)

@@ -144,6 +144,7 @@ async def build(
         gateway,
         registry=registry,
         classify=gateway.classify,
+        first_lines=gateway.first_lines,
     )
     life = Lifecycle(registry)
     for name, part in (

@@ -7,8 +7,10 @@ import pytest
 from tests.unit.edge.serving import HOST, answers, echo_app, serving, settings, talk
 
 from fourplane.edge.admission import AdmissionSettings
+from fourplane.edge.gateway import Gateway
 from fourplane.edge.resting import RestingSettings
-from fourplane.edge.routes import Priority
+from fourplane.edge.routes import Priority, Reply, Route
+from fourplane.foundation.telemetry import Registry
 
 
 def classify(_method, path):
@@ -136,3 +138,93 @@ def test_of_what_came_while_a_connection_rested_only_the_last_has_a_chance_and_o
     assert found.count(503) > 300
     assert found[-1] == 200
     assert set(after) == {200}, "what comes now is not late"
+
+
+async def ordered(call):
+    return Reply(call.params["cart"].encode() + call.body, status=201)
+
+
+def shop():
+    """A gateway with carts, orders of them, and pages."""
+    paths = [("POST", "/carts/{cart}/lines", 1), ("POST", "/carts/{cart}/orders", 0), ("PUT", "/carts/{cart}", 1)]
+    paths.append(("GET", "/p/{cart}", 1))
+    doors = [Route(method, path, ordered, path, body=None if method == "GET" else bytes, priority=Priority(number))
+             for method, path, number in paths]  # fmt: skip
+    return Gateway(doors, None, registry=Registry())
+
+
+def posted(method, path, body=b""):
+    return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (method, path, HOST, len(body), body)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_in_a_run_each_first_line_says_who_goes_again(known):
+    hidden = posted(b"POST", b"/carts/0/orders")
+    line = [posted(b"POST", b"/carts/%d/lines?country=PT" % number, hidden) for number in range(30)]
+    order = posted(b"POST", b"/carts/7/orders?a=/lines", b"!")
+    strange = posted(b"POST", b"/carts/%37/orders", b"?")  # the table has to look
+    put, page = posted(b"PUT", b"/carts/1", b"x"), b"GET /p/1 HTTP/1.1\r\n" + HOST + b"\r\n"
+    nowhere = posted(b"DELETE", b"/carts/1")
+
+    async def main():
+        gateway = shop()
+        lines = gateway.first_lines if known else None
+        async with serving(gateway, classify=gateway.classify, first_lines=lines) as server:
+            server.admission.close_from(Priority.USER)
+            message = b"".join(line) + order + put + page + strange + nowhere + order + line[0]
+            found = answers(await talk(server.port, message))
+            statistics = server.admission.statistics()
+            assert server.statistics().shed == sum(statistics.shed)
+        gateway.close()
+        return found, statistics
+
+    found, statistics = asyncio.run(main())
+    assert [one.status for one in found] == [503] * 30 + [201, 503, 503, 201, 503, 201, 503]
+    assert [one.body for one in found if one.status == 201] == [b"7!", b"7?", b"7!"]
+    assert statistics.shed == (0, 34, 0, 0)
+
+
+def test_a_hot_route_of_a_method_is_asked_though_its_class_is_closed():
+    async def main():
+        gateway = shop()
+        hot = [
+            ("POST", "/carts/*", lambda request: b"HTTP/1.1 204 No Content\r\n\r\n" if b"hot" in request.path else None)
+        ]
+        async with serving(gateway, classify=gateway.classify, first_lines=gateway.first_lines, hot=hot) as server:
+            server.admission.close_from(Priority.USER)
+            cold, warm = posted(b"POST", b"/carts/1/lines"), posted(b"POST", b"/carts/hot/lines")
+            found = answers(await talk(server.port, cold + warm + cold + warm))
+        gateway.close()
+        return [one.status for one in found]
+
+    assert asyncio.run(main()) == [503, 204, 503, 204]
+
+
+def test_what_a_hot_route_leaves_to_the_application_is_refused_with_the_others_and_rests():
+    async def main():
+        async with crowded() as (server, reader, writer):
+            server.hot("GET", "/crawl", lambda _request: None)
+            writer.write((b"GET /crawl HTTP/1.1\r\n" + HOST + b"\r\n") * 40)
+            said = b""
+            for _ in range(40):
+                said += await reader.readuntil(b"}}}")
+            resting = server.statistics().resting
+            server.resting.close()
+            return [one.status for one in answers(said)], resting
+
+    assert asyncio.run(main()) == ([503] * 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "status"),
+    [
+        (b"GETS/crawl HTTP/1.1", b"", 501),
+        (b"GET /crawl HTTP/1.0", b"", 503),
+        (b"GET /crawl HTTP/9.1", b"", 400),
+        (b"GET /crawl HTTP/1.1", b"Content-Length: 3\r\n", 503),
+    ],
+)
+def test_what_only_resembles_a_line_that_was_seen_before_is_looked_at_and_ends_the_connection(line, fields, status):
+    crawl, pay = (b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n" for path in (b"/crawl", b"/pay"))
+    found, _ = said(crawl * 2 + line + b"\r\n" + HOST + fields + b"\r\n" + b"a=b" * bool(fields) + pay)
+    assert [one.status for one in found] == [503, 503, status]

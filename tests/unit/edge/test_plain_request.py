@@ -4,7 +4,7 @@ import httptools
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fourplane.edge.http_request import PLAIN_HEAD, plain_request
+from fourplane.edge.http_request import PLAIN_BLOCK, PLAIN_GET, PLAIN_HEAD, PLAIN_LINE, plain_request
 
 LINES = st.sampled_from(
     [
@@ -82,3 +82,20 @@ def test_common_requests_are_taken():
 def test_an_empty_length_is_not_plain():
     for field in (b"Content-Length:", b"Content-Length: "):
         assert PLAIN_HEAD.match(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + field + b"\r\n\r\nGET /b") is None
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.sampled_from([b"GET", b"POST", b"PUT", b"get", b"GETS"]), TARGETS, st.lists(LINES, max_size=6))
+@example(b"POST", b"/", [b"Host: localhost", b"Content-Length: 3"])
+def test_line_and_fields_by_themselves_are_as_strict_as_the_whole_head(method, target, lines):
+    line = method + b" " + target + b" HTTP/1.1"
+    block = b"".join(b"\r\n" + line for line in lines) + b"\r\n\r\n"
+    first, fields = PLAIN_LINE.fullmatch(line), PLAIN_BLOCK.fullmatch(block)
+    whole = PLAIN_GET.fullmatch(line + block) or PLAIN_HEAD.fullmatch(line + block)
+    if method == b"GET" and fields is not None and (fields[2] or fields[3]) is not None:
+        fields = None  # a GET with a length is for the parser
+    assert (first is not None and fields is not None) == (whole is not None)
+    if whole is not None:
+        assert first[2] == target
+        if method != b"GET":
+            assert (whole[4] or whole[5]) == (fields[2] or fields[3])

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +84,30 @@ def test_a_path_is_found_exactly_when_some_route_matches(routes, path):
         one for one in routes if len(one) == len(path) and all(a in (b, "{x}") for a, b in zip(one, path, strict=True))
     ]
     assert (made.find("/" + "/".join(path)) is not None) == bool(matching)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "{x}", "{x:path}", ""]), min_size=1, max_size=3), max_size=6),
+    st.lists(st.sampled_from(["a", "b", "c", "", "%61"]), min_size=1, max_size=4),
+)
+def test_the_expression_never_says_anything_else(routes, path):
+    made = RouteTable()
+    for route in {"/" + "/".join(one) for one in routes if "{x:path}" not in one[:-1]}:
+        if route.count("{x") < 2:
+            made.add("GET", route, route)
+            made.add("POST", route, f"post {route}")
+    expression, served = made.expression("POST")
+    path = "/" + "/".join(path)
+    match = re.fullmatch(expression, path) if served else None
+    if match is not None:
+        assert made.methods_at(path)["POST"] == served[match.lastindex - 1]
+
+
+def test_the_expression_knows_every_path_without_a_choice():
+    made = table("/a/{x}/b", "/a/{x}/c", "/", "/d/e", "/f/{x:path}", "/g/{x}", "/g/h")
+    expression, served = made.expression("GET")
+    for path, route in (("/a/1/b", "/a/{x}/b"), ("/a/b/c", "/a/{x}/c"), ("/", "/"), ("/d/e", "/d/e")):
+        assert served[re.fullmatch(expression, path).lastindex - 1] == route
+    for path in ("/f/1", "/g/1", "/g/h", "/a//b", "/a/%61/b", "/a/1", "/d/e/"):
+        assert re.fullmatch(expression, path) is None
+    assert made.expression("POST") == ("", [])

@@ -1,10 +1,12 @@
 import asyncio
+import itertools
 import os
 import sys
 
 import pytest
 
-from fourplane.foundation.disk_sync import DiskSync
+from fourplane.foundation import clock
+from fourplane.foundation.disk_sync import LONG_S, STRANGERS_SHARE, WAYS_S, DiskSync, Ways, give_way
 
 
 @pytest.fixture
@@ -118,3 +120,60 @@ def test_nothing_is_left_open(run_on_each_loop, file):
         assert len(os.listdir("/proc/self/fd")) == before
 
     run_on_each_loop(main)
+
+
+AHEAD_S = itertools.count(1_000.0, 1_000.0)  # the process remembers when it last gave way
+
+
+class Given:
+    """How often others had the processor, and a clock that moves by what they took of it."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.now_s, self.took_s = 0, clock.monotonic_s() + next(AHEAD_S), 0.0
+        monkeypatch.setattr(os, "sched_yield", self)
+        monkeypatch.setattr(clock, "monotonic_s", lambda: self.now_s)
+
+    def __call__(self):
+        self.count += 1
+        self.now_s += self.took_s
+
+
+def test_others_have_the_processor_only_while_a_sync_is_under_way(run_on_each_loop, file, monkeypatch):
+    async def main():
+        syncs, given = opened(), Given(monkeypatch)
+        give_way()
+        assert given.count == 0
+        done = asyncio.get_running_loop().create_future()
+        given.now_s += 10.0
+        assert syncs.begin(file, done.set_result)
+        assert given.count == 1, "the kernel may begin"
+        give_way()
+        assert given.count == 1, "at once again"
+        given.now_s += 1.5 * WAYS_S
+        give_way()
+        assert given.count == 2
+        assert await done is None
+        given.now_s += 1.0
+        give_way()
+        assert given.count == 2, "nothing is under way any more"
+        assert syncs.begin(file, lambda _error: None)
+        syncs.close()
+        given.count, given.now_s = 0, given.now_s + 1.0
+        give_way()
+        assert given.count == 0, "nor after the end"
+
+    run_on_each_loop(main)
+
+
+def test_strangers_get_no_more_than_their_share(monkeypatch):
+    given, ways = Given(monkeypatch), Ways()
+    ways.under_way, given.took_s, began_s = 1, 0.004, given.now_s
+    while given.now_s < began_s + 20.0:
+        ways.give()
+        given.now_s += 0.0001
+    assert 0.8 * STRANGERS_SHARE * 20.0 < given.count * given.took_s < 1.1 * STRANGERS_SHARE * 20.0
+    given.count, given.took_s, began_s = 0, LONG_S / 2, given.now_s
+    while given.now_s < began_s + 1.0:
+        ways.give()
+        given.now_s += 0.0001
+    assert given.count > 1_000, "the kernel's worker is no stranger"

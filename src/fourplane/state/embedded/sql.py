@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import apsw
 import msgspec
 
+from fourplane.foundation.disk_sync import give_way
 from fourplane.foundation.errors import Conflict, Rejected, TooLarge
 from fourplane.state.contracts import Row, SqlValue, Statement
 from fourplane.state.embedded.database import Database, DatabaseStatistics
@@ -85,6 +86,7 @@ class EmbeddedSql:
 
 def run(writer: apsw.Connection, statement: Statement, position: int) -> list[Row]:
     """One statement inside a transaction; raises Conflict when its expectation fails."""
+    give_way()
     expected = statement.expect_rows
     if expected is None:
         rows: list[Row] = writer.execute(statement.sql, statement.parameters).fetchall()
