@@ -6,8 +6,9 @@ the lines of proxies and impatient programs do; nothing that is due is left out,
 (A loop that asks nothing of a busy connection is only as open as it has connections.)
 
 All requests are written out beforehand and leave in ticks of a millisecond, joined by connection, so that the driver has
-time to spare (the timers of uvloop count milliseconds: with half a one it never sleeps, and drivers that share a processor find
-themselves 4 ms late, one behind the other's slice); how late it was itself is told (`driver late ms`), because that is part of every latency.
+time to spare; how late it was itself is told (`driver late ms`), because that is part of every latency. (The timers of uvloop
+count milliseconds: with ticks of half a one no driver ever sleeps, and two that share a processor find themselves 4 ms late,
+each behind the other's slice.)
 """
 
 import asyncio
