@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from fourplane.foundation import clock
+from fourplane.foundation import clock, prompt_task
 from fourplane.foundation.telemetry import Registry
 
 STEP_S_MAX = 30.0
@@ -30,9 +30,11 @@ class Tasks:
         task = asyncio.get_running_loop().create_task(
             work, name=f"{self._name}.{name or getattr(work, '__name__', 'task')}"
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
+        return self._kept(task)
+
+    def start_now(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """The same, with its first step taken at once (`prompt_task`)."""
+        return self._kept(prompt_task.start_now(work, f"{self._name}.{name}"))
 
     async def cancel(self) -> None:
         """End all tasks and wait until they are gone."""
@@ -40,6 +42,11 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _kept(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

@@ -224,7 +224,7 @@ class Coordinator:
         self._open.add(transaction.id)
         future: asyncio.Future[Outcome] = PromptFuture()
         self._callers[transaction.id] = future
-        self._tasks.start(self._drive(transaction, branches, future), "transaction")
+        self._tasks.start_now(self._drive(transaction, branches, future), "transaction")
         return await future  # cancelling the caller cancels only this
 
     async def resolve(self) -> int:
