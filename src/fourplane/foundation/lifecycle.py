@@ -8,10 +8,12 @@ already stands. Every step is bounded by `step_s_max`.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from fourplane.foundation import clock, prompt_task
+from fourplane.foundation import clock
+from fourplane.foundation.prompt_task import Begun
 from fourplane.foundation.telemetry import Registry
 
 STEP_S_MAX = 30.0
@@ -34,7 +36,10 @@ class Tasks:
 
     def start_now(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """The same, with its first step taken at once (`prompt_task`)."""
-        return self._kept(prompt_task.start_now(work, f"{self._name}.{name}"))
+        begun, context = Begun(work), contextvars.copy_context()
+        task = asyncio.get_running_loop().create_task(begun, name=f"{self._name}.{name}", context=context)
+        begun.begin_as(task, context)
+        return self._kept(task)
 
     async def cancel(self) -> None:
         """End all tasks and wait until they are gone."""

@@ -5,8 +5,8 @@ first step, up to where the work first waits, is taken at once, in the task's ow
 up there, such as a timeout, is its own); from there on it is a task like any other. An error or the end of the first step is
 told as ever, by the task in the next turn.
 
-So whoever starts one must be done with its own books by then. Source: docs.python.org/3/library/asyncio-extending.html;
-Python 3.12 has the same as eager tasks.
+So whoever starts one (`lifecycle.Tasks.start_now`) must be done with its own books by then. Python 3.12 has the same as eager
+tasks. Source: docs.python.org/3/library/asyncio-extending.html.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Begun(Coroutine[Any, Any, T]):
+class Begun(Coroutine[Any, Any, T]):
     """What is left of work whose first step was taken: first what it waits for, then the rest."""
 
     __slots__ = ("_ended", "_waits", "_work")
@@ -28,8 +28,21 @@ class _Begun(Coroutine[Any, Any, T]):
         self._waits: list[Any] = []
         self._ended: BaseException | None = None  # StopIteration with the result, or an error
 
-    def begin(self) -> None:
-        """Take the first step."""
+    def begin_as(self, task: "asyncio.Task[T]", context: contextvars.Context) -> None:
+        """Take the first step, as `task`, which was made for this and has that context."""
+        loop = task.get_loop()
+        current = asyncio.current_task(loop)
+        if current is not None:
+            asyncio.tasks._leave_task(loop, current)  # noqa: SLF001 - documented for those who run tasks themselves
+        asyncio.tasks._enter_task(loop, task)  # noqa: SLF001 - as above
+        try:
+            context.run(self._step)
+        finally:
+            asyncio.tasks._leave_task(loop, task)  # noqa: SLF001 - as above
+            if current is not None:
+                asyncio.tasks._enter_task(loop, current)  # noqa: SLF001 - as above
+
+    def _step(self) -> None:
         try:
             self._waits.append(self._work.send(None))
         except BaseException as error:  # noqa: BLE001 - the task raises it
@@ -51,21 +64,3 @@ class _Begun(Coroutine[Any, Any, T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._work.__await__()
-
-
-def start_now(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
-    """A task for `work` that has taken its first step when this returns."""
-    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-    begun = _Begun(work)
-    task = loop.create_task(begun, name=name, context=context)
-    current = asyncio.current_task(loop)
-    if current is not None:
-        asyncio.tasks._leave_task(loop, current)  # noqa: SLF001 - documented for those who run tasks themselves
-    asyncio.tasks._enter_task(loop, task)  # noqa: SLF001 - as above
-    try:
-        context.run(begun.begin)
-    finally:
-        asyncio.tasks._leave_task(loop, task)  # noqa: SLF001 - as above
-        if current is not None:
-            asyncio.tasks._enter_task(loop, current)  # noqa: SLF001 - as above
-    return task

@@ -3,7 +3,13 @@ import contextvars
 
 import pytest
 
-from fourplane.foundation.prompt_task import start_now
+from fourplane.foundation.lifecycle import Tasks
+
+
+def start_now(work, name):
+    failed = asyncio.get_running_loop().create_future()
+    return Tasks("part", failed).start_now(work, name)
+
 
 WHO = contextvars.ContextVar("who", default="nobody")
 
@@ -27,7 +33,7 @@ def test_the_first_step_is_taken_at_once_as_the_task_and_in_its_own_context(run_
         waiting.set_result("done")
         assert await task == "done"
         assert seen[1] == (task, "me")
-        assert task.get_name() == "work"
+        assert task.get_name() == "part.work"
 
     run_on_each_loop(main)
 
@@ -103,7 +109,7 @@ def test_it_starts_where_no_task_runs_too(run_on_each_loop):
         loop.call_soon(lambda: start_now(work(), "from a callback"))
         return await told
 
-    assert run_on_each_loop(main) == "from a callback"
+    assert run_on_each_loop(main) == "part.from a callback"
 
 
 def test_many_at_once_all_end(run_on_each_loop):
