@@ -9,8 +9,7 @@ The lines. Once several requests are under way new ones stand in line, one line 
 the loop, the highest class first, each class in its order (`overload` says how many). While nobody of the highest class stands
 there and the turn has room for more of it, one that comes begins at once, a turn earlier. Work of the highest class never
 stands behind a crowd of the others, and the more it takes the less of them begins at a time (`RESERVED`): the loop's turns stay
-short. In a rush of it (`RUSH`) they begin only while hardly anything is under way: behind a commit that ended, not among those it
-began with. A class is turned away only when its own line stands: where the capacity ends. A line
+short. A class is turned away only when its own line stands: where the capacity ends. A line
 may be as long as what began of its class within `line_s_max` lately, and its oldest not older; after a short stall it may
 have all its places, because what such a stall leaves behind is soon done. Both are told in CPU time of this process, because
 a machine that is busy with something else is slow but not full of our work; and what does not stand in a line adds
@@ -37,8 +36,6 @@ TARGETS_MAX: Final = 4_096
 SHARES: Final = (1.0, 0.9, 0.75, 0.5)  # of the limit, by Priority
 ROOM: Final = (4, 1, 1, 1)  # times the room of `Pace`, by Priority
 NEARLY: Final = 0.75  # of the room of the highest class
-RUSH: Final = 0.1  # of a window's work: when the first steps of the highest class, a part of what it needs, are more,
-RUSH_SHARE: Final = 2  # the others have that part of their room
 RESERVED: Final = 0.5  # of what the highest class took since the others last began: so much less of them begins
 RESERVED_MAX: Final = 0.75  # of a turn
 CLASSES: Final = len(Priority)
@@ -114,7 +111,6 @@ class Admission:
         "_paths",
         "_rate",
         "_rest",
-        "_rush",
         "_settings",
         "_shed",
         "_speeds",
@@ -169,7 +165,6 @@ class Admission:
             self._window_from
         ) = self._rate = 0.0
         self._turning = False
-        self._rush = False  # the highest class needs most of the room
         self._held = False  # some stand in line for want of room
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_min = 1 << 62
@@ -432,8 +427,6 @@ class Admission:
         assert self._loop is not None
         line, age_s_max, cost_s = self._lines[number], self._settings.age_s_max[number], self.pace.cost_s(number)
         room, spent, begun, gone = self.pace.running_max * ROOM[number], False, 0, 0
-        if number and self._rush:
-            room = max(1, room // RUSH_SHARE)
         while line:
             since_s, _, exchange, scope = line[0]
             stale = now_s - since_s > age_s_max
@@ -489,7 +482,6 @@ class Admission:
         self._look()
         if not self.waiting:
             self._bounds, self._speeds, self._stood = list(self._settings.waiting_max), [0.0] * CLASSES, 0
-            self._rush = False
         else:
             self._timer = self._loop.call_later(self._settings.overload.window_s, self._window)
 
@@ -497,7 +489,6 @@ class Admission:
         """How long each line may be: what began lately, of its class and those it goes before, in the time it may take."""
         settings, could = self._settings, 0.0
         self._stood += 1
-        self._rush = self._began[0] * self.pace.cost_s(0) > RUSH * used_s
         for number in reversed(range(CLASSES)):
             speed, before = self._began[number] / max(used_s, 1e-3), self._speeds[number]
             self._speeds[number] = speed = before + (speed - before) * 0.3 if before else speed
